@@ -1,1 +1,21 @@
-//! placeholder
+//! The channel: what carries streams and control messages between the host shim and the agent.
+//!
+//! ```text
+//!                    vsock (kernel, or a VMM's hybrid)        virtio-serial (no vsock on the host)
+//!  client, ports     one vsock connection each                port `mux`: preamble, yamux, stream header
+//!  control           the agent dials the host, records        port `ctl`: records
+//! ```
+//!
+//! [`record`] is the framing of control messages, the same on both: a serial port can lose its host in the middle of a
+//! record, so records are of one size, checksummed, and found again after garbage. [`preamble`] marks where a mux
+//! session begins, since after a restore a serial port delivers what the snapshot's source had half sent. [`mux`]
+//! turns one byte stream into many. [`envelope`] is the framing inside the client door's streams (Connect protocol).
+//!
+//! The framings are sans-IO; [`control`] and [`mux`] are thin shells over any tokio stream. Every byte that arrives is
+//! taken for hostile: what can be sent in one message, and how many streams there can be, is bounded.
+
+pub mod control;
+pub mod envelope;
+pub mod mux;
+pub mod preamble;
+pub mod record;

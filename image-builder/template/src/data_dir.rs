@@ -9,7 +9,8 @@ pub struct DataDir(PathBuf);
 impl DataDir {
     /// The folder that the user named, or the default one. `None` when neither a name nor `$HOME` is there.
     pub fn resolve(named: Option<&Path>) -> Option<Self> {
-        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let absolute =
+            |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let path = match named {
             Some(path) => std::path::absolute(path).ok()?,
             None => absolute("XDG_DATA_HOME")

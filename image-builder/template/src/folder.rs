@@ -13,7 +13,9 @@ const MAX_TEMPLATE_JSON: u64 = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such template.
-    #[error("no template at {path}: {TEMPLATE_FILE} is missing (make one with `image-builder template create`)")]
+    #[error(
+        "no template at {path}: {TEMPLATE_FILE} is missing (make one with `image-builder template create`)"
+    )]
     Missing {
         /// The folder that was looked at.
         path: PathBuf,
@@ -27,7 +29,9 @@ pub enum Error {
         reason: String,
     },
     /// The folder was written by another version.
-    #[error("template {path} has schema version {found}, this program reads {SCHEMA_VERSION}: make the template again")]
+    #[error(
+        "template {path} has schema version {found}, this program reads {SCHEMA_VERSION}: make the template again"
+    )]
     Version {
         /// The template's folder.
         path: PathBuf,
@@ -69,7 +73,9 @@ impl TemplateFolder {
         };
         let corrupt = |reason: String| Error::Corrupt { path: path.to_owned(), reason };
         if length > MAX_TEMPLATE_JSON {
-            return Err(corrupt(format!("{TEMPLATE_FILE} has {length} bytes, at most {MAX_TEMPLATE_JSON} expected")));
+            return Err(corrupt(format!(
+                "{TEMPLATE_FILE} has {length} bytes, at most {MAX_TEMPLATE_JSON} expected"
+            )));
         }
         let text = fs::read(&file).map_err(at(&file))?;
         let value: serde_json::Value =
@@ -90,7 +96,9 @@ impl TemplateFolder {
                 "{ROOTFS_FILE} has {} bytes, expected {expected}: it was truncated or replaced; make the template again",
                 metadata.len()
             ))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(corrupt(format!("{ROOTFS_FILE} is missing"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(corrupt(format!("{ROOTFS_FILE} is missing")))
+            }
             Err(error) => Err(at(&rootfs)(error)),
         }
     }

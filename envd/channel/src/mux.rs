@@ -1,0 +1,321 @@
+//! Many streams over one: yamux behind a [preamble](crate::preamble), each stream opened with the port it wants.
+//!
+//! ```text
+//! host                                   agent
+//!   preamble(generation) ───────────────►  discards up to it
+//!   discards up to it    ◄───────────────  preamble(generation)
+//!   yamux client         ◄──────────────►  yamux server
+//!   stream: u32 port (big-endian), bytes ► the door of that port, or a reset
+//! ```
+//!
+//! The host opens streams and the agent accepts them. The host keeps its streams below what the agent accepts, since
+//! yamux ends the whole session at one stream too many.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use envd_proto::limits::{MAX_MUX_BUFFER, MAX_MUX_STREAMS};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
+use tokio_util::task::AbortOnDropHandle;
+use yamux::{Config, Connection, Mode};
+
+use crate::preamble;
+
+/// Streams that the host keeps open; half of what the agent accepts, since a stream that the host has closed may
+/// still count on the agent's side.
+pub const MAX_OPEN_STREAMS: usize = MAX_MUX_STREAMS / 2;
+
+/// Requests to open a stream that wait for the session's task.
+const OPEN_QUEUE: usize = 16;
+
+type Opened = io::Result<Compat<yamux::Stream>>;
+
+/// The host's end of a session. Streams live at most as long as it does.
+#[derive(Debug)]
+pub struct Mux {
+    open: mpsc::Sender<oneshot::Sender<Opened>>,
+    slots: Arc<Semaphore>,
+    driver: AbortOnDropHandle<io::Result<()>>,
+}
+
+impl Mux {
+    /// Begins the session of `generation`; returns when the agent has answered the preamble.
+    pub async fn connect<T>(transport: T, generation: u64) -> io::Result<Self>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let transport = exchange_preambles(transport, generation).await?;
+        let (open, requests) = mpsc::channel(OPEN_QUEUE);
+        let driver = Driver::new(transport, Mode::Client, requests, None);
+        let driver = AbortOnDropHandle::new(tokio::spawn(driver));
+        Ok(Self { open, slots: Arc::new(Semaphore::new(MAX_OPEN_STREAMS)), driver })
+    }
+
+    /// Opens a stream to a port of the agent. Waits while [`MAX_OPEN_STREAMS`] are open.
+    pub async fn open(&self, port: u32) -> io::Result<MuxStream> {
+        let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| ended())?;
+        let (reply, opened) = oneshot::channel();
+        self.open.send(reply).await.map_err(|_| ended())?;
+        let stream = opened.await.map_err(|_| ended())??;
+        let mut stream = MuxStream { stream, _slot: Some(slot) };
+        stream.write_u32(port).await?;
+        stream.flush().await?;
+        Ok(stream)
+    }
+
+    /// Whether the session is over.
+    pub fn is_ended(&self) -> bool {
+        self.driver.is_finished()
+    }
+}
+
+/// The agent's end of a session. Streams live at most as long as it does.
+#[derive(Debug)]
+pub struct MuxAcceptor {
+    incoming: mpsc::Receiver<Compat<yamux::Stream>>,
+    driver: AbortOnDropHandle<io::Result<()>>,
+}
+
+impl MuxAcceptor {
+    /// Waits for the host's preamble of `generation` and answers it.
+    pub async fn accept<T>(transport: T, generation: u64) -> io::Result<Self>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let transport = exchange_preambles(transport, generation).await?;
+        let (deliver, incoming) = mpsc::channel(MAX_MUX_STREAMS);
+        let (_, no_requests) = mpsc::channel(1);
+        let driver = Driver::new(transport, Mode::Server, no_requests, Some(deliver));
+        Ok(Self { incoming, driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
+    }
+
+    /// The next stream, before its port was read; `None` at the end of the session. Cancel safe.
+    pub async fn next(&mut self) -> Option<MuxStream> {
+        let stream = self.incoming.recv().await?;
+        Some(MuxStream { stream, _slot: None })
+    }
+
+    /// How the session ended.
+    pub async fn finish(self) -> io::Result<()> {
+        self.driver.await.map_err(io::Error::other)?
+    }
+}
+
+/// A stream of a session.
+#[derive(Debug)]
+pub struct MuxStream {
+    stream: Compat<yamux::Stream>,
+    _slot: Option<OwnedSemaphorePermit>,
+}
+
+impl MuxStream {
+    /// Reads the port that the opener wants; the first four bytes of every stream.
+    pub async fn read_port(&mut self) -> io::Result<u32> {
+        self.read_u32().await
+    }
+}
+
+impl AsyncRead for MuxStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for MuxStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+async fn exchange_preambles<T>(mut transport: T, generation: u64) -> io::Result<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    transport.write_all(&preamble::encode(generation)).await?;
+    transport.flush().await?;
+    let mut scanner = preamble::Scanner::new(generation);
+    // A byte at a time: what follows the preamble belongs to yamux. It is 16 bytes and what a dead session left.
+    while !scanner.push(transport.read_u8().await?) {}
+    Ok(transport)
+}
+
+fn ended() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the mux session has ended")
+}
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.set_max_num_streams(MAX_MUX_STREAMS);
+    config.set_max_connection_receive_window(Some(2 * MAX_MUX_BUFFER));
+    config
+}
+
+/// The task that owns a session's yamux connection: yamux makes progress only while it is polled.
+struct Driver<T> {
+    connection: Connection<Compat<T>>,
+    requests: mpsc::Receiver<oneshot::Sender<Opened>>,
+    opening: Option<oneshot::Sender<Opened>>,
+    deliver: Option<mpsc::Sender<Compat<yamux::Stream>>>,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
+    fn new(
+        transport: T,
+        mode: Mode,
+        requests: mpsc::Receiver<oneshot::Sender<Opened>>,
+        deliver: Option<mpsc::Sender<Compat<yamux::Stream>>>,
+    ) -> Self {
+        let connection = Connection::new(transport.compat(), config(), mode);
+        Self { connection, requests, opening: None, deliver }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        loop {
+            if this.opening.is_none()
+                && let Poll::Ready(Some(reply)) = this.requests.poll_recv(cx)
+            {
+                this.opening = Some(reply);
+            }
+            let mut progress = false;
+            if let Some(reply) = this.opening.take() {
+                match this.connection.poll_new_outbound(cx) {
+                    Poll::Ready(opened) => {
+                        // A requester that went away drops the stream, which resets it.
+                        let _ = reply.send(opened.map(|stream| stream.compat()).map_err(io::Error::other));
+                        progress = true;
+                    }
+                    Poll::Pending => this.opening = Some(reply),
+                }
+            }
+            match this.connection.poll_next_inbound(cx) {
+                Poll::Ready(Some(Ok(stream))) => {
+                    if let Some(deliver) = &this.deliver {
+                        // Full cannot be: it holds as many as yamux lets in. Closed drops the stream, a reset.
+                        let _ = deliver.try_send(stream.compat());
+                    }
+                    progress = true;
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io::Error::other(error))),
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => {}
+            }
+            if !progress {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn session() -> (Mux, MuxAcceptor) {
+        let (mut host, agent) = tokio::io::duplex(64 << 10);
+        host.write_all(b"what a dead session left").await.unwrap();
+        let (mux, acceptor) = tokio::join!(Mux::connect(host, 3), MuxAcceptor::accept(agent, 3));
+        (mux.unwrap(), acceptor.unwrap())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn many_streams_carry_their_own_bytes_both_ways() {
+        let (mux, mut acceptor) = session().await;
+        let echo = tokio::spawn(async move {
+            while let Some(mut stream) = acceptor.next().await {
+                tokio::spawn(async move {
+                    let port = stream.read_port().await.unwrap();
+                    stream.write_u32(port).await.unwrap();
+                    let (mut read, mut write) = tokio::io::split(stream);
+                    tokio::io::copy(&mut read, &mut write).await.unwrap();
+                    write.shutdown().await.unwrap();
+                });
+            }
+            acceptor.finish().await
+        });
+        let mux = Arc::new(mux);
+        let clients = (0..50u32).map(|n| {
+            let mux = Arc::clone(&mux);
+            tokio::spawn(async move {
+                let stream = mux.open(n).await.unwrap();
+                let (mut read, mut write) = tokio::io::split(stream);
+                let data = vec![n as u8; 100_000];
+                let sent = data.clone();
+                let writing = tokio::spawn(async move {
+                    write.write_all(&sent).await.unwrap();
+                    write.shutdown().await.unwrap();
+                });
+                assert_eq!(read.read_u32().await.unwrap(), n);
+                let mut back = Vec::new();
+                read.read_to_end(&mut back).await.unwrap();
+                assert!(back == data);
+                writing.await.unwrap();
+            })
+        });
+        for client in clients.collect::<Vec<_>>() {
+            client.await.unwrap();
+        }
+        drop(mux);
+        let _ = echo.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn streams_beyond_the_limit_wait_instead_of_ending_the_session() {
+        let (mux, mut acceptor) = session().await;
+        let accept = tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Some(stream) = acceptor.next().await {
+                kept.push(stream);
+                if kept.len() == MAX_OPEN_STREAMS {
+                    break;
+                }
+            }
+            // A reset of all of them gives the slots back.
+            drop(kept);
+            acceptor.next().await.is_some()
+        });
+        let mut open = Vec::new();
+        for port in 0..MAX_OPEN_STREAMS as u32 {
+            open.push(mux.open(port).await.unwrap());
+        }
+        assert_eq!(mux.slots.available_permits(), 0);
+        open.clear();
+        let _last = mux.open(1).await.unwrap();
+        assert!(accept.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_dead_transport_ends_the_session() {
+        let (host, agent) = tokio::io::duplex(1024);
+        let (mux, acceptor) = tokio::join!(Mux::connect(host, 1), MuxAcceptor::accept(agent, 1));
+        let (mux, acceptor) = (mux.unwrap(), acceptor.unwrap());
+        let mut stream = mux.open(5).await.unwrap();
+        drop(acceptor);
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+        assert!(rest.is_empty());
+        assert!(mux.open(5).await.is_err());
+        assert!(mux.is_ended());
+    }
+}

@@ -1,1 +1,23 @@
-//! placeholder
+//! The agent inside a sandbox: PID 1 of the microVM, or an ordinary process.
+//!
+//! ```text
+//!  host ── control door ──► guest ──► sandbox ◄── doors ◄── clients (vsock, serial mux, Unix socket)
+//!                            boots      │ root: threads in the container's mount namespace, for files
+//!                                       └ spawner: a process in the container, for processes
+//! ```
+//!
+//! [`guest`] boots the machine and makes the container; [`doors`] is who may say what; [`sandbox`] is where processes and
+//! paths live and whose it is; [`process`] and [`filesystem`] are the two services; [`connect`] is their protocol.
+
+pub mod agent;
+pub mod connect;
+pub mod doors;
+pub mod filesystem;
+pub mod guest;
+mod hostname;
+pub mod process;
+pub mod root;
+pub mod sandbox;
+mod serial;
+pub mod spawner;
+pub mod users;

@@ -1,0 +1,120 @@
+# `make demo` shows the main job on real input, `make test` is everything that CI runs. Each does all of its own set-up.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# What takes long to make and does not depend on target/ is kept here, by content.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tiffin
+TOOLS := $(CACHE)/tools
+GUEST := target/guest
+TARGET := $(shell uname -m)-unknown-linux-gnu
+AGENT := target/$(TARGET)/agent/envd
+PREFIX ?= /usr/local
+
+VHOST_DEVICE_VSOCK_VERSION := 0.3.0
+NEXTEST_VERSION := 0.9.143
+
+# Debian packages, by what needs them: the builds, the guest kernel, running, and only the tests.
+PACKAGES := gcc libc6-dev libseccomp-dev ca-certificates \
+	linux-source-6.1 make flex bison bc libelf-dev libssl-dev xz-utils \
+	qemu-system-x86 mmdebstrap \
+	e2fsprogs skopeo umoci attr busybox-static cpio
+
+export TIFFIN_VHOST_DEVICE_VSOCK := $(TOOLS)/bin/vhost-device-vsock
+
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" LIBSECCOMP_LINK_TYPE=static \
+	LIBSECCOMP_LIB_PATH=/usr/lib/$(shell uname -m)-linux-gnu
+
+say = @printf '\033[1m== %s\033[0m\n' "$(1)"
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: packages
+packages:
+	@missing=$$(for p in $(PACKAGES); do \
+		[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null)" = installed ] || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing Debian packages:" $$missing; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+
+.PHONY: kernel
+kernel: packages ## the guest kernel (built once, then from the cache)
+	$(call say,guest kernel)
+	guest-kernel/build.sh --cache $(CACHE)/kernel --out $(GUEST)
+
+.PHONY: agent
+agent: packages ## the static envd
+	$(call say,envd (static))
+	$(STATIC) cargo build --locked --target $(TARGET) --profile agent -p envd
+
+.PHONY: release
+release: packages
+	$(call say,workspace (release))
+	cargo build --locked --release -p image-builder -p rootfs-tools -p host-shim --bins
+
+.PHONY: install
+install: kernel agent release ## binaries, kernel and guest image under PREFIX (default /usr/local)
+	$(call say,install to $(PREFIX))
+	install -d $(PREFIX)/bin $(PREFIX)/share/tiffin
+	install -m 755 $(AGENT) target/release/{image-builder,rootfs-tools,host-shim} $(PREFIX)/bin
+	install -m 644 $(GUEST)/vmlinux LICENSE NOTICE $(PREFIX)/share/tiffin
+	$(PREFIX)/bin/rootfs-tools guest-image --envd $(PREFIX)/bin/envd -o $(PREFIX)/share/tiffin/guest-image.cpio
+
+.PHONY: dist
+dist: ## one tarball of what install puts down
+	$(MAKE) install PREFIX=$(CURDIR)/target/dist/tiffin
+	tar -C target/dist --sort=name --owner=0 --group=0 --numeric-owner -czf target/tiffin-$$(uname -m).tar.gz tiffin
+	@ls -l target/tiffin-$$(uname -m).tar.gz
+
+.PHONY: demo
+demo: ## from a Dockerfile to cowsay in a microVM, twice
+	@echo 0 > /dev/null
+	@tests/demo.sh
+
+.PHONY: nextest
+nextest:
+	@command -v cargo-nextest >/dev/null || [ -x $(TOOLS)/bin/cargo-nextest ] || \
+		cargo install --locked cargo-nextest --version $(NEXTEST_VERSION) --root $(TOOLS)
+
+.PHONY: vhost-device-vsock
+vhost-device-vsock: packages
+	@[ -x $(TIFFIN_VHOST_DEVICE_VSOCK) ] || \
+		cargo install --locked vhost-device-vsock --version $(VHOST_DEVICE_VSOCK_VERSION) --root $(TOOLS)
+
+.PHONY: test-binaries
+test-binaries: packages
+	$(call say,workspace)
+	cargo build --locked --workspace --bins
+
+.PHONY: test-guest
+test-guest: kernel agent test-binaries
+	target/debug/rootfs-tools guest-image --envd $(AGENT) -o $(GUEST)/guest-image.cpio
+
+.PHONY: lint
+lint: packages ## fmt, clippy and docs, warnings denied
+	$(call say,fmt)
+	cargo fmt --all --check
+	$(call say,clippy)
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(call say,doc)
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+
+.PHONY: test
+test: packages nextest ## everything that CI runs
+	$(MAKE) lint
+	$(MAKE) test-guest vhost-device-vsock
+	$(call say,guest kernel)
+	guest-kernel/test.sh $(GUEST)/config
+	$(call say,tests)
+	PATH="$$PATH:$(TOOLS)/bin" TIFFIN_BIN=$(CURDIR)/target/debug TIFFIN_AGENT=$(CURDIR)/$(AGENT) \
+		TIFFIN_KERNEL=$(CURDIR)/$(GUEST)/vmlinux TIFFIN_GUEST_IMAGE=$(CURDIR)/$(GUEST)/guest-image.cpio \
+		cargo nextest run --locked --workspace
+
+.PHONY: clean
+clean: ## remove target/ (not the cache)
+	cargo clean

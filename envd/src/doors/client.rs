@@ -1,0 +1,207 @@
+//! The client door: HTTP/1.1 and HTTP/2 with prior knowledge.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use envd_proto::{filesystem, process};
+use futures::TryStreamExt;
+use http::{HeaderMap, Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::connect::{self, Code, Error};
+use crate::filesystem::{self as files, FilesQuery, FilesystemService};
+use crate::process::{ProcessService, ProcessTable};
+use crate::sandbox::{Sandbox, Session};
+
+/// How long a client may take for its request's headers, and stay idle between two requests.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The client door of a sandbox.
+#[derive(Clone, Debug)]
+pub struct ClientDoor {
+    sandbox: Arc<Sandbox>,
+    router: Router,
+}
+
+#[derive(Clone, Debug)]
+struct Services {
+    sandbox: Arc<Sandbox>,
+    processes: ProcessService,
+    filesystem: FilesystemService,
+}
+
+impl ClientDoor {
+    /// The door of `sandbox`.
+    pub fn new(sandbox: Arc<Sandbox>) -> Self {
+        let services = Services {
+            sandbox: Arc::clone(&sandbox),
+            processes: ProcessService::new(Arc::clone(&sandbox), ProcessTable::default()),
+            filesystem: FilesystemService::new(Arc::clone(&sandbox)),
+        };
+        let router = Router::new()
+            .route("/health", get(StatusCode::NO_CONTENT))
+            .route("/process.Process/{method}", post(process_call))
+            .route("/filesystem.Filesystem/{method}", post(filesystem_call))
+            .route("/files", get(download).post(upload))
+            .fallback(not_found)
+            .with_state(services);
+        Self { sandbox, router }
+    }
+
+    /// Whether somebody owns the sandbox.
+    pub(super) fn is_configured(&self) -> bool {
+        self.sandbox.session().is_some()
+    }
+
+    /// Serves the requests of one connection.
+    pub(super) async fn serve<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        builder.http2().timer(TokioTimer::new());
+        let service = TowerToHyperService::new(self.router.clone());
+        // A client that breaks off is no event.
+        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+    }
+}
+
+impl Services {
+    /// The session, for a call that may be made: the sandbox is configured and the token is right.
+    fn authorize(&self, headers: &HeaderMap) -> Result<Arc<Session>, Error> {
+        let session = self.sandbox.session().ok_or_else(|| {
+            Error::new(Code::Unavailable, "the sandbox is not configured yet: its host has to do that first")
+        })?;
+        if session.allows(headers) {
+            return Ok(session);
+        }
+        Err(Error::new(Code::Unauthenticated, "unauthorized: X-Access-Token is missing or wrong"))
+    }
+}
+
+async fn process_call(
+    State(services): State<Services>,
+    Path(method): Path<String>,
+    request: Request<Body>,
+) -> Response {
+    let session = match services.authorize(request.headers()) {
+        Ok(session) => session,
+        Err(error) => return error.into_unary_response(),
+    };
+    let service = services.processes;
+    match method.as_str() {
+        "Start" => {
+            connect::server_stream(request, |start: process::StartRequest, headers| async move {
+                let events = service.start(&session, start, headers).await?;
+                Ok(events.map_ok(|event| process::StartResponse { event: Some(event) }))
+            })
+            .await
+        }
+        "Connect" => {
+            connect::server_stream(request, |connect: process::ConnectRequest, headers| async move {
+                let events = service.connect(&connect, &headers)?;
+                Ok(events.map_ok(|event| process::ConnectResponse { event: Some(event) }))
+            })
+            .await
+        }
+        "List" => {
+            connect::unary(request, |list: process::ListRequest, _| async move { Ok(service.list(&list)) })
+                .await
+        }
+        "SendInput" => {
+            connect::unary(request, |input, _| async move { service.send_input(input).await }).await
+        }
+        "CloseStdin" => {
+            connect::unary(request, |close, _| async move { service.close_stdin(close).await }).await
+        }
+        "SendSignal" => {
+            connect::unary(request, |signal, _| async move { service.send_signal(&signal) }).await
+        }
+        other => unknown_method("process.Process", other),
+    }
+}
+
+async fn filesystem_call(
+    State(services): State<Services>,
+    Path(method): Path<String>,
+    request: Request<Body>,
+) -> Response {
+    let session = match services.authorize(request.headers()) {
+        Ok(session) => session,
+        Err(error) => return error.into_unary_response(),
+    };
+    let service = services.filesystem;
+    match method.as_str() {
+        "Stat" => {
+            let call = |stat: filesystem::StatRequest, headers: HeaderMap| async move {
+                service.stat(&session, stat, &headers).await
+            };
+            connect::unary(request, call).await
+        }
+        "ListDir" => {
+            connect::unary(request, |list, headers| async move {
+                service.list_dir(&session, list, &headers).await
+            })
+            .await
+        }
+        "MakeDir" => {
+            connect::unary(request, |make, headers| async move {
+                service.make_dir(&session, make, &headers).await
+            })
+            .await
+        }
+        "Move" => {
+            connect::unary(request, |rename, headers| async move {
+                service.rename(&session, rename, &headers).await
+            })
+            .await
+        }
+        "Remove" => {
+            connect::unary(request, |remove, headers| async move {
+                service.remove(&session, remove, &headers).await
+            })
+            .await
+        }
+        other => unknown_method("filesystem.Filesystem", other),
+    }
+}
+
+async fn download(
+    State(services): State<Services>,
+    query: Query<FilesQuery>,
+    headers: HeaderMap,
+) -> Response {
+    match services.authorize(&headers) {
+        Ok(session) => files::download(&services.sandbox, &session, query.0).await,
+        Err(error) => files::error_response(&error),
+    }
+}
+
+async fn upload(
+    State(services): State<Services>,
+    query: Query<FilesQuery>,
+    request: Request<Body>,
+) -> Response {
+    match services.authorize(request.headers()) {
+        Ok(session) => files::upload(&services.sandbox, &session, query.0, request).await,
+        Err(error) => files::error_response(&error),
+    }
+}
+
+async fn not_found(request: Request<Body>) -> Response {
+    let message = format!("{} {} is not served on the client door", request.method(), request.uri().path());
+    files::error_response(&Error::new(Code::NotFound, message))
+}
+
+fn unknown_method(service: &str, method: &str) -> Response {
+    Error::new(Code::Unimplemented, format!("{service} does not serve '{method}'")).into_unary_response()
+}

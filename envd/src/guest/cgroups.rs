@@ -1,0 +1,134 @@
+//! The machine's cgroups (version 2).
+//!
+//! ```text
+//! /agent            the agent: memory reserved
+//! /box              every sandbox container, below what the agent needs
+//!   main            the container; the root of its cgroup namespace, free of processes
+//!     init          its PID 1, the spawner
+//!     user          what clients start
+//!     pty           what clients start on a terminal
+//!     system        what the agent itself starts inside
+//! ```
+//!
+//! pids.max stands on the leaves, so that a fork bomb in one leaves room in the others.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use procfs::{Current, Meminfo};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// The container's cgroup, as libcontainer names it.
+pub(super) const BOX_PATH: &str = "/box/main";
+
+const LEAVES: [&str; 4] = ["init", "user", "pty", "system"];
+
+/// What the box cannot take: the agent's memory (8 MiB idle) with its buffers, and the kernel's own.
+const AGENT_MEMORY: u64 = 32 << 20;
+
+/// Processes in each leaf; together below the kernel's default pid_max (32768).
+const LEAF_PIDS: u32 = 7000;
+
+/// The agent is the last that the kernel kills.
+const AGENT_OOM_SCORE: &str = "-1000";
+
+/// How long killed processes have to go; a process stuck in the kernel goes with the machine.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn write(path: &str, value: &str) -> io::Result<()> {
+    fs::write(path, value)
+        .map_err(|error| io::Error::new(error.kind(), format!("writing '{value}' to {path}: {error}")))
+}
+
+/// Enables every controller that the kernel has in a cgroup's children.
+fn enable_controllers(cgroup: &str) -> io::Result<()> {
+    let controllers = fs::read_to_string(format!("{cgroup}/cgroup.controllers"))?;
+    let enabled: Vec<_> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
+    write(&format!("{cgroup}/cgroup.subtree_control"), &enabled.join(" "))
+}
+
+/// Makes the agent's cgroup and the box's, and moves the agent to its own.
+pub(super) fn prepare() -> io::Result<()> {
+    for name in ["agent", "box", "box/main"] {
+        fs::create_dir_all(format!("{ROOT}/{name}"))?;
+    }
+    enable_controllers(ROOT)?;
+    enable_controllers(&format!("{ROOT}/box"))?;
+    write(&format!("{ROOT}/agent/memory.min"), &AGENT_MEMORY.to_string())?;
+    let total = Meminfo::current().map_err(io::Error::other)?.mem_total;
+    // The box's limit is the machine less the agent's share, but never nothing.
+    let limit = total.saturating_sub(AGENT_MEMORY).max(total / 2);
+    write(&format!("{ROOT}/box/memory.max"), &limit.to_string())?;
+    write(&format!("{ROOT}/agent/cgroup.procs"), "0")?;
+    write("/proc/self/oom_score_adj", AGENT_OOM_SCORE)
+}
+
+/// Moves the container's init to its leaf and opens the leaf for clients' processes.
+pub(super) fn enter(init: Option<u32>) -> io::Result<OwnedFd> {
+    let main = format!("{ROOT}{BOX_PATH}");
+    for leaf in LEAVES {
+        fs::create_dir_all(format!("{main}/{leaf}"))?;
+    }
+    if let Some(init) = init {
+        write(&format!("{main}/init/cgroup.procs"), &init.to_string())?;
+    }
+    // Only a cgroup without processes of its own can hand controllers on, so the init had to leave first.
+    enable_controllers(&main)?;
+    for leaf in LEAVES {
+        write(&format!("{main}/{leaf}/pids.max"), &LEAF_PIDS.to_string())?;
+    }
+    Ok(File::open(format!("{main}/user"))?.into())
+}
+
+/// Ends every process of the box: SIGTERM for clients' processes, SIGKILL for all after `grace`.
+pub(super) fn end_box(grace: Duration) {
+    let main = format!("{ROOT}{BOX_PATH}");
+    let clients = ["user", "pty"].map(|leaf| format!("{main}/{leaf}"));
+    for leaf in &clients {
+        for pid in processes(Path::new(leaf)) {
+            // It may have ended by itself.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
+    let deadline = Instant::now() + grace;
+    for leaf in &clients {
+        wait_empty(leaf, deadline);
+    }
+    let killed = write(&format!("{main}/cgroup.kill"), "1");
+    if let Err(error) = killed {
+        eprintln!("envd: {error}");
+    }
+    if !wait_empty(&main, Instant::now() + KILL_TIMEOUT) {
+        eprintln!("envd: the box still has processes {KILL_TIMEOUT:?} after they were killed");
+    }
+}
+
+fn processes(cgroup: &Path) -> Vec<rustix::process::Pid> {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?)).collect()
+}
+
+/// Waits until a cgroup has no process; false when it still has at the deadline.
+fn wait_empty(cgroup: &str, deadline: Instant) -> bool {
+    let Ok(mut events) = File::open(format!("{cgroup}/cgroup.events")) else { return true };
+    loop {
+        let mut text = String::new();
+        let read = events.rewind().and_then(|()| events.read_to_string(&mut text));
+        if read.is_err() || text.lines().any(|line| line == "populated 0") {
+            return true;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(timeout) = Timespec::try_from(left) else { return false };
+        let mut fds = [PollFd::new(&events, PollFlags::PRI)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => return false,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The spawner: a small single-threaded process inside the container that starts programs for the agent.
+//!
+//! ```text
+//! agent                                        spawner (the container's PID 1, or a child of the agent)
+//!   Start: memfd, stdio, cgroup ────────────►  clone3 into the cgroup, execve
+//!   Started{id, pid} + pidfd, Failed{id} ◄───
+//!   Exited{pid, status} ◄────────────────────  reaps; what it did not start, it only reaps
+//! ```
+//!
+//! It lives where the programs live, so a start needs no new namespaces and no shell, and it is the parent of all, so
+//! no exit status is lost. The agent takes its messages for hostile: root in the container can be its master.
+//!
+//! The socket is of type SEQPACKET: a message is a datagram, and the end of either side is seen.
+
+mod client;
+mod serve;
+mod wire;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+pub use client::{Launch, LaunchError, Launched, Spawner};
+pub use serve::serve;
+
+/// The subcommand that runs the spawner as a child of the agent.
+pub const CHILD: &str = "spawner";
+
+/// Starts a spawner as a child process: for an agent without a container.
+pub fn start_child() -> io::Result<OwnedFd> {
+    let (agent, spawner) = Spawner::socketpair()?;
+    Command::new("/proc/self/exe").arg(CHILD).stdin(Stdio::from(spawner)).stdout(Stdio::null()).spawn()?;
+    Ok(agent)
+}
+
+/// The main function of [`CHILD`]: standard input is the socket.
+pub fn child() -> io::Result<()> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    // What the programs leave behind comes here instead of to the machine's init.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    serve(&socket)
+}

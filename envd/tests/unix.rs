@@ -1,0 +1,396 @@
+//! The agent as an ordinary process: its client API over a Unix socket, in both codecs, as a client sees it.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use envd_channel::envelope;
+use envd_proto::{filesystem, process};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use process::process_event::{Event, data_event};
+use prost::Message;
+use tokio::net::UnixStream;
+
+/// There only to catch a hang.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Agent {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Agent {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_envd"))
+            .arg("--listen")
+            .arg(format!("unix:{}", folder.path().join("envd.sock").display()))
+            .arg("--no-container")
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let agent = Self { child, folder };
+        let listening = async {
+            while UnixStream::connect(agent.socket()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, listening).await.expect("the agent listens");
+        agent
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("envd.sock")
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
+        let stream = UnixStream::connect(self.socket()).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap().unwrap()
+    }
+
+    async fn call(&self, path: &str, content_type: &str, body: impl Into<Bytes>) -> Response<Incoming> {
+        let request = Request::post(path)
+            .header("host", "sandbox")
+            .header("content-type", content_type)
+            .body(Full::new(body.into()))
+            .unwrap();
+        self.send(request).await
+    }
+
+    async fn json(&self, path: &str, body: &str) -> (StatusCode, serde_json::Value) {
+        let response = self.call(path, "application/json", body.to_owned()).await;
+        let status = response.status();
+        (status, serde_json::from_slice(&body_of(response).await).unwrap())
+    }
+
+    async fn start_process(&self, request: process::StartRequest) -> Events {
+        let body = envelope::encode(0, &request.encode_to_vec());
+        let response = self.call("/process.Process/Start", "application/connect+proto", body).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        Events { response, decoder: envelope::Decoder::default() }
+    }
+
+    async fn shell(&self, script: &str) -> Events {
+        self.start_process(start("/bin/sh", &["-c", script])).await
+    }
+}
+
+fn start(command: &str, arguments: &[&str]) -> process::StartRequest {
+    let config = process::ProcessConfig {
+        cmd: command.to_owned(),
+        args: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+        ..Default::default()
+    };
+    process::StartRequest { process: Some(config), ..Default::default() }
+}
+
+async fn body_of(response: Response<Incoming>) -> Bytes {
+    tokio::time::timeout(DEADLINE, response.into_body().collect()).await.unwrap().unwrap().to_bytes()
+}
+
+struct Events {
+    response: Response<Incoming>,
+    decoder: envelope::Decoder,
+}
+
+#[derive(Debug, Default)]
+struct Finished {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    end: process::process_event::EndEvent,
+}
+
+impl Events {
+    async fn next(&mut self) -> Result<Event, String> {
+        loop {
+            if let Some(envelope) = self.decoder.envelope().unwrap() {
+                if envelope.end {
+                    return Err(String::from_utf8_lossy(&envelope.message).into_owned());
+                }
+                let response = process::StartResponse::decode(envelope.message).unwrap();
+                return Ok(response.event.unwrap().event.unwrap());
+            }
+            let frame = tokio::time::timeout(DEADLINE, self.response.frame()).await.expect("an event").expect("more");
+            self.decoder.push(&frame.unwrap().into_data().unwrap());
+        }
+    }
+
+    async fn pid(&mut self) -> u32 {
+        match self.next().await.unwrap() {
+            Event::Start(start) => start.pid,
+            other => panic!("the first event is {other:?}"),
+        }
+    }
+
+    async fn finish(mut self) -> Finished {
+        let mut finished = Finished::default();
+        loop {
+            match self.next().await.unwrap() {
+                Event::Data(data) => match data.output.unwrap() {
+                    data_event::Output::Stdout(bytes) => finished.stdout.extend_from_slice(&bytes),
+                    data_event::Output::Stderr(bytes) => finished.stderr.extend_from_slice(&bytes),
+                    data_event::Output::Pty(_) => panic!("no terminal was asked for"),
+                },
+                Event::End(end) => {
+                    finished.end = end;
+                    assert_eq!(self.next().await, Err("{}".to_owned()), "the stream ends without an error");
+                    return finished;
+                }
+                Event::Start(_) | Event::Keepalive(_) => {}
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_process_runs_with_its_own_output_and_exit_code() {
+    let agent = Agent::start().await;
+    let mut request = start("sh", &["-c", "echo out; echo err >&2; echo $GREETING in $(pwd); exit 7"]);
+    let config = request.process.as_mut().unwrap();
+    config.envs.insert("GREETING".into(), "hello".into());
+    config.cwd = Some("/tmp".into());
+    let done = agent.start_process(request).await.finish().await;
+    assert_eq!(done.stdout, b"out\nhello in /tmp\n");
+    assert_eq!(done.stderr, b"err\n");
+    assert_eq!((done.end.exit_code, done.end.exited, done.end.status.as_str()), (7, true, "exit status 7"));
+}
+
+#[tokio::test]
+async fn input_is_carried_and_closed() {
+    let agent = Agent::start().await;
+    let mut events = agent.start_process(start("/bin/cat", &[])).await;
+    let pid = events.pid().await;
+    for _ in 0..2 {
+        let send = format!(r#"{{"process":{{"pid":{pid}}},"input":{{"stdin":"aGVsbG8="}}}}"#);
+        assert_eq!(agent.json("/process.Process/SendInput", &send).await.0, StatusCode::OK);
+    }
+    let close = format!(r#"{{"process":{{"pid":{pid}}}}}"#);
+    assert_eq!(agent.json("/process.Process/CloseStdin", &close).await.0, StatusCode::OK);
+    let done = events.finish().await;
+    assert_eq!((done.stdout.as_slice(), done.end.exit_code), (&b"hellohello"[..], 0));
+
+    let gone = agent.json("/process.Process/SendInput", &format!(r#"{{"process":{{"pid":{pid}}}}}"#)).await;
+    assert_eq!((gone.0, gone.1["code"].as_str()), (StatusCode::NOT_FOUND, Some("not_found")));
+}
+
+#[tokio::test]
+async fn signals_lists_and_second_readers() {
+    let agent = Agent::start().await;
+    let mut request = start("/bin/sh", &["-c", "echo ready; exec sleep 1000"]);
+    request.tag = Some("napper".into());
+    let mut events = agent.start_process(request).await;
+    let pid = events.pid().await;
+    assert!(matches!(events.next().await, Ok(Event::Data(_))));
+
+    let (_, list) = agent.json("/process.Process/List", "{}").await;
+    assert_eq!(list["processes"][0]["pid"], pid);
+    assert_eq!(list["processes"][0]["tag"], "napper");
+    assert_eq!(list["processes"][0]["config"]["cmd"], "/bin/sh");
+
+    let selector = process::ProcessSelector { selector: Some(process::process_selector::Selector::Tag("napper".into())) };
+    let connect = process::ConnectRequest { process: Some(selector) };
+    let body = envelope::encode(0, &connect.encode_to_vec());
+    let response = agent.call("/process.Process/Connect", "application/connect+proto", body).await;
+    let mut second = Events { response, decoder: envelope::Decoder::default() };
+    assert_eq!(second.pid().await, pid);
+
+    let signal = r#"{"process":{"tag":"napper"},"signal":"SIGNAL_SIGTERM"}"#;
+    assert_eq!(agent.json("/process.Process/SendSignal", signal).await.0, StatusCode::OK);
+    for events in [events, second] {
+        let end = events.finish().await.end;
+        assert_eq!((end.exit_code, end.exited, end.status.as_str()), (-1, false, "signal: terminated"));
+    }
+    assert_eq!(agent.json("/process.Process/List", "{}").await.1, serde_json::json!({}));
+}
+
+#[tokio::test]
+async fn a_grandchild_that_keeps_the_output_open_does_not_delay_the_end() {
+    let agent = Agent::start().await;
+    let done = agent.shell("sleep 1000 & echo $!").await.finish().await;
+    assert_eq!(done.end.exit_code, 0);
+    let pid: u32 = String::from_utf8(done.stdout).unwrap().trim().parse().unwrap();
+    let killed = agent.shell(&format!("kill -9 {pid}")).await.finish().await;
+    assert_eq!(killed.end.exit_code, 0, "the grandchild was still there");
+}
+
+#[tokio::test]
+async fn all_output_arrives_however_slowly_it_is_read() {
+    let agent = Agent::start().await;
+    let mut events = agent.shell("head -c 20000000 /dev/zero; echo end").await;
+    events.pid().await;
+    // The pipe, the log and the socket fill up before anything is read.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let done = events.finish().await;
+    assert_eq!(done.stdout.len(), 20_000_004);
+    assert!(done.stdout.ends_with(b"end\n"));
+}
+
+#[tokio::test]
+async fn a_deadline_kills_the_process() {
+    let agent = Agent::start().await;
+    let request = Request::post("/process.Process/Start")
+        .header("host", "sandbox")
+        .header("content-type", "application/connect+json")
+        .header("connect-timeout-ms", "100")
+        .body(Full::new(envelope::encode(0, br#"{"process":{"cmd":"sleep","args":["1000"]}}"#)))
+        .unwrap();
+    let body = body_of(agent.send(request).await).await;
+    let text = String::from_utf8_lossy(&body);
+    assert!(text.contains(r#"{"error":{"code":"deadline_exceeded""#), "{text}");
+    let gone = async {
+        while agent.json("/process.Process/List", "{}").await.1 != serde_json::json!({}) {}
+    };
+    tokio::time::timeout(DEADLINE, gone).await.expect("the process was killed");
+}
+
+#[tokio::test]
+async fn starts_that_cannot_be_say_why() {
+    let agent = Agent::start().await;
+    let refused = async |request: &str| {
+        let body = envelope::encode(0, request.as_bytes());
+        let response = agent.call("/process.Process/Start", "application/connect+json", body).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let body = body_of(response).await;
+        assert_eq!(body[0], envelope::END_OF_STREAM);
+        let end: serde_json::Value = serde_json::from_slice(&body[5..]).unwrap();
+        let text = |name: &str| end["error"][name].as_str().unwrap().to_owned();
+        (text("code"), text("message"))
+    };
+    let (code, message) = refused(r#"{"process":{"cmd":"/no/such"}}"#).await;
+    assert_eq!(code, "invalid_argument");
+    assert!(message.contains("error starting process '/no/such': No such file"), "{message}");
+    let (code, message) = refused(r#"{"process":{"cmd":"ls","cwd":"/no/such"}}"#).await;
+    assert_eq!((code.as_str(), message.as_str()), ("invalid_argument", "cwd '/no/such' does not exist"));
+    assert_eq!(refused("{}").await.0, "invalid_argument");
+    assert_eq!(refused("nonsense").await.0, "invalid_argument");
+    assert_eq!(refused(r#"{"process":{"cmd":"bash"},"pty":{}}"#).await.0, "unimplemented");
+}
+
+#[tokio::test]
+async fn files_go_up_and_down_whole() {
+    let agent = Agent::start().await;
+    let path = agent.path("deep/er/file");
+    let content: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+    let request = Request::post(format!("/files?path={path}"))
+        .header("host", "sandbox")
+        .header("content-type", "application/octet-stream")
+        .body(Full::new(Bytes::from(content.clone())))
+        .unwrap();
+    let response = agent.send(request).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let written: serde_json::Value = serde_json::from_slice(&body_of(response).await).unwrap();
+    assert_eq!(written, serde_json::json!([{ "path": path, "name": "file", "type": "file" }]));
+
+    let get = |path: &str| {
+        Request::builder()
+            .method(Method::GET)
+            .uri(format!("/files?path={path}"))
+            .header("host", "sandbox")
+            .body(Full::default())
+            .unwrap()
+    };
+    let response = agent.send(get(&path)).await;
+    assert_eq!(response.headers()["content-length"], "3000000");
+    assert!(body_of(response).await == content);
+    assert_eq!(agent.send(get(&agent.path("missing"))).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(agent.send(get(&agent.path("deep"))).await.status(), StatusCode::BAD_REQUEST);
+    let left: Vec<_> = std::fs::read_dir(agent.path("deep/er")).unwrap().collect();
+    assert_eq!(left.len(), 1, "no temporary file is left: {left:?}");
+}
+
+#[tokio::test]
+async fn multipart_uploads_keep_the_directories_of_their_names() {
+    let agent = Agent::start().await;
+    let (one, two) = (agent.path("a/one"), agent.path("b/two"));
+    let mut body = String::new();
+    for (name, content) in [(&one, "first"), (&two, "second")] {
+        body.push_str(&format!(
+            "--cut\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n{content}\r\n"
+        ));
+    }
+    body.push_str("--cut--\r\n");
+    let response = agent.call("/files", "multipart/form-data; boundary=cut", body).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(std::fs::read_to_string(one).unwrap(), "first");
+    assert_eq!(std::fs::read_to_string(two).unwrap(), "second");
+}
+
+#[tokio::test]
+async fn the_filesystem_service_in_both_codecs() {
+    let agent = Agent::start().await;
+    let path = agent.path("folder");
+    let (status, made) = agent.json("/filesystem.Filesystem/MakeDir", &format!(r#"{{"path":"{path}"}}"#)).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(made["entry"]["type"], "FILE_TYPE_DIRECTORY");
+    assert_eq!(made["entry"]["permissions"], "drwxr-xr-x");
+    let (status, again) = agent.json("/filesystem.Filesystem/MakeDir", &format!(r#"{{"path":"{path}"}}"#)).await;
+    assert_eq!((status, again["code"].as_str()), (StatusCode::CONFLICT, Some("already_exists")));
+
+    let request = filesystem::StatRequest { path: path.clone() }.encode_to_vec();
+    let response = agent.call("/filesystem.Filesystem/Stat", "application/proto", request).await;
+    let stat = filesystem::StatResponse::decode(body_of(response).await).unwrap();
+    assert_eq!(stat.entry.unwrap().path, path);
+
+    let moved = format!(r#"{{"source":"{path}","destination":"{}"}}"#, agent.path("x/moved"));
+    assert_eq!(agent.json("/filesystem.Filesystem/Move", &moved).await.0, StatusCode::OK);
+    let (_, list) =
+        agent.json("/filesystem.Filesystem/ListDir", &format!(r#"{{"path":"{}"}}"#, agent.path("x"))).await;
+    assert_eq!(list["entries"][0]["name"], "moved");
+    let remove = format!(r#"{{"path":"{}"}}"#, agent.path("x"));
+    for _ in 0..2 {
+        assert_eq!(agent.json("/filesystem.Filesystem/Remove", &remove).await.0, StatusCode::OK);
+    }
+    let (status, missing) = agent.json("/filesystem.Filesystem/Stat", &remove).await;
+    assert_eq!((status, missing["code"].as_str()), (StatusCode::NOT_FOUND, Some("not_found")));
+}
+
+#[tokio::test]
+async fn users_and_what_is_not_served() {
+    let agent = Agent::start().await;
+    let health = Request::get("/health").header("host", "sandbox").body(Full::default()).unwrap();
+    assert_eq!(agent.send(health).await.status(), StatusCode::NO_CONTENT);
+    let request = Request::post("/filesystem.Filesystem/Stat")
+        .header("host", "sandbox")
+        .header("content-type", "application/json")
+        .header("authorization", "Basic bm9zdWNodXNlcjo=")
+        .body(Full::new(Bytes::from_static(b"{}")))
+        .unwrap();
+    let response = agent.send(request).await;
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert!(String::from_utf8_lossy(&body_of(response).await).contains("invalid username: 'nosuchuser'"));
+    // What the host alone may say is nowhere on this door.
+    for path in ["/init", "/control", "/tiffin.control.v1.Control/Configure", "/freeze", "/shutdown"] {
+        assert_eq!(agent.call(path, "application/json", "{}").await.status(), StatusCode::NOT_FOUND, "{path}");
+    }
+    let (status, unknown) = agent.json("/process.Process/NoSuch", "{}").await;
+    assert_eq!((status, unknown["code"].as_str()), (StatusCode::NOT_IMPLEMENTED, Some("unimplemented")));
+}
+
+#[tokio::test]
+async fn processes_end_with_the_agent() {
+    let mut agent = Agent::start().await;
+    let mut events = agent.shell("exec sleep 1000").await;
+    let pid = rustix::process::Pid::from_raw(events.pid().await as i32).unwrap();
+    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    agent.child.kill().unwrap();
+    let mut poll = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut poll, Some(&limit)).unwrap(), 1, "the process is still there");
+}

@@ -1,0 +1,201 @@
+//! A sandbox of a test.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use host_shim::client::{Completed, SandboxClient};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::{DEADLINE, binary, made, template};
+
+/// What carries the streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// virtio-serial with the mux.
+    Serial,
+    /// AF_VSOCK in the guest, by the external daemon.
+    Vsock,
+}
+
+impl Channel {
+    /// Every channel that a machine without /dev/vhost-vsock has.
+    pub const ALL: [Self; 2] = [Self::Serial, Self::Vsock];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Serial => "serial",
+            Self::Vsock => "vhost-user-vsock",
+        }
+    }
+}
+
+/// A sandbox that somebody else's orchestrator could have started.
+pub struct TestSandbox {
+    shim: Child,
+    folder: tempfile::TempDir,
+    ready: Value,
+}
+
+/// What a test asks for.
+pub struct TestSandboxBuilder {
+    spec: Value,
+}
+
+impl TestSandboxBuilder {
+    /// Sets a field of the spec.
+    pub fn set(mut self, field: &str, value: impl Into<Value>) -> Self {
+        self.spec[field] = value.into();
+        self
+    }
+
+    /// Starts it; returns when it is ready.
+    pub async fn start(self) -> TestSandbox {
+        match self.try_start().await {
+            Ok(sandbox) => sandbox,
+            Err(failure) => panic!("the sandbox did not start: {failure}"),
+        }
+    }
+
+    /// Starts it, or gives what the shim said on its standard error, with its exit status.
+    pub async fn try_start(self) -> Result<TestSandbox, String> {
+        let folder = tempfile::Builder::new().prefix("tiffin-e2e-").tempdir().expect("a folder for the sandbox");
+        let spec = folder.path().join("spec.json");
+        std::fs::write(&spec, self.spec.to_string()).expect("the spec is written");
+        let mut shim = Command::new(binary("host-shim"))
+            .arg("run")
+            .arg("--spec")
+            .arg(&spec)
+            .arg("--dir")
+            .arg(folder.path().join("dir"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("host-shim starts");
+        let stdout = shim.stdout.take().expect("its standard output is a pipe");
+        let mut line = String::new();
+        let reading = tokio::time::timeout(DEADLINE, BufReader::new(stdout).read_line(&mut line));
+        reading.await.expect("the shim neither became ready nor failed").expect("its output can be read");
+        match serde_json::from_str(&line) {
+            Ok(ready) => Ok(TestSandbox { shim, folder, ready }),
+            Err(_) => {
+                let mut said = String::new();
+                let mut stderr = shim.stderr.take().expect("its standard error is a pipe");
+                let reading = tokio::time::timeout(DEADLINE, stderr.read_to_string(&mut said));
+                reading.await.expect("the shim ends").expect("its errors can be read");
+                let status = shim.wait().await.expect("the shim ends");
+                Err(format!("{said}({status})"))
+            }
+        }
+    }
+}
+
+impl TestSandbox {
+    /// A sandbox of the template `e2e`.
+    pub fn of(channel: Channel) -> TestSandboxBuilder {
+        TestSandboxBuilder {
+            spec: json!({
+                "schema_version": 1,
+                "template": template(),
+                "kernel": made("TIFFIN_KERNEL"),
+                "guest_image": made("TIFFIN_GUEST_IMAGE"),
+                "channel": channel.name(),
+            }),
+        }
+    }
+
+    /// Starts one with nothing special.
+    pub async fn start(channel: Channel) -> Self {
+        Self::of(channel).start().await
+    }
+
+    /// The line that said that it is ready.
+    pub fn ready(&self) -> &Value {
+        &self.ready
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> PathBuf {
+        self.folder.path().join("dir")
+    }
+
+    /// Its state at this moment.
+    pub fn state(&self) -> Value {
+        let text = std::fs::read(self.dir().join("state.json")).expect("state.json is there");
+        serde_json::from_slice(&text).expect("state.json is JSON")
+    }
+
+    /// The pid of its VMM.
+    pub fn vmm(&self) -> rustix::process::Pid {
+        let pid = self.state()["vmm_pid"].as_i64().expect("a VMM runs");
+        rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid")
+    }
+
+    /// The pid of its shim.
+    pub fn shim(&self) -> rustix::process::Pid {
+        let pid = self.shim.id().expect("the shim runs");
+        rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid")
+    }
+
+    /// A client over its public socket.
+    pub fn client(&self) -> SandboxClient {
+        SandboxClient::unix(self.dir().join("vsock.sock"))
+    }
+
+    /// Runs a shell script in it.
+    pub async fn sh(&self, script: &str) -> Completed {
+        let running = self.client();
+        let running = running.output("/bin/sh", ["-c", script]);
+        tokio::time::timeout(DEADLINE, running).await.expect("the command ends").expect("the command runs")
+    }
+
+    /// Runs a shell script that must succeed, and gives what it printed.
+    pub async fn stdout(&self, script: &str) -> String {
+        let done = self.sh(script).await;
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.exit.code(), 0, "{script}: {stderr}");
+        String::from_utf8(done.stdout).expect("text")
+    }
+
+    /// Asks the shim to stop and waits for its end; gives its status and what it said.
+    pub async fn stop(self) -> (ExitStatus, String) {
+        // It may have ended by itself.
+        let _ = rustix::process::kill_process(self.shim(), rustix::process::Signal::TERM);
+        self.ended().await
+    }
+
+    /// Waits for the shim's end; gives its status and what it said.
+    pub async fn ended(self) -> (ExitStatus, String) {
+        self.ended_keeping(|| {}).await
+    }
+
+    /// As [`TestSandbox::ended`]; `look` can look at the folder before it goes.
+    pub async fn ended_keeping(mut self, look: impl FnOnce()) -> (ExitStatus, String) {
+        let mut said = String::new();
+        let mut stderr = self.shim.stderr.take().expect("its standard error is a pipe");
+        let ending = async {
+            stderr.read_to_string(&mut said).await.expect("its errors can be read");
+            self.shim.wait().await.expect("the shim ends")
+        };
+        let status = tokio::time::timeout(DEADLINE, ending).await.expect("the shim ends");
+        look();
+        (status, said)
+    }
+
+    /// The processes of this machine that have the sandbox's folder on their command line.
+    pub fn processes_of(dir: &Path) -> Vec<i32> {
+        let needle = dir.as_os_str().as_encoded_bytes().to_vec();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").expect("/proc is there").flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
+            if line.windows(needle.len()).any(|window| window == needle) {
+                found.push(pid);
+            }
+        }
+        found
+    }
+}

@@ -22,7 +22,10 @@ const IDLE: Duration = Duration::from_secs(10);
 /// The threads' stacks; the calls do not recurse.
 const STACK: usize = 256 << 10;
 
-type Job = Box<dyn FnOnce() + Send>;
+/// A call; what it gives back tells the caller, and is run once its thread counts as idle again. Otherwise a caller that
+/// goes on at once would find no idle thread and start another.
+type Job = Box<dyn FnOnce() -> Deliver + Send>;
+type Deliver = Box<dyn FnOnce()>;
 
 /// Runs blocking calls inside the sandbox's root.
 #[derive(Clone, Debug)]
@@ -86,8 +89,11 @@ impl Root {
     {
         let (reply, result) = oneshot::channel();
         self.pool.push(Box::new(move || {
-            // Nobody waits any more when the caller was cancelled.
-            let _ = reply.send(job());
+            let result = job();
+            Box::new(move || {
+                // Nobody waits any more when the caller was cancelled.
+                let _ = reply.send(result);
+            })
         }))?;
         result
             .await
@@ -109,6 +115,7 @@ impl Pool {
                 .spawn(move || pool.work())
                 .inspect_err(|_| drop(state.jobs.pop_back()))?;
             state.threads += 1;
+            state.idle += 1;
         }
         Ok(())
     }
@@ -121,23 +128,27 @@ impl Pool {
             eprintln!("envd: cannot enter the sandbox's root: {error}");
             state.jobs.clear();
             state.threads -= 1;
+            state.idle -= 1;
             return;
         }
         loop {
-            if let Some(job) = state.jobs.pop_front() {
-                drop(state);
-                job();
-                state = self.lock();
-                continue;
+            while state.jobs.is_empty() {
+                let (next, waited) =
+                    self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+                state = next;
+                if waited.timed_out() && state.jobs.is_empty() {
+                    state.threads -= 1;
+                    state.idle -= 1;
+                    return;
+                }
             }
-            state.idle += 1;
-            let (next, waited) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
-            state = next;
+            let Some(job) = state.jobs.pop_front() else { continue };
             state.idle -= 1;
-            if waited.timed_out() && state.jobs.is_empty() {
-                state.threads -= 1;
-                return;
-            }
+            drop(state);
+            let deliver = job();
+            self.lock().idle += 1;
+            deliver();
+            state = self.lock();
         }
     }
 
@@ -172,6 +183,6 @@ mod tests {
         }
         drop(release);
         assert!(hanging.await.unwrap().unwrap());
-        assert!(root.pool.lock().threads <= 3);
+        assert!(root.pool.lock().threads <= 2);
     }
 }

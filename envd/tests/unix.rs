@@ -60,7 +60,8 @@ impl Agent {
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
         let stream = UnixStream::connect(self.socket()).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap().unwrap()
     }
@@ -127,7 +128,8 @@ impl Events {
                 let response = process::StartResponse::decode(envelope.message).unwrap();
                 return Ok(response.event.unwrap().event.unwrap());
             }
-            let frame = tokio::time::timeout(DEADLINE, self.response.frame()).await.expect("an event").expect("more");
+            let frame =
+                tokio::time::timeout(DEADLINE, self.response.frame()).await.expect("an event").expect("more");
             self.decoder.push(&frame.unwrap().into_data().unwrap());
         }
     }
@@ -204,7 +206,9 @@ async fn signals_lists_and_second_readers() {
     assert_eq!(list["processes"][0]["tag"], "napper");
     assert_eq!(list["processes"][0]["config"]["cmd"], "/bin/sh");
 
-    let selector = process::ProcessSelector { selector: Some(process::process_selector::Selector::Tag("napper".into())) };
+    let selector = process::ProcessSelector {
+        selector: Some(process::process_selector::Selector::Tag("napper".into())),
+    };
     let connect = process::ConnectRequest { process: Some(selector) };
     let body = envelope::encode(0, &connect.encode_to_vec());
     let response = agent.call("/process.Process/Connect", "application/connect+proto", body).await;
@@ -231,6 +235,24 @@ async fn a_grandchild_that_keeps_the_output_open_does_not_delay_the_end() {
 }
 
 #[tokio::test]
+async fn what_is_printed_right_before_the_exit_is_never_lost() {
+    let agent = std::sync::Arc::new(Agent::start().await);
+    for _ in 0..40 {
+        let runs = (0..8).map(|n| {
+            let agent = std::sync::Arc::clone(&agent);
+            // The grandchild keeps the pipes open, so that only the exit ends them.
+            let script = format!("sleep 3 & echo {n} >&2; echo {n}");
+            tokio::spawn(async move { (n, agent.shell(&script).await.finish().await) })
+        });
+        for run in runs.collect::<Vec<_>>() {
+            let (n, done) = run.await.unwrap();
+            let expected = format!("{n}\n").into_bytes();
+            assert_eq!((done.stdout, done.stderr), (expected.clone(), expected));
+        }
+    }
+}
+
+#[tokio::test]
 async fn all_output_arrives_however_slowly_it_is_read() {
     let agent = Agent::start().await;
     let mut events = agent.shell("head -c 20000000 /dev/zero; echo end").await;
@@ -254,9 +276,7 @@ async fn a_deadline_kills_the_process() {
     let body = body_of(agent.send(request).await).await;
     let text = String::from_utf8_lossy(&body);
     assert!(text.contains(r#"{"error":{"code":"deadline_exceeded""#), "{text}");
-    let gone = async {
-        while agent.json("/process.Process/List", "{}").await.1 != serde_json::json!({}) {}
-    };
+    let gone = async { while agent.json("/process.Process/List", "{}").await.1 != serde_json::json!({}) {} };
     tokio::time::timeout(DEADLINE, gone).await.expect("the process was killed");
 }
 
@@ -336,11 +356,13 @@ async fn multipart_uploads_keep_the_directories_of_their_names() {
 async fn the_filesystem_service_in_both_codecs() {
     let agent = Agent::start().await;
     let path = agent.path("folder");
-    let (status, made) = agent.json("/filesystem.Filesystem/MakeDir", &format!(r#"{{"path":"{path}"}}"#)).await;
+    let (status, made) =
+        agent.json("/filesystem.Filesystem/MakeDir", &format!(r#"{{"path":"{path}"}}"#)).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(made["entry"]["type"], "FILE_TYPE_DIRECTORY");
     assert_eq!(made["entry"]["permissions"], "drwxr-xr-x");
-    let (status, again) = agent.json("/filesystem.Filesystem/MakeDir", &format!(r#"{{"path":"{path}"}}"#)).await;
+    let (status, again) =
+        agent.json("/filesystem.Filesystem/MakeDir", &format!(r#"{{"path":"{path}"}}"#)).await;
     assert_eq!((status, again["code"].as_str()), (StatusCode::CONFLICT, Some("already_exists")));
 
     let request = filesystem::StatRequest { path: path.clone() }.encode_to_vec();
@@ -377,7 +399,11 @@ async fn users_and_what_is_not_served() {
     assert!(String::from_utf8_lossy(&body_of(response).await).contains("invalid username: 'nosuchuser'"));
     // What the host alone may say is nowhere on this door.
     for path in ["/init", "/control", "/tiffin.control.v1.Control/Configure", "/freeze", "/shutdown"] {
-        assert_eq!(agent.call(path, "application/json", "{}").await.status(), StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(
+            agent.call(path, "application/json", "{}").await.status(),
+            StatusCode::NOT_FOUND,
+            "{path}"
+        );
     }
     let (status, unknown) = agent.json("/process.Process/NoSuch", "{}").await;
     assert_eq!((status, unknown["code"].as_str()), (StatusCode::NOT_IMPLEMENTED, Some("unimplemented")));

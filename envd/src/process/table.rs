@@ -220,12 +220,18 @@ async fn pump(mut pipe: pipe::Receiver, stream: Stream, log: &OutputLog, exited:
         }
         append(log, stream, &mut buffer).await;
     }
-    // Everything that the process itself wrote is in the pipe by now; an empty pipe is the end of it.
+    // Everything that the process itself wrote is in the pipe by now; an empty pipe is the end of it. The kernel is asked,
+    // not tokio: its readiness can lag behind the exit, and what was written last would be lost.
+    let mut bytes = vec![0; MAX_OUTPUT_CHUNK];
     loop {
-        buffer.reserve(MAX_OUTPUT_CHUNK);
-        match pipe.try_read_buf(&mut buffer) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => append(log, stream, &mut buffer).await,
+        match rustix::io::read(&pipe, &mut bytes) {
+            Ok(0) => return,
+            Ok(count) => {
+                buffer.extend_from_slice(&bytes[..count]);
+                append(log, stream, &mut buffer).await;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
         }
     }
 }

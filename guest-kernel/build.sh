@@ -91,6 +91,9 @@ if [ -z "$debian_version" ] && [ -r "$lock" ]; then
 fi
 [ -n "$debian_version" ] || die 2 "no kernel source: apt-get install $package"
 
+mkdir -p "$cache"
+# make runs in another folder, so a relative path would not do.
+cache=$(cd "$cache" && pwd)
 key=$(printf '%s\n' "recipe=$recipe" "arch=$arch" "debian_version=$debian_version" "config_digest=$config_digest" | sha256)
 entry=$cache/$key
 work='' make_pid=''
@@ -248,14 +251,13 @@ compare_with_lock() {
 # Puts one file of the entry into --out under its final name at once: a reader sees the old or the new one.
 put() {
     local temporary=$out/.$1.$$
+    # mv refuses to rename one link of a file onto another.
+    if [ "$entry/$1" -ef "$out/$1" ]; then return; fi
     rm -f "$temporary"
     ln "$entry/$1" "$temporary" 2>/dev/null || cp "$entry/$1" "$temporary"
     mv -f "$temporary" "$out/$1"
-    # Renaming onto another link of the same file does nothing and leaves both names.
-    rm -f "$temporary"
 }
 
-mkdir -p "$cache"
 if ! entry_is_good; then
     exec 9>"$cache/lock"
     if ! flock -n 9; then

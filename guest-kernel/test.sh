@@ -120,6 +120,33 @@ code=0
 "$here/build.sh" --jobs many >"$work/output" 2>&1 || code=$?
 if [ "$code" = 2 ]; then pass 'build.sh refuses a wrong number of jobs'; else fail "build.sh --jobs many: exit code $code, expected 2"; fi
 
+# With an entry in the cache that looks built: --out puts it there, also a second time (mv refuses to rename one link of a file onto
+# another), and a damaged entry is not used. Nothing here may compile: where it would, the time limit or the missing source ends it.
+version=$(dpkg-query -W -f '${Version}' linux-source-6.1 2>/dev/null || true)
+version=${version:-$(sed -n 's/^debian_version=//p' "$here/kernel.lock")}
+recipe=$(sed -n 's/^recipe=//p' "$here/build.sh")
+key=$(printf '%s\n' "recipe=$recipe" arch=x86_64 "debian_version=$version" "config_digest=$digest" | sha256sum | cut -d' ' -f1)
+entry=$work/cache/$key
+mkdir -p "$entry"
+echo kernel >"$entry/vmlinux"
+cp "$good" "$entry/config"
+printf 'arch=x86_64\nvmlinux_sha256=%s\n' "$(sha256sum <"$entry/vmlinux" | cut -d' ' -f1)" >"$entry/info"
+for round in first second; do
+    if timeout 20 "$here/build.sh" --cache "$work/cache" --out "$work/out" >"$work/output" 2>&1 &&
+        cmp -s "$entry/vmlinux" "$work/out/vmlinux" && [ "$(find "$work/out" -type f | wc -l)" = 2 ]; then
+        pass "build.sh takes a cached kernel, $round time"
+    else
+        fail "build.sh takes a cached kernel, $round time"
+    fi
+done
+echo damaged >>"$entry/vmlinux"
+timeout 5 "$here/build.sh" --cache "$work/cache" >"$work/output" 2>&1 || true
+if grep -q 'guest-kernel: cached' "$work/output"; then
+    fail 'build.sh does not use a damaged entry'
+else
+    pass 'build.sh does not use a damaged entry'
+fi
+
 if [ $# -gt 0 ]; then
     expect 'every option stuck in the built configuration' 0 'every option is as asked' -- --exact "$1"
 else

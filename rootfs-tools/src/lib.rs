@@ -1,1 +1,27 @@
-//! placeholder
+//! OCI images to root file systems, without root, mounts or mkfs.
+//!
+//! ```text
+//! oci::Image ──index──► Tree ──► ext4::Plan ──► ext4::write ──► Output
+//!   layers    (pass 1)  names,   inode numbers,  one ascending   sparse file, hashed on
+//!     │                 metadata  block places    stream          the way, renamed when whole
+//!     └───────────── file data (pass 2), in the layers' own order ──┘
+//! ```
+//!
+//! [`build()`] makes the read-only root file system of a template, [`empty()`] the scratch disk of a sandbox, and
+//! [`guest_image()`] the initramfs that both boot from. A layer never touches the host's file system: its paths are keys of
+//! an in-memory tree, so there is nothing outside to escape to.
+
+mod apply;
+mod build;
+mod empty;
+mod error;
+mod ext4;
+mod initramfs;
+mod layers;
+mod output;
+mod tree;
+
+pub use build::{BuildOptions, BuildReport, Progress, Size, build};
+pub use empty::{MAX_LABEL, empty};
+pub use error::Error;
+pub use initramfs::{GuestImageReport, guest_image};

@@ -1,0 +1,127 @@
+//! `oci-archive`: a tar file of an OCI image layout.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+use oci_spec::image::{Descriptor, MediaType};
+
+use crate::error::at;
+use crate::layer::{Change, Kind, LayerReader};
+use crate::store::{Scratch, copy_image};
+use crate::{Error, Store};
+
+/// The longest `index.json` and `oci-layout` of an archive.
+const MAX_SMALL_FILE: u64 = 16 << 20;
+
+/// An archive that was unpacked into a temporary layout, which goes when this is dropped.
+pub struct Archive {
+    store: Store,
+    _scratch: Scratch,
+}
+
+impl Archive {
+    /// Unpacks the archive into a temporary folder beside the blobs of `near`, where it will be copied to. Only what a layout holds is taken, and each blob's
+    /// bytes must be those that its name promises.
+    pub fn open(file: &Path, near: &Store) -> Result<Self, Error> {
+        let what = format!("oci-archive {}", file.display());
+        let mut input = BufReader::with_capacity(256 << 10, File::open(file).map_err(at(file))?);
+        let scratch = near.scratch()?;
+        let store = Store::open_or_create(scratch.path())?;
+        let start = io::BufRead::fill_buf(&mut input).map_err(at(file))?;
+        if start.starts_with(&[0x1f, 0x8b]) || start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+            return Err(Error::unsupported(what, "the tar file is compressed; decompress it first"));
+        }
+        let mut reader = LayerReader::new(input);
+        let (mut layout, mut docker) = (false, false);
+        loop {
+            let change =
+                reader.next_change().map_err(|error| Error::corrupt(what.clone(), error.to_string()))?;
+            let Some(change) = change else { break };
+            let Change::Node(node) = change else { continue };
+            let Kind::File { size, .. } = node.kind else { continue };
+            let name = node.path.as_bytes();
+            if name == b"index.json" || name == b"oci-layout" {
+                if size > MAX_SMALL_FILE {
+                    return Err(Error::corrupt(
+                        what,
+                        format!("{} has {size} bytes, at most {MAX_SMALL_FILE} expected", node.path),
+                    ));
+                }
+                let mut contents = Vec::new();
+                reader.read_to_end(&mut contents).map_err(|error| Error::reading(&what, error))?;
+                let target = scratch.path().join(node.path.as_path());
+                fs::write(&target, contents).map_err(at(&target))?;
+                layout |= name == b"oci-layout";
+            } else if let Some(hex) = name.strip_prefix(b"blobs/sha256/") {
+                let blob = store.put_blob(MediaType::Other(String::new()), &mut reader)?;
+                if blob.digest().digest().as_bytes() != hex {
+                    return Err(Error::corrupt(
+                        what,
+                        format!("{} has the digest {}; the archive is damaged", node.path, blob.digest()),
+                    ));
+                }
+            } else if name == b"manifest.json" {
+                docker = true;
+            }
+        }
+        if !layout {
+            let hint = if docker { "; this is a docker-archive: convert it with skopeo" } else { "" };
+            return Err(Error::Invalid {
+                what,
+                reason: format!("no OCI image layout: oci-layout is missing{hint}"),
+            });
+        }
+        Ok(Self { store, _scratch: scratch })
+    }
+
+    /// The layout that was in the archive.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+}
+
+/// Writes one image as an archive, under a temporary name that is renamed at the end.
+pub fn write_archive(
+    store: &Store,
+    descriptor: &Descriptor,
+    tag: Option<&str>,
+    file: &Path,
+) -> Result<(), Error> {
+    let parent = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // The layout is made first, so that only this image's blobs and tags are in it.
+    let folder = store.scratch()?;
+    let layout = Store::open_or_create(folder.path())?;
+    let copied = copy_image(store, descriptor, &layout)?;
+    layout.tag(tag.unwrap_or("latest"), &copied)?;
+
+    let mut output = tempfile::Builder::new().prefix(".new-").tempfile_in(parent).map_err(at(file))?;
+    write_tar(folder.path(), BufWriter::with_capacity(256 << 10, output.as_file_mut())).map_err(at(file))?;
+    use std::os::unix::fs::PermissionsExt;
+    output.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(at(file))?;
+    output.as_file().sync_all().map_err(at(file))?;
+    output.persist(file).map_err(|error| at(file)(error.error))?;
+    Ok(())
+}
+
+fn write_tar(folder: &Path, out: impl Write) -> io::Result<()> {
+    let mut names = vec!["oci-layout".to_owned(), "index.json".to_owned()];
+    let mut blobs = Vec::new();
+    for entry in fs::read_dir(folder.join("blobs/sha256"))? {
+        blobs.push(format!("blobs/sha256/{}", entry?.file_name().to_string_lossy()));
+    }
+    blobs.sort();
+    names.append(&mut blobs);
+    let mut builder = tar::Builder::new(out);
+    for name in names {
+        let file = File::open(folder.join(&name))?;
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o644);
+        header.set_size(file.metadata()?.len());
+        builder.append_data(&mut header, &name, file)?;
+    }
+    builder.into_inner()?.flush()
+}

@@ -1,0 +1,464 @@
+//! From a tar stream to changes.
+//!
+//! Headers are decoded by the `tar` crate; the walk from one to the next is here, because every length must be bounded
+//! before it is believed and each file's offset is part of the result. What two readers could understand differently
+//! (sizes on entries without data, sparse files, paths in global headers) is refused rather than guessed.
+
+use std::io::{self, Read};
+
+use super::path::MAX_PATH;
+use super::pax::{MAX_PAX_HEADER, Records};
+use super::{Change, Kind, LayerPath, Metadata, Node, OPAQUE, Timestamp, WHITEOUT};
+use crate::Error;
+
+/// The most entries of a layer: ten times the largest images seen, and a bound for the memory of whoever keeps them.
+pub const MAX_ENTRIES: u64 = 4_000_000;
+/// The unit of a tar stream.
+const BLOCK: u64 = 512;
+
+/// Reads the changes of an uncompressed layer. While the last change is a file, reading from the reader itself gives
+/// the file's data; what is not read is skipped.
+pub struct LayerReader<R> {
+    inner: R,
+    position: u64,
+    data_left: u64,
+    padding: u64,
+    entries: u64,
+    ended: bool,
+}
+
+impl<R: Read> LayerReader<R> {
+    /// Reads from the beginning of a tar stream.
+    pub fn new(inner: R) -> Self {
+        Self { inner, position: 0, data_left: 0, padding: 0, entries: 0, ended: false }
+    }
+
+    /// The next change; `None` at the end. By then the stream was read to its last byte, so that a reader below that
+    /// checks a digest has done so.
+    pub fn next_change(&mut self) -> Result<Option<Change>, Error> {
+        let mut long_name: Option<Vec<u8>> = None;
+        let mut long_link: Option<Vec<u8>> = None;
+        let mut pax: Option<Records> = None;
+        loop {
+            let Some(header) = self.next_header()? else {
+                if long_name.is_some() || long_link.is_some() || pax.is_some() {
+                    return Err(self.corrupt("the stream ends after an extended header, before its entry"));
+                }
+                return Ok(None);
+            };
+            self.entries += 1;
+            if self.entries > MAX_ENTRIES {
+                return Err(self.corrupt(format!("it has more than {MAX_ENTRIES} entries")));
+            }
+            let size = header.entry_size().map_err(|error| self.corrupt(format!("entry size: {error}")))?;
+            match header.entry_type().as_byte() {
+                b'L' => {
+                    self.extension(&mut long_name, "GNU long name", size, MAX_PATH as u64 + 1, trim_nul)?
+                }
+                b'K' => {
+                    self.extension(&mut long_link, "GNU long link", size, MAX_PATH as u64 + 1, trim_nul)?
+                }
+                b'x' | b'X' => {
+                    let mut raw = None;
+                    self.extension(&mut raw, "PAX header", size, MAX_PAX_HEADER, |raw| raw)?;
+                    if pax.replace(Records::parse(&raw.unwrap_or_default())?).is_some() {
+                        return Err(self.corrupt("two PAX headers for one entry"));
+                    }
+                }
+                b'g' => {
+                    let mut raw = None;
+                    self.extension(&mut raw, "global PAX header", size, MAX_PAX_HEADER, |raw| raw)?;
+                    if Records::parse(&raw.unwrap_or_default())? != Records::default() {
+                        return Err(Error::unsupported(
+                            "a global PAX header with attributes",
+                            "write the archive with one header for each entry",
+                        ));
+                    }
+                }
+                // A volume label.
+                b'V' => self.begin_data(size)?,
+                kind => {
+                    let pax = pax.take().unwrap_or_default();
+                    let names = (long_name.take(), long_link.take());
+                    if let Some(change) = self.change(&header, kind, size, names, pax)? {
+                        return Ok(Some(change));
+                    }
+                }
+            }
+        }
+    }
+
+    fn change(
+        &mut self,
+        header: &tar::Header,
+        kind: u8,
+        size: u64,
+        (long_name, long_link): (Option<Vec<u8>>, Option<Vec<u8>>),
+        pax: Records,
+    ) -> Result<Option<Change>, Error> {
+        let raw = pax.path.or(long_name).unwrap_or_else(|| header.path_bytes().into_owned());
+        let path = LayerPath::parse(&raw)?;
+        let corrupt = |reason: String| Error::corrupt(format!("layer entry {path}"), reason);
+        // Writers that have nothing to say leave a numeric field blank.
+        let number = |name: &str, field: &[u8], value: io::Result<u64>| match value {
+            Err(_) if field.iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(0),
+            Err(error) => Err(corrupt(format!("{name}: {error}"))),
+            Ok(value) => Ok(value),
+        };
+        let field = |name: &str, field: &[u8], value: io::Result<u64>| {
+            let value = number(name, field, value)?;
+            u32::try_from(value).map_err(|_| corrupt(format!("{name} {value} does not fit 32 bits")))
+        };
+        let size = pax.size.unwrap_or(size);
+        let target =
+            pax.linkpath.or(long_link).or_else(|| header.link_name_bytes().map(|name| name.into_owned()));
+        let device = || {
+            let number = |value: io::Result<Option<u32>>| {
+                value
+                    .map(Option::unwrap_or_default)
+                    .map_err(|error| corrupt(format!("device number: {error}")))
+            };
+            Ok::<_, Error>((number(header.device_major())?, number(header.device_minor())?))
+        };
+        // Old tar has no type for directories, only a slash at the end of the name.
+        let directory = kind == b'5' || (matches!(kind, 0 | b'0') && raw.ends_with(b"/"));
+        let kind = match kind {
+            _ if directory => Kind::Directory,
+            0 | b'0' | b'7' => Kind::File { size, offset: self.position },
+            b'1' => match target {
+                Some(target) => Kind::HardLink(LayerPath::parse(&target)?),
+                None => return Err(corrupt("a hard link without a target".to_owned())),
+            },
+            b'2' => match target {
+                Some(target) if !target.contains(&0) && target.len() <= MAX_PATH => Kind::Symlink(target),
+                Some(_) => {
+                    return Err(corrupt(format!(
+                        "the link's target must be 1 to {MAX_PATH} bytes without NUL"
+                    )));
+                }
+                None => return Err(corrupt("a symbolic link without a target".to_owned())),
+            },
+            b'3' => device().map(|(major, minor)| Kind::CharDevice { major, minor })?,
+            b'4' => device().map(|(major, minor)| Kind::BlockDevice { major, minor })?,
+            b'6' => Kind::Fifo,
+            b'S' => {
+                return Err(Error::unsupported(
+                    format!("sparse layer entry {path}"),
+                    "write the archive without --sparse",
+                ));
+            }
+            other => {
+                return Err(Error::unsupported(
+                    format!("layer entry {path}"),
+                    format!("its tar type is {:?}", char::from(other)),
+                ));
+            }
+        };
+        if !matches!(kind, Kind::File { .. }) && size != 0 {
+            return Err(corrupt(format!("it holds no data but says that it has {size} bytes")));
+        }
+        if path.is_root() && kind != Kind::Directory {
+            return Err(corrupt("it would replace the root directory".to_owned()));
+        }
+        self.begin_data(size)?;
+
+        if let Some((parent, name)) = path.split() {
+            if name == OPAQUE {
+                return Ok(Some(Change::Opaque(parent)));
+            }
+            if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+                // aufs' own bookkeeping, left in old Docker layers.
+                if hidden.starts_with(WHITEOUT) {
+                    return Ok(None);
+                }
+                if matches!(hidden, b"" | b"." | b"..") {
+                    return Err(corrupt("a whiteout of nothing".to_owned()));
+                }
+                return parent.join(hidden).map(|path| Some(Change::Whiteout(path)));
+            }
+        }
+        let raw = header.as_old();
+        let seconds = number("mtime", &raw.mtime, header.mtime())?;
+        let metadata = Metadata {
+            mode: field("mode", &raw.mode, header.mode().map(u64::from))? & 0o7777,
+            uid: field("uid", &raw.uid, pax.uid.map_or_else(|| header.uid(), Ok))?,
+            gid: field("gid", &raw.gid, pax.gid.map_or_else(|| header.gid(), Ok))?,
+            // Base-256 holds times before 1970 in two's complement, which the tar crate hands over as they are.
+            mtime: pax.mtime.unwrap_or(Timestamp { seconds: seconds as i64, nanoseconds: 0 }),
+            xattrs: pax.xattrs,
+        };
+        Ok(Some(Change::Node(Node { path, metadata, kind })))
+    }
+
+    fn extension(
+        &mut self,
+        slot: &mut Option<Vec<u8>>,
+        what: &str,
+        size: u64,
+        limit: u64,
+        finish: fn(Vec<u8>) -> Vec<u8>,
+    ) -> Result<(), Error> {
+        if size > limit {
+            return Err(self.corrupt(format!("a {what} of {size} bytes, at most {limit} expected")));
+        }
+        if slot.is_some() {
+            return Err(self.corrupt(format!("two {what} entries for one entry")));
+        }
+        self.begin_data(size)?;
+        let mut raw = vec![0; size as usize];
+        self.read_exact(&mut raw).map_err(|error| self.reading(error))?;
+        *slot = Some(finish(raw));
+        Ok(())
+    }
+
+    fn begin_data(&mut self, size: u64) -> Result<(), Error> {
+        let padding = size.checked_next_multiple_of(BLOCK).map(|padded| padded - size);
+        let end = padding.and_then(|padding| self.position.checked_add(size)?.checked_add(padding));
+        let (Some(padding), Some(_)) = (padding, end) else {
+            return Err(self.corrupt(format!("an entry of {size} bytes")));
+        };
+        (self.data_left, self.padding) = (size, padding);
+        Ok(())
+    }
+
+    fn next_header(&mut self) -> Result<Option<tar::Header>, Error> {
+        if self.ended {
+            return Ok(None);
+        }
+        let skip = self.data_left + self.padding;
+        (self.data_left, self.padding) = (0, 0);
+        let skipped = io::copy(&mut (&mut self.inner).take(skip), &mut io::sink());
+        let skipped = skipped.map_err(|error| self.reading(error))?;
+        self.position += skipped;
+        if skipped != skip {
+            return Err(self.corrupt("the stream ends inside an entry's data"));
+        }
+        let mut header = tar::Header::new_old();
+        let filled =
+            read_block(&mut self.inner, header.as_mut_bytes()).map_err(|error| self.reading(error))?;
+        self.position += filled as u64;
+        let zeros = header.as_bytes().iter().all(|byte| *byte == 0);
+        match filled {
+            // Some writers leave the end marker out.
+            0 => {
+                self.ended = true;
+                return Ok(None);
+            }
+            512 if zeros => {
+                self.ended = true;
+                io::copy(&mut self.inner, &mut io::sink()).map_err(|error| self.reading(error))?;
+                return Ok(None);
+            }
+            512 => {}
+            _ => return Err(self.corrupt("the stream ends inside a header")),
+        }
+        let sum = header.as_bytes().iter().enumerate().fold(0u32, |sum, (index, byte)| {
+            sum + u32::from(if (148..156).contains(&index) { b' ' } else { *byte })
+        });
+        match header.cksum() {
+            Ok(stored) if stored == sum => Ok(Some(header)),
+            Ok(stored) => Err(self.corrupt(format!("a header's checksum is {stored}, expected {sum}"))),
+            Err(error) => Err(self.corrupt(format!("a header's checksum: {error}"))),
+        }
+    }
+
+    fn corrupt(&self, reason: impl Into<String>) -> Error {
+        Error::corrupt(format!("layer at byte {} of its tar stream", self.position), reason)
+    }
+
+    fn reading(&self, error: io::Error) -> Error {
+        Error::reading(&format!("layer at byte {} of its tar stream", self.position), error)
+    }
+}
+
+/// The data of the last file.
+impl<R: Read> Read for LayerReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.data_left).unwrap_or(usize::MAX).min(buffer.len());
+        if wanted == 0 {
+            return Ok(0);
+        }
+        let count = self.inner.read(&mut buffer[..wanted])?;
+        if count == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the tar stream ends inside a file's data",
+            ));
+        }
+        self.data_left -= count as u64;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+fn trim_nul(mut raw: Vec<u8>) -> Vec<u8> {
+    if let Some(end) = raw.iter().position(|byte| *byte == 0) {
+        raw.truncate(end);
+    }
+    raw
+}
+
+/// Fills the block as far as the stream goes.
+fn read_block(reader: &mut impl Read, block: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < block.len() {
+        match reader.read(&mut block[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(path: &[u8], kind: u8, size: u64) -> tar::Header {
+        let mut header = tar::Header::new_ustar();
+        header.as_old_mut().name[..path.len()].copy_from_slice(path);
+        header.set_entry_type(tar::EntryType::new(kind));
+        header.set_mode(0o100644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1);
+        header.set_size(size);
+        header.set_cksum();
+        header
+    }
+
+    fn entry(header: tar::Header, data: &[u8]) -> Vec<u8> {
+        let mut out = header.as_bytes().to_vec();
+        out.extend_from_slice(data);
+        out.resize(out.len().next_multiple_of(512), 0);
+        out
+    }
+
+    fn changes(stream: &[u8]) -> Result<Vec<Change>, Error> {
+        let mut reader = LayerReader::new(stream);
+        let mut changes = Vec::new();
+        while let Some(change) = reader.next_change()? {
+            changes.push(change);
+        }
+        Ok(changes)
+    }
+
+    fn path(text: &str) -> LayerPath {
+        LayerPath::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn files_come_with_data_and_offset() {
+        let mut stream = entry(header(b"./d/", b'5', 0), b"");
+        stream.extend(entry(header(b"d/f", b'0', 600), &[7; 600]));
+        stream.extend(entry(header(b"d/g", b'0', 3), b"abc"));
+        stream.extend([0; 1024]);
+        let mut reader = LayerReader::new(&stream[..]);
+        let Some(Change::Node(directory)) = reader.next_change().unwrap() else { panic!("no directory") };
+        assert_eq!((directory.path, directory.kind), (path("d"), Kind::Directory));
+        let Some(Change::Node(first)) = reader.next_change().unwrap() else { panic!("no file") };
+        assert_eq!(first.kind, Kind::File { size: 600, offset: 1024 });
+        assert_eq!(first.metadata.mode, 0o644);
+        let Some(Change::Node(second)) = reader.next_change().unwrap() else { panic!("no file") };
+        let Kind::File { size: 3, offset } = second.kind else { panic!("{second:?}") };
+        assert_eq!(&stream[offset as usize..offset as usize + 3], b"abc");
+        let mut data = Vec::new();
+        reader.read_to_end(&mut data).unwrap();
+        assert_eq!(data, b"abc");
+        assert_eq!(reader.next_change().unwrap(), None);
+    }
+
+    #[test]
+    fn whiteouts_are_typed() {
+        let mut stream = entry(header(b"a/.wh.b", b'0', 0), b"");
+        stream.extend(entry(header(b"a/.wh..wh..opq", b'0', 0), b""));
+        stream.extend(entry(header(b".wh..wh.plnk", b'0', 0), b""));
+        assert_eq!(changes(&stream).unwrap(), [Change::Whiteout(path("a/b")), Change::Opaque(path("a"))]);
+        for name in [&b".wh."[..], b".wh...", b".wh.."] {
+            assert!(
+                matches!(changes(&entry(header(name, b'0', 0), b"")), Err(Error::Corrupt { .. })),
+                "{name:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn long_names_come_from_gnu_and_pax() {
+        let long = "n/".repeat(100) + "end";
+        let mut stream =
+            entry(header(b"././@LongLink", b'L', long.len() as u64 + 1), &[long.as_bytes(), b"\0"].concat());
+        stream.extend(entry(header(b"short", b'0', 0), b""));
+        let [Change::Node(node)] = &changes(&stream).unwrap()[..] else { panic!("one entry expected") };
+        assert_eq!(node.path, path(&long));
+
+        let records = Records {
+            path: Some(long.clone().into_bytes()),
+            uid: Some(100_000),
+            size: Some(3),
+            mtime: Some(Timestamp { seconds: 5, nanoseconds: 6 }),
+            xattrs: [(b"user.a".to_vec(), b"1".to_vec())].into(),
+            ..Records::default()
+        };
+        let raw = records.encode();
+        let mut stream = entry(header(b"pax", b'x', raw.len() as u64), &raw);
+        stream.extend(entry(header(b"short", b'0', 0), b"abc"));
+        stream.extend(entry(header(b"next", b'0', 0), b""));
+        let changes = changes(&stream).unwrap();
+        let [Change::Node(node), Change::Node(next)] = &changes[..] else { panic!("two entries expected") };
+        assert_eq!(
+            (node.path.clone(), node.metadata.uid, node.metadata.mtime.nanoseconds),
+            (path(&long), 100_000, 6)
+        );
+        assert_eq!(node.metadata.xattrs[&b"user.a"[..]], b"1");
+        assert_eq!(next.path, path("next"), "the size of the PAX header counts");
+    }
+
+    #[test]
+    fn hostile_entries_are_refused() {
+        let mut link = header(b"l", b'1', 0);
+        link.as_old_mut().linkname[..9].copy_from_slice(b"../secret");
+        link.set_cksum();
+        let mut damaged = header(b"f", b'0', 0);
+        damaged.as_mut_bytes()[0] = b'g';
+        let cases: [(&str, Vec<u8>); 10] = [
+            ("..", entry(header(b"a/../../b", b'0', 0), b"")),
+            ("hard link to ..", entry(link, b"")),
+            ("hard link without target", entry(header(b"l", b'1', 0), b"")),
+            ("directory with data", entry(header(b"d", b'5', 512), &[0; 512])),
+            ("file as root", entry(header(b"./", b'2', 0), b"")),
+            ("checksum", entry(damaged, b"")),
+            ("truncated data", entry(header(b"f", b'0', 2000), &[1; 512])),
+            ("truncated header", vec![1; 100]),
+            ("huge PAX header", entry(header(b"p", b'x', MAX_PAX_HEADER + 1), b"")),
+            ("dangling extension", entry(header(b"p", b'L', 3), b"abc")),
+        ];
+        for (name, stream) in cases {
+            let result = changes(&stream);
+            assert!(matches!(result, Err(Error::Corrupt { .. })), "{name}: {result:?}");
+        }
+        let sparse = changes(&entry(header(b"s", b'S', 0), b""));
+        assert!(matches!(sparse, Err(Error::Unsupported { .. })), "{sparse:?}");
+        let mut endless = header(b"f", b'0', 0);
+        // Base-256, all ones.
+        endless.as_old_mut().size = [0xff; 12];
+        endless.set_cksum();
+        assert!(changes(&entry(endless, b"")).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_end_in_an_answer(mut stream in proptest::collection::vec(proptest::num::u8::ANY, 0..4096)) {
+            let _ = changes(&stream);
+            // The same with a checksum that fits, so that the fields behind it are reached.
+            if stream.len() >= 512 {
+                let mut header = tar::Header::new_old();
+                header.as_mut_bytes().copy_from_slice(&stream[..512]);
+                header.set_cksum();
+                stream[..512].copy_from_slice(header.as_bytes());
+                let _ = changes(&stream);
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use oci::ImageReference;
+use rootfs_tools::Size;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  the file is written
+  1  this machine failed (no room on the disk, no permission, ..)
+  2  bad usage or bad input (no such image, a corrupt layer, an image larger than --size)
+On 1 and 2 no output is left behind.";
+
+const BUILD_EXAMPLES: &str = "\
+Examples:
+  rootfs-tools build debian:bookworm -o rootfs.ext4          an image of the local store
+  rootfs-tools build oci:./layout:v1 -o rootfs.ext4          an OCI image layout in a folder
+  rootfs-tools build oci-archive:app.tar -o rootfs.ext4      one in a tar file
+  rootfs-tools build app -o rootfs.ext4 --free 256           with 256 MiB of room to write
+  rootfs-tools build app -o rootfs.ext4 --size 2048 --json   a 2 GiB disk; the report as JSON
+
+The same image and options always give the same bytes.
+
+";
+
+/// Turns OCI images into ext4 root file systems, without root, mounts or mkfs.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write an image's layers as one ext4 file system
+    #[command(after_help = format!("{BUILD_EXAMPLES}{EXIT_CODES}"))]
+    Build(BuildArgs),
+    /// Write an empty ext4 file system, sparse and ready in milliseconds
+    #[command(after_help = format!(
+        "Example:\n  rootfs-tools empty --size 1024 -o scratch.ext4\n\n\
+         It has no journal: it is meant for data that is thrown away after a crash.\n\n{EXIT_CODES}"
+    ))]
+    Empty(EmptyArgs),
+    /// Write the guest image: an initramfs with the agent as /init
+    #[command(after_help = format!(
+        "Example:\n  rootfs-tools guest-image --envd target/x86_64-unknown-linux-gnu/agent/envd -o guest.cpio\n\n{EXIT_CODES}"
+    ))]
+    GuestImage(GuestImageArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BuildArgs {
+    /// The image: a name in the local store, oci:DIR[:TAG], or oci-archive:FILE[:TAG]
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: ImageReference,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Size of the file system in MiB [default: as small as the contents]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MAX_MIB), conflicts_with = "free")]
+    size: Option<u64>,
+    /// Room for new files in MiB
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(0..=MAX_MIB))]
+    free: Option<u64>,
+    /// Where local images are [default: $XDG_DATA_HOME/tiffin or ~/.local/share/tiffin]
+    #[arg(long, value_name = "DIR", env = "TIFFIN_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Print the report as one line of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// 16 TiB, the library's limit.
+const MAX_MIB: u64 = 16 << 20;
+
+impl BuildArgs {
+    pub(crate) fn size(&self) -> Size {
+        match (self.size, self.free) {
+            (Some(mib), _) => Size::Exact(mib << 20),
+            (None, Some(mib)) => Size::Free(mib << 20),
+            (None, None) => Size::Minimal,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EmptyArgs {
+    /// Size of the file system in MiB
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MAX_MIB))]
+    pub(crate) size: u64,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Volume label of at most 16 bytes
+    #[arg(long)]
+    pub(crate) label: Option<String>,
+    /// Text that UUID and hash seed follow from; the same text gives the same bytes [default: random]
+    #[arg(long)]
+    pub(crate) seed: Option<String>,
+    /// Print the result as one line of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GuestImageArgs {
+    /// The agent's binary, statically linked
+    #[arg(long, value_name = "FILE")]
+    pub(crate) envd: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Print the result as one line of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        let size = |extra: &[&str]| {
+            let args = ["rootfs-tools", "build", "debian", "-o", "x"].iter().chain(extra);
+            match Cli::try_parse_from(args).map(|cli| cli.command) {
+                Ok(Command::Build(args)) => Some(args.size()),
+                _ => None,
+            }
+        };
+        assert_eq!(size(&[]), Some(Size::Minimal));
+        assert_eq!(size(&["--size", "3"]), Some(Size::Exact(3 << 20)));
+        assert_eq!(size(&["--free", "3"]), Some(Size::Free(3 << 20)));
+        for bad in [
+            &["--size", "0"][..],
+            &["--size", "3", "--free", "3"],
+            &["--size", "16777217"],
+            &["--size", "-1"],
+        ] {
+            assert_eq!(size(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! The plan of a file system: a number for every inode and a place for every block, before anything is written.
+
+use super::checksum::Identity;
+use super::directory::Packing;
+use super::extent::{self, Extent};
+use super::geometry::{Allocator, Geometry};
+use super::inode::MAX_LINKS;
+use super::superblock::MAX_LABEL;
+use super::xattr::{self, XattrError};
+use super::{
+    BLOCK_SIZE, BLOCKS_PER_GROUP, FIRST_INODE, LOST_FOUND, MAX_BYTES, MAX_INODES_PER_GROUP, ROOT_INODE,
+    device,
+};
+use crate::tree::{Content, NodeId, Tree};
+
+/// How large the file system is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Capacity {
+    /// As large as the contents, and what this many more bytes of files take.
+    Free(u64),
+    /// Exactly this many bytes.
+    Size(u64),
+}
+
+/// Why there is no plan.
+#[derive(Debug)]
+pub(crate) enum PlanError {
+    /// It needs `needed` bytes and may have `asked`.
+    TooLarge { needed: u64, asked: u64 },
+    /// The node cannot be stored.
+    Unsupported { node: NodeId, reason: String },
+}
+
+/// mke2fs's ratio of bytes to inodes, for file systems that will be written to.
+const BYTES_PER_INODE: u64 = 16384;
+
+/// Targets shorter than this live in the inode (`EXT4_N_BLOCKS * 4`, with a NUL).
+pub(super) const FAST_SYMLINK: usize = 60;
+
+/// An inode of the plan.
+#[derive(Clone, Debug)]
+pub(super) struct Planned {
+    pub(super) node: NodeId,
+    /// For directories the subdirectories with the two dots, for the others the names.
+    pub(super) links: u32,
+    /// The inode of the directory that holds it (of one, if there are several).
+    pub(super) parent: u32,
+    /// Blocks of contents.
+    pub(super) blocks: u64,
+    /// The block of extended attributes, 0 without one.
+    pub(super) xattr_block: u64,
+    /// Where its runs are in [`Plan::extents`].
+    first_extent: u32,
+    extent_count: u32,
+}
+
+/// What a run of blocks holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Holds {
+    /// Blocks of a directory or of a symbolic link's target, or data: from block `first` of the inode on.
+    Contents { first: u64 },
+    /// Extended attributes.
+    Xattrs,
+    /// A node of the extent tree.
+    ExtentNode { number: u32 },
+}
+
+/// A run of blocks with what belongs there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    pub(super) start: u64,
+    pub(super) length: u32,
+    /// Index into [`Plan::inodes`].
+    pub(super) inode: u32,
+    pub(super) holds: Holds,
+}
+
+/// Everything that is known before the first byte is written.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(super) geometry: Geometry,
+    pub(super) identity: Identity,
+    pub(super) label: [u8; MAX_LABEL],
+    /// The root, then inode [`FIRST_INODE`] and on.
+    pub(super) inodes: Vec<Planned>,
+    /// The inode of each node, by [`NodeId::index`]; 0 for nodes without a name.
+    pub(super) numbers: Vec<u32>,
+    /// Contents in ascending order of their places.
+    pub(super) pieces: Vec<Piece>,
+    /// The blocks of extent trees, by inode index, ascending.
+    pub(super) extent_nodes: Vec<(u32, Vec<u64>)>,
+    extents: Vec<Extent>,
+    /// The first block behind the contents.
+    pub(super) end: u64,
+    /// Bytes of the file that holds the file system.
+    length: u64,
+}
+
+impl Plan {
+    /// Plans the file system of `tree`. Of `label` at most 16 bytes are used.
+    pub(crate) fn new(
+        tree: &Tree,
+        capacity: Capacity,
+        identity: Identity,
+        label: &[u8],
+    ) -> Result<Self, PlanError> {
+        let mut name = [0; MAX_LABEL];
+        let label = &label[..label.len().min(MAX_LABEL)];
+        name[..label.len()].copy_from_slice(label);
+        let (inodes, numbers) = number(tree, &identity)?;
+        let mut order: Vec<u32> = (0..inodes.len() as u32).collect();
+        order.sort_by_key(|&index| match &tree.node(inodes[index as usize].node).content {
+            // Directories come first, to be read together; data last, in the order in which the layers give it.
+            Content::Directory(_) => (0, 0, 0),
+            Content::File { size: 1.., layer, offset } => (2, *layer, *offset),
+            _ => (1, 0, 0),
+        });
+        let used = u64::from(FIRST_INODE) + inodes.len() as u64 - 2;
+        let draft = Draft { inodes, order };
+        let (layout, length) = match capacity {
+            Capacity::Free(free) => {
+                let layout = draft.fit_around(used, free)?;
+                let length = layout.geometry.blocks * BLOCK_SIZE as u64;
+                (layout, length)
+            }
+            Capacity::Size(asked) => {
+                let wanted = used.max(asked / BYTES_PER_INODE);
+                let fits = |inodes| {
+                    let geometry = Geometry::fit(asked.min(MAX_BYTES) / BLOCK_SIZE as u64, inodes)?;
+                    let layout = draft.lay_out(geometry);
+                    (layout.end <= layout.geometry.blocks).then_some(layout)
+                };
+                match fits(wanted).or_else(|| fits(used)) {
+                    Some(layout) => (layout, asked),
+                    None => {
+                        let needed = draft.fit_around(used, 0)?.geometry.blocks * BLOCK_SIZE as u64;
+                        return Err(PlanError::TooLarge { needed, asked });
+                    }
+                }
+            }
+        };
+        let Layout { geometry, inodes, pieces, extents, extent_nodes, end } = layout;
+        Ok(Self {
+            geometry,
+            identity,
+            label: name,
+            inodes,
+            numbers,
+            pieces,
+            extent_nodes,
+            extents,
+            end,
+            length,
+        })
+    }
+
+    /// Bytes of the file that the file system fills.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Inodes in use that are not reserved ones.
+    pub(crate) fn entries(&self) -> u64 {
+        self.inodes.len() as u64
+    }
+
+    /// Bytes of file data.
+    pub(crate) fn data_bytes(&self, tree: &Tree) -> u64 {
+        let size = |inode: &Planned| match tree.node(inode.node).content {
+            Content::File { size, .. } => size,
+            _ => 0,
+        };
+        self.inodes.iter().map(size).sum()
+    }
+
+    /// The runs of an inode's contents.
+    pub(super) fn extents_of(&self, planned: &Planned) -> &[Extent] {
+        let first = planned.first_extent as usize;
+        &self.extents[first..first + planned.extent_count as usize]
+    }
+
+    /// The blocks of the extent tree of `inodes[index]`.
+    pub(super) fn extent_nodes_of(&self, index: u32) -> &[u64] {
+        match self.extent_nodes.binary_search_by_key(&index, |(inode, _)| *inode) {
+            Ok(found) => &self.extent_nodes[found].1,
+            Err(_) => &[],
+        }
+    }
+}
+
+/// The inode number of `inodes[index]`.
+pub(super) fn inode_number(index: usize) -> u32 {
+    // Lists of inodes are built from 32-bit node ids.
+    if index == 0 { ROOT_INODE } else { FIRST_INODE + index as u32 - 1 }
+}
+
+/// Numbers the nodes, directory by directory, and finds out how many blocks each of them takes.
+fn number(tree: &Tree, identity: &Identity) -> Result<(Vec<Planned>, Vec<u32>), PlanError> {
+    let planned = |node, parent| Planned {
+        node,
+        links: 0,
+        parent,
+        blocks: 0,
+        xattr_block: 0,
+        first_extent: 0,
+        extent_count: 0,
+    };
+    let mut inodes = vec![planned(NodeId::ROOT, ROOT_INODE)];
+    // Index + 1, so that 0 means that there is none yet.
+    let mut places = vec![0u32; tree.len()];
+    places[NodeId::ROOT.index()] = 1;
+    // By convention lost+found is the first inode that is not reserved.
+    if let Some(lost_found) = tree.child(NodeId::ROOT, LOST_FOUND).filter(|name| tree.is_directory(name.node))
+    {
+        inodes.push(planned(lost_found.node, ROOT_INODE));
+        places[lost_found.node.index()] = 2;
+    }
+    let mut stack = vec![NodeId::ROOT];
+    while let Some(directory) = stack.pop() {
+        let place = places[directory.index()] as usize - 1;
+        let number = inode_number(place);
+        let children = tree.children(directory).into_iter().flatten();
+        let before = stack.len();
+        let mut subdirectories = 0;
+        for (_, child) in children {
+            let known = &mut places[child.node.index()];
+            if *known == 0 {
+                inodes.push(planned(child.node, number));
+                *known = inodes.len() as u32;
+            }
+            if tree.is_directory(child.node) {
+                subdirectories += 1;
+                stack.push(child.node);
+            } else {
+                inodes[*known as usize - 1].links += 1;
+            }
+        }
+        inodes[place].links = 2 + subdirectories;
+        // The stack hands them out in the order of their names.
+        stack[before..].reverse();
+    }
+    for inode in &mut inodes {
+        measure(tree, inode, identity)?;
+    }
+    let numbers = places
+        .into_iter()
+        .map(|place| if place == 0 { 0 } else { inode_number(place as usize - 1) })
+        .collect();
+    Ok((inodes, numbers))
+}
+
+/// Finds out what a node takes, and whether it can be stored at all.
+fn measure(tree: &Tree, inode: &mut Planned, identity: &Identity) -> Result<(), PlanError> {
+    let node = tree.node(inode.node);
+    let unsupported = |reason: String| Err(PlanError::Unsupported { node: inode.node, reason });
+    inode.blocks = match &node.content {
+        Content::Directory(children) => match Packing::new(children.keys().map(|name| &name[..]), identity) {
+            Some(packing) => packing.blocks().into(),
+            None => {
+                return unsupported(format!(
+                    "the directory has {} entries, more than an index holds",
+                    children.len()
+                ));
+            }
+        },
+        Content::File { size, .. } if *size > MAX_BYTES - BLOCK_SIZE as u64 => {
+            return unsupported(format!("the file has {size} bytes, ext4 files have at most 16 TiB"));
+        }
+        Content::File { size, .. } => size.div_ceil(BLOCK_SIZE as u64),
+        Content::Symlink(target) if target.is_empty() || target.len() >= BLOCK_SIZE => {
+            return unsupported(format!("the link's target has {} bytes, expected 1 to 4095", target.len()));
+        }
+        Content::Symlink(target) => u64::from(target.len() >= FAST_SYMLINK),
+        Content::CharDevice { major, minor } | Content::BlockDevice { major, minor } => {
+            if device::encode(*major, *minor).is_none() {
+                return unsupported(format!(
+                    "the device number is {major}:{minor}, Linux has numbers up to 4095:1048575"
+                ));
+            }
+            0
+        }
+        Content::Fifo => 0,
+    };
+    if inode.links > MAX_LINKS && !tree.is_directory(inode.node) {
+        return unsupported(format!(
+            "the file has {} names, an inode of ext4 has at most {MAX_LINKS}",
+            inode.links
+        ));
+    }
+    match xattr::encode(&node.attributes.xattrs) {
+        // Any number but 0 stands for "to be placed".
+        Ok(encoded) => inode.xattr_block = encoded.block.is_some().into(),
+        Err(XattrError::TooLarge { needed, room }) => {
+            return unsupported(format!(
+                "the extended attributes take {needed} bytes, a block of ext4 holds {room}"
+            ));
+        }
+        Err(XattrError::MalformedAcl) => {
+            return unsupported("a POSIX ACL of it is malformed (expected version 2)".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Inodes whose blocks have no place yet.
+struct Draft {
+    inodes: Vec<Planned>,
+    order: Vec<u32>,
+}
+
+struct Layout {
+    geometry: Geometry,
+    inodes: Vec<Planned>,
+    pieces: Vec<Piece>,
+    extents: Vec<Extent>,
+    extent_nodes: Vec<(u32, Vec<u64>)>,
+    end: u64,
+}
+
+impl Draft {
+    /// The smallest layout with `used` inodes and `free` bytes to spare (with inodes for them).
+    fn fit_around(&self, used: u64, free: u64) -> Result<Layout, PlanError> {
+        const STEP: u64 = 64;
+        let too_large =
+            |blocks: u64| PlanError::TooLarge { needed: blocks * BLOCK_SIZE as u64, asked: MAX_BYTES };
+        if free > MAX_BYTES {
+            return Err(PlanError::TooLarge { needed: free, asked: MAX_BYTES });
+        }
+        let inodes = used + free / BYTES_PER_INODE;
+        let free = free.div_ceil(BLOCK_SIZE as u64);
+        let contents: u64 = self.inodes.iter().map(|inode| inode.blocks + inode.xattr_block).sum();
+        let full_groups = inodes.div_ceil(MAX_INODES_PER_GROUP.into()) - 1;
+        let mut blocks = (contents + free + STEP).max(full_groups * BLOCKS_PER_GROUP + STEP);
+        while blocks <= MAX_BYTES / BLOCK_SIZE as u64 {
+            let Some(geometry) = Geometry::fit(blocks, inodes) else {
+                blocks += STEP;
+                continue;
+            };
+            let trimmed = geometry.blocks < blocks;
+            let layout = self.lay_out(geometry);
+            let taken: u64 = layout
+                .geometry
+                .reserved
+                .iter()
+                .map(|run| run.end - run.start.max(layout.end).min(run.end))
+                .sum();
+            let missing = (layout.end + taken + free).saturating_sub(layout.geometry.blocks);
+            if missing == 0 {
+                return Ok(layout);
+            }
+            blocks += if trimmed { missing.max(STEP) } else { missing };
+        }
+        Err(too_large(blocks))
+    }
+
+    /// Gives every block a place, beyond the end of the geometry if it must be.
+    fn lay_out(&self, geometry: Geometry) -> Layout {
+        let mut inodes = self.inodes.clone();
+        let mut pieces = Vec::with_capacity(self.order.len());
+        let mut extents: Vec<Extent> = Vec::with_capacity(self.order.len());
+        let mut extent_nodes = Vec::new();
+        let mut allocator = Allocator::new(&geometry);
+        for &index in &self.order {
+            let inode = &mut inodes[index as usize];
+            let from = extents.len();
+            allocator.allocate(inode.blocks, &mut extents);
+            (inode.first_extent, inode.extent_count) = (from as u32, (extents.len() - from) as u32);
+            let mut first = 0;
+            for extent in &extents[from..] {
+                let &Extent { start, length } = extent;
+                pieces.push(Piece { start, length, inode: index, holds: Holds::Contents { first } });
+                first += u64::from(length);
+            }
+            let nodes: Vec<u64> =
+                (0..extent::tree_blocks(extents.len() - from)).map(|_| allocator.allocate_block()).collect();
+            pieces.extend(nodes.iter().zip(0..).map(|(&start, number)| Piece {
+                start,
+                length: 1,
+                inode: index,
+                holds: Holds::ExtentNode { number },
+            }));
+            if !nodes.is_empty() {
+                extent_nodes.push((index, nodes));
+            }
+            if inode.xattr_block != 0 {
+                inode.xattr_block = allocator.allocate_block();
+                pieces.push(Piece {
+                    start: inode.xattr_block,
+                    length: 1,
+                    inode: index,
+                    holds: Holds::Xattrs,
+                });
+            }
+        }
+        extent_nodes.sort_unstable_by_key(|(index, _)| *index);
+        let end = allocator.end();
+        Layout { geometry, inodes, pieces, extents, extent_nodes, end }
+    }
+}

@@ -1,0 +1,151 @@
+//! The `rootfs-tools` command.
+
+mod cli;
+mod show;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow};
+use clap::Parser;
+use oci::{Archive, Image, ImageReference, Store};
+use rootfs_tools::{BuildOptions, BuildReport};
+use serde_json::json;
+use template::DataDir;
+
+use cli::{BuildArgs, Cli, Command, EmptyArgs, GuestImageArgs};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Build(args) => build(args),
+        Command::Empty(args) => empty(args),
+        Command::GuestImage(args) => guest_image(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rootfs-tools: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// 2 where the input is at fault, 1 where the machine is.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let bad_input = error.chain().any(|cause| {
+        cause.downcast_ref::<rootfs_tools::Error>().is_some_and(rootfs_tools::Error::is_bad_input)
+            || cause.downcast_ref::<oci::Error>().is_some_and(|error| !matches!(error, oci::Error::Io { .. }))
+    });
+    if bad_input { 2 } else { 1 }
+}
+
+fn build(args: BuildArgs) -> anyhow::Result<()> {
+    // An archive's blobs stay as long as this does.
+    let (image, _archive) = open_image(&args)?;
+    let options = BuildOptions { size: args.size() };
+    let mut shown = show::Shown::new();
+    let report = rootfs_tools::build(&image, &options, &args.output, &mut |progress| shown.update(progress));
+    shown.finish();
+    let report = report.with_context(|| format!("building {}", args.image))?;
+    if args.json {
+        return print_json(&report);
+    }
+    summarise(&args.output, &report)
+}
+
+fn open_image(args: &BuildArgs) -> anyhow::Result<(Image, Option<Archive>)> {
+    let context = || format!("opening image {}", args.image);
+    match &args.image {
+        ImageReference::Name(name) => {
+            let data_dir = DataDir::resolve(args.data_dir.as_deref())
+                .ok_or_else(|| anyhow!("neither --data-dir nor $HOME says where the local images are"))?;
+            let hint = || {
+                format!(
+                    "{}: the local store is {} (--data-dir chooses another; oci:DIR:TAG and oci-archive:FILE need none)",
+                    context(),
+                    data_dir.images().display()
+                )
+            };
+            let store = Store::open(&data_dir.images()).with_context(hint)?;
+            Ok((store.image(&name.canonical()).with_context(hint)?, None))
+        }
+        ImageReference::Layout { directory, tag } => {
+            let store = Store::open(directory).with_context(context)?;
+            let descriptor = store.resolve_or_only(tag.as_deref()).with_context(context)?;
+            Ok((Image::open(&store, &descriptor).with_context(context)?, None))
+        }
+        ImageReference::Archive { file, tag } => {
+            // Beside the output, where there is room for an image.
+            let scratch =
+                args.output.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+            let archive = Archive::open(file, scratch).with_context(context)?;
+            let descriptor = archive.store().resolve_or_only(tag.as_deref()).with_context(context)?;
+            Ok((Image::open(archive.store(), &descriptor).with_context(context)?, Some(archive)))
+        }
+    }
+}
+
+fn summarise(output: &Path, report: &BuildReport) -> anyhow::Result<()> {
+    let BuildReport { digest, size, entries, data, index_ms, write_ms, sync_ms, .. } = report;
+    print_line(&format!(
+        "{}: {} MiB, {entries} entries, {} MiB of data, {digest}",
+        output.display(),
+        size.div_ceil(1 << 20),
+        data.div_ceil(1 << 20),
+    ))?;
+    print_line(&format!(
+        "read the entries in {index_ms} ms, wrote in {write_ms} ms, synced in {sync_ms} ms"
+    ))?;
+    if report.dropped_xattrs > 0 {
+        eprintln!(
+            "rootfs-tools: {} extended attributes were left out: kept are user, trusted (but for trusted.overlay), security and POSIX ACLs",
+            report.dropped_xattrs
+        );
+    }
+    Ok(())
+}
+
+fn empty(args: EmptyArgs) -> anyhow::Result<()> {
+    let seed = match &args.seed {
+        Some(seed) => seed.clone().into_bytes(),
+        None => fresh_seed()?,
+    };
+    let bytes = args.size << 20;
+    rootfs_tools::empty(&args.output, bytes, args.label.as_deref(), &seed)
+        .with_context(|| format!("writing an empty file system to {}", args.output.display()))?;
+    if args.json {
+        return print_json(&json!({ "size": bytes }));
+    }
+    print_line(&format!("{}: {} MiB, empty", args.output.display(), args.size))
+}
+
+/// Two empty file systems in one machine must not share a UUID.
+fn fresh_seed() -> anyhow::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut seed = vec![0; 32];
+    let source = Path::new("/dev/urandom");
+    std::fs::File::open(source)
+        .and_then(|mut file| file.read_exact(&mut seed))
+        .with_context(|| source.display().to_string())?;
+    Ok(seed)
+}
+
+fn guest_image(args: GuestImageArgs) -> anyhow::Result<()> {
+    let report = rootfs_tools::guest_image(&args.envd, &args.output)
+        .with_context(|| format!("writing the guest image {}", args.output.display()))?;
+    if args.json {
+        return print_json(&report);
+    }
+    print_line(&format!("{}: {} KiB, {}", args.output.display(), report.size.div_ceil(1024), report.digest))
+}
+
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print_line(&serde_json::to_string(value)?)
+}
+
+/// Like println!, but a closed pipe is an error and not a panic.
+fn print_line(line: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").context("writing to the standard output")
+}

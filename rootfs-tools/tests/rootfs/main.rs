@@ -1,0 +1,10 @@
+//! Images made by hand, built, and held against e2fsck, the kernel, umoci and an independent ext4 reader.
+
+mod build;
+mod cli;
+mod empty;
+mod hostile;
+mod image;
+mod oracle;
+mod round_trip;
+mod umoci;

@@ -93,6 +93,15 @@ test-binaries: packages
 .PHONY: test-guest
 test-guest: kernel agent test-binaries
 	target/debug/rootfs-tools guest-image --envd $(AGENT) -o $(GUEST)/guest-image.cpio
+	tests/prepare.sh target/debug target/e2e
+
+E2E_ENV := PATH="$$PATH:$(TOOLS)/bin" TIFFIN_BIN=$(CURDIR)/target/debug TIFFIN_AGENT=$(CURDIR)/$(AGENT) \
+	TIFFIN_KERNEL=$(CURDIR)/$(GUEST)/vmlinux TIFFIN_GUEST_IMAGE=$(CURDIR)/$(GUEST)/guest-image.cpio \
+	TIFFIN_E2E_DATA=$(CURDIR)/target/e2e
+
+.PHONY: e2e
+e2e: packages nextest test-guest vhost-device-vsock ## the end-to-end tests alone
+	$(E2E_ENV) cargo nextest run --locked -p e2e
 
 .PHONY: lint
 lint: packages ## fmt, clippy and docs, warnings denied
@@ -110,9 +119,7 @@ test: packages nextest ## everything that CI runs
 	$(call say,guest kernel)
 	guest-kernel/test.sh $(GUEST)/config
 	$(call say,tests)
-	PATH="$$PATH:$(TOOLS)/bin" TIFFIN_BIN=$(CURDIR)/target/debug TIFFIN_AGENT=$(CURDIR)/$(AGENT) \
-		TIFFIN_KERNEL=$(CURDIR)/$(GUEST)/vmlinux TIFFIN_GUEST_IMAGE=$(CURDIR)/$(GUEST)/guest-image.cpio \
-		cargo nextest run --locked --workspace
+	$(E2E_ENV) cargo nextest run --locked --workspace
 
 .PHONY: clean
 clean: ## remove target/ (not the cache)

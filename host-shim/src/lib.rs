@@ -1,1 +1,41 @@
-//! placeholder
+//! One process that owns one sandbox: it boots a VM from a template, talks to the agent inside, and leaves nothing
+//! behind when either of them ends.
+//!
+//! ```text
+//! spec.json ─► SandboxSpec ─► CheckedSpec ─► VmSpec ─► vmm::qemu
+//!                                              │           │ vmm::process: dies with the shim
+//!                                   channel::Prepared      ▼
+//!                                              └──► control door ─► agent::Agent   Hello, Configure, Shutdown
+//!                                                   streams ──────► client::SandboxClient (run, vsock.sock)
+//! DIR ── dir::SandboxDir ── lock, state.json, api.sock, vsock.sock, console.log, shim.log
+//!            └─ reaper: sweeps after a SIGKILL
+//! ```
+//!
+//! A boot ends well with the agent's Hello and the answer to its Configure, or in one error: the agent's own report, the
+//! end of the VMM with the kernel's last words, or the deadline. Every byte of the guest is taken for hostile.
+
+pub mod agent;
+pub mod api;
+pub mod channel;
+pub mod client;
+pub mod dir;
+pub mod doctor;
+mod error;
+pub mod log;
+pub mod reaper;
+pub mod run;
+pub mod sandbox;
+mod sandbox_id;
+pub mod scratch;
+pub mod spec;
+mod state;
+#[cfg(test)]
+mod test_template;
+pub mod timings;
+pub mod tools;
+pub mod vmm;
+pub mod vsock_server;
+
+pub use error::Error;
+pub use sandbox_id::{InvalidId, SandboxId};
+pub use state::{End, Event, InvalidTransition, Lifecycle};

@@ -60,7 +60,8 @@ impl TestSandboxBuilder {
 
     /// Starts it, or gives what the shim said on its standard error, with its exit status.
     pub async fn try_start(self) -> Result<TestSandbox, String> {
-        let folder = tempfile::Builder::new().prefix("tiffin-e2e-").tempdir().expect("a folder for the sandbox");
+        let folder =
+            tempfile::Builder::new().prefix("tiffin-e2e-").tempdir().expect("a folder for the sandbox");
         let spec = folder.path().join("spec.json");
         std::fs::write(&spec, self.spec.to_string()).expect("the spec is written");
         let mut shim = Command::new(binary("host-shim"))
@@ -76,8 +77,9 @@ impl TestSandboxBuilder {
             .spawn()
             .expect("host-shim starts");
         let stdout = shim.stdout.take().expect("its standard output is a pipe");
+        let mut stdout = BufReader::new(stdout);
         let mut line = String::new();
-        let reading = tokio::time::timeout(DEADLINE, BufReader::new(stdout).read_line(&mut line));
+        let reading = tokio::time::timeout(DEADLINE, stdout.read_line(&mut line));
         reading.await.expect("the shim neither became ready nor failed").expect("its output can be read");
         match serde_json::from_str(&line) {
             Ok(ready) => Ok(TestSandbox { shim, folder, ready }),
@@ -147,8 +149,8 @@ impl TestSandbox {
 
     /// Runs a shell script in it.
     pub async fn sh(&self, script: &str) -> Completed {
-        let running = self.client();
-        let running = running.output("/bin/sh", ["-c", script]);
+        let client = self.client();
+        let running = client.output("/bin/sh", ["-c", script]);
         tokio::time::timeout(DEADLINE, running).await.expect("the command ends").expect("the command runs")
     }
 

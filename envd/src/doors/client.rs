@@ -181,7 +181,7 @@ async fn download(
     headers: HeaderMap,
 ) -> Response {
     match services.authorize(&headers) {
-        Ok(session) => files::download(&services.sandbox, &session, query.0).await,
+        Ok(session) => files::download(&services.sandbox, &session, query.0, &headers).await,
         Err(error) => files::error_response(&error),
     }
 }

@@ -13,7 +13,7 @@ use axum::extract::{FromRequest, Multipart};
 use axum::response::Response;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use serde::Deserialize;
 
 use super::operations::{self, Owner, owner};
@@ -21,6 +21,7 @@ use super::service::absolute;
 use crate::connect::{Code, Error};
 use crate::root::Root;
 use crate::sandbox::{Sandbox, Session};
+use crate::users::User;
 
 /// How much of a file is read or written at a time.
 const CHUNK: usize = 256 << 10;
@@ -37,9 +38,25 @@ pub struct FilesQuery {
     username: String,
 }
 
+impl FilesQuery {
+    /// The user that the query names, else the one of the call's authorization, else the default one.
+    async fn user(&self, sandbox: &Sandbox, session: &Session, headers: &HeaderMap) -> Result<User, Error> {
+        if self.username.is_empty() {
+            session.user(sandbox, headers).await
+        } else {
+            session.user_named(sandbox, &self.username).await
+        }
+    }
+}
+
 /// Answers GET /files.
-pub async fn download(sandbox: &Arc<Sandbox>, session: &Session, query: FilesQuery) -> Response {
-    match open(sandbox, session, query).await {
+pub async fn download(
+    sandbox: &Arc<Sandbox>,
+    session: &Session,
+    query: FilesQuery,
+    headers: &HeaderMap,
+) -> Response {
+    match open(sandbox, session, query, headers).await {
         Ok((path, file, length)) => {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             // RFC 6266: a quoted string holds neither quotes nor control characters.
@@ -62,8 +79,9 @@ async fn open(
     sandbox: &Arc<Sandbox>,
     session: &Session,
     query: FilesQuery,
+    headers: &HeaderMap,
 ) -> Result<(PathBuf, File, u64), Error> {
-    let user = session.user_named(sandbox, &query.username).await?;
+    let user = query.user(sandbox, session, headers).await?;
     let path = absolute(session, &user, &query.path)?;
     let opened = path.clone();
     let (file, metadata) = sandbox
@@ -140,7 +158,7 @@ async fn receive(
     query: FilesQuery,
     request: Request<Body>,
 ) -> Result<Vec<PathBuf>, Error> {
-    let user = session.user_named(sandbox, &query.username).await?;
+    let user = query.user(sandbox, session, request.headers()).await?;
     let receiver = Receiver { root: sandbox.root().clone(), owner: owner(&user, sandbox.can_change_user()) };
     let content_type =
         request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");

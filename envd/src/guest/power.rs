@@ -1,7 +1,5 @@
 //! The end of the machine.
 
-use std::fs;
-
 use rustix::system::{RebootCommand, reboot};
 
 /// Syncs and ends the machine.
@@ -11,7 +9,6 @@ pub(super) fn off() -> ! {
     rustix::fs::sync();
     let failed = reboot(RebootCommand::Restart);
     eprintln!("envd: the machine cannot be reset: {failed:?}; panicking instead");
-    // The kernel's panic=-1 resets at once.
-    let _ = fs::write("/proc/sysrq-trigger", "c");
+    // The kernel panics when its init ends, and panic=-1 resets at once.
     std::process::exit(1)
 }

@@ -30,7 +30,8 @@ async fn a_stop_leaves_no_process_and_no_socket() {
         let sandbox = TestSandbox::start(channel).await;
         let (dir, vmm) = (sandbox.dir(), sandbox.vmm());
         // A process that does not listen to SIGTERM does not stand in the way.
-        let stubborn = sandbox.sh("sh -c 'trap \"\" TERM; while :; do sleep 1; done' >/dev/null 2>&1 &").await;
+        let stubborn =
+            sandbox.sh("sh -c 'trap \"\" TERM; while :; do sleep 1; done' >/dev/null 2>&1 &").await;
         assert_eq!(stubborn.exit.code(), 0);
         let folder = tempfile::tempdir().unwrap();
         let kept = folder.path().join("kept");

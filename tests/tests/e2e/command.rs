@@ -18,7 +18,12 @@ fn run(arguments: &[&str]) -> Output {
 
 fn sandboxes_left() -> Vec<String> {
     let folder = made("TIFFIN_E2E_DATA").join("sandboxes");
-    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.file_name().to_string_lossy().into()).collect()
+    std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into())
+        .collect()
 }
 
 #[test]
@@ -52,7 +57,12 @@ fn the_exit_codes_are_those_of_docker() {
         (&["--no-such-option"], 2),
     ] {
         let output = run(arguments);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 

@@ -32,10 +32,17 @@ async fn a_missing_init_is_told_in_the_kernels_words() {
     // A cpio archive that holds nothing but its trailer.
     let image = folder.path().join("empty.cpio");
     let trailer = "TRAILER!!!\0";
-    fs::write(&image, format!("070701{}{:08x}{}{trailer}\0\0\0", "0".repeat(88), trailer.len(), "0".repeat(8))).unwrap();
+    fs::write(
+        &image,
+        format!("070701{}{:08x}{}{trailer}\0\0\0", "0".repeat(88), trailer.len(), "0".repeat(8)),
+    )
+    .unwrap();
     for channel in Channel::ALL {
         let said = failure(TestSandbox::of(channel).set("guest_image", image.to_str().unwrap())).await;
-        assert!(said.contains("Kernel panic") || said.contains("VFS: Unable to mount root fs"), "{channel:?}: {said}");
+        assert!(
+            said.contains("Kernel panic") || said.contains("VFS: Unable to mount root fs"),
+            "{channel:?}: {said}"
+        );
     }
 }
 
@@ -77,7 +84,7 @@ async fn a_panic_of_the_kernel_ends_the_sandbox_with_its_words() {
         let sandbox = TestSandbox::start(channel).await;
         let client = sandbox.client();
         // The answer never comes: the connection dies with the machine.
-        let crash = client.output("/bin/sh", ["-c", "echo c > /proc/sysrq-trigger"]);
+        let crash = client.output("/bin/sh", ["-c", "echo 2 > /proc/sys/vm/panic_on_oom; tail /dev/zero"]);
         let _ = tokio::time::timeout(e2e::DEADLINE, crash).await.expect("the call ends with the machine");
         let dir = sandbox.dir();
         let (status, said) = sandbox.ended().await;
@@ -111,9 +118,8 @@ async fn an_agent_that_never_speaks_meets_the_boot_deadline() {
     fs::copy("/bin/busybox", &init).unwrap();
     let image = folder.path().join("silent.cpio");
     rootfs_tools::guest_image(&init, &image).unwrap();
-    let builder = TestSandbox::of(Channel::Serial)
-        .set("guest_image", image.to_str().unwrap())
-        .set("boot_timeout_s", 5);
+    let builder =
+        TestSandbox::of(Channel::Serial).set("guest_image", image.to_str().unwrap()).set("boot_timeout_s", 5);
     let said = failure(builder).await;
     assert!(said.contains('5') || said.contains("panic"), "{said}");
     assert!(made("TIFFIN_KERNEL").exists());

@@ -6,7 +6,8 @@ use tokio::net::UnixStream;
 
 #[tokio::test]
 async fn two_sandboxes_of_one_template_do_not_see_each_others_files() {
-    let (first, second) = tokio::join!(TestSandbox::start(Channel::Serial), TestSandbox::start(Channel::Vsock));
+    let (first, second) =
+        tokio::join!(TestSandbox::start(Channel::Serial), TestSandbox::start(Channel::Vsock));
     first.stdout("echo secret > /root/secret; rm /etc/group").await;
     assert_eq!(first.stdout("cat /root/secret").await, "secret\n");
     assert_ne!(second.sh("cat /root/secret").await.exit.code(), 0);
@@ -26,7 +27,8 @@ async fn ask(sandbox: &TestSandbox, port: u32, say: &[u8]) -> Vec<u8> {
     // A refused client may find the stream closed already.
     let _ = stream.write_all(&request).await;
     let mut answer = Vec::new();
-    let _ = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.expect("an answer or an end");
+    let _ =
+        tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await.expect("an answer or an end");
     answer
 }
 
@@ -51,7 +53,8 @@ async fn a_client_cannot_reach_a_control_call() {
         assert!(!String::from_utf8_lossy(&answer).contains("200 OK"), "{answer:?}");
         ask(&sandbox, PORTS_PORT, &record).await;
         for path in ["/init", "/freeze", "/shutdown", "/tiffin.control.v1.Control/Shutdown"] {
-            let request = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let request =
+                format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
             let answer = String::from_utf8(ask(&sandbox, CLIENT_PORT, request.as_bytes()).await).unwrap();
             assert!(answer.contains("HTTP/1.1 404"), "{path}: {answer}");
         }

@@ -53,7 +53,8 @@ async fn a_process_is_listed_signalled_and_gone() {
 async fn a_user_of_the_image_is_who_the_process_runs_as() {
     let sandbox = TestSandbox::start(Channel::Serial).await;
     let user = sandbox.client().with_user("user");
-    let done = user.output("/bin/sh", ["-c", "id -u; id -G; echo $HOME $USER; pwd; touch /etc/x"]).await.unwrap();
+    let done =
+        user.output("/bin/sh", ["-c", "id -u; id -G; echo $HOME $USER; pwd; touch /etc/x"]).await.unwrap();
     assert_eq!(String::from_utf8_lossy(&done.stdout), "1000\n1000 27\n/home/user user\n/home/user\n");
     assert_ne!(done.exit.code(), 0, "an ordinary user does not write to /etc");
     let nobody = sandbox.client().with_user("nosuch").output("/bin/true", [""; 0]).await;
@@ -68,7 +69,9 @@ async fn a_hundred_processes_at_once() {
     let running: Vec<_> = (0..100)
         .map(|n| {
             let client = client.clone();
-            tokio::spawn(async move { client.output("/bin/sh", ["-c".to_owned(), format!("echo {n}; exit {n}")]).await })
+            tokio::spawn(async move {
+                client.output("/bin/sh", ["-c".to_owned(), format!("echo {n}; exit {n}")]).await
+            })
         })
         .collect();
     for (n, process) in running.into_iter().enumerate() {

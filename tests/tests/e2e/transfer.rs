@@ -43,13 +43,19 @@ async fn the_filesystem_calls_see_what_processes_see() {
     let client = sandbox.client().with_user("user");
     client.make_dir("/home/user/a/b").await.unwrap();
     client.write_file("a/b/file", "hello").await.unwrap();
-    assert_eq!(sandbox.stdout("cat /home/user/a/b/file; stat -c %U:%a /home/user/a/b/file").await, "hellouser:644\n");
+    assert_eq!(
+        sandbox.stdout("cat /home/user/a/b/file; stat -c %U:%a /home/user/a/b/file").await,
+        "hellouser:644\n"
+    );
     sandbox.stdout("ln -s /proc/1/root /home/user/out; ln -s ../../../../etc/hostname /home/user/up").await;
     let listed = client.list_dir("/home/user", 3).await.unwrap();
     let names: Vec<_> = listed.iter().map(|entry| entry.path.trim_start_matches("/home/user/")).collect();
     assert_eq!(names, ["a", "a/b", "a/b/file", "out", "up"]);
     // A link leads to what the container means by it, never to the guest below.
-    assert_eq!(client.read_file("/home/user/up").await.unwrap(), client.read_file("/etc/hostname").await.unwrap());
+    assert_eq!(
+        client.read_file("/home/user/up").await.unwrap(),
+        client.read_file("/etc/hostname").await.unwrap()
+    );
     assert!(client.read_file("/home/user/out/disk/scratch/upper/etc/hostname").await.is_err());
     client.rename("a/b/file", "moved/here").await.unwrap();
     assert_eq!(client.stat("moved/here").await.unwrap().size, 5);

@@ -1,0 +1,378 @@
+//! The control connection: what the host says to the agent, and what it believes of the agent's words.
+//!
+//! The first message must be the Hello of this generation, and there is one: whoever has root in the guest can speak
+//! on this connection's other end, so everything that is not an answer to a request ends it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use envd_channel::control::{ControlReader, ControlWriter};
+use envd_proto::control::from_agent::Message;
+use envd_proto::control::from_host::Request;
+use envd_proto::control::{Configure, FromAgent, FromHost, Hello, Response, Shutdown, error::Code};
+use envd_proto::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::channel::Stream;
+
+/// The longest text of the agent that is shown.
+const MAX_TEXT: usize = 2 << 10;
+
+/// How long an answer may take beyond what the request itself allows.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What can go wrong on the control connection.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent's boot failed.
+    #[error("the guest's boot failed at the step {step}: {message}")]
+    BootFailed {
+        /// The step, as the agent names it.
+        step: String,
+        /// The agent's words.
+        message: String,
+    },
+    /// The agent speaks another version of the protocol.
+    #[error(
+        "the agent speaks the control protocol {oldest} to {newest}, this host-shim {OLDEST_PROTOCOL_VERSION} to {PROTOCOL_VERSION}: \
+         use a guest image and a host-shim of the same release"
+    )]
+    Version {
+        /// The oldest version that the agent speaks.
+        oldest: u32,
+        /// The newest.
+        newest: u32,
+    },
+    /// The agent broke the protocol.
+    #[error("the agent broke the control protocol: expected {expected}, got {got}")]
+    Protocol {
+        /// What was expected.
+        expected: &'static str,
+        /// What came.
+        got: String,
+    },
+    /// The agent refused a request.
+    #[error("the agent refused the {request}: {message} ({code:?})")]
+    Refused {
+        /// Which request.
+        request: &'static str,
+        /// The kind of the refusal.
+        code: Code,
+        /// The agent's words.
+        message: String,
+    },
+    /// The agent did not answer.
+    #[error("the agent did not answer the {request} within {} s", deadline.as_secs())]
+    NoAnswer {
+        /// Which request.
+        request: &'static str,
+        /// How long it had.
+        deadline: Duration,
+    },
+    /// The connection ended.
+    #[error("the control connection to the agent ended")]
+    Ended,
+    /// The operating system refused.
+    #[error("the control connection to the agent failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+type Pending = HashMap<u64, oneshot::Sender<Response>>;
+
+/// A ready agent.
+pub struct Agent {
+    generation: u64,
+    writer: AsyncMutex<Writer>,
+    pending: Arc<Mutex<Pending>>,
+    ended: watch::Receiver<Option<String>>,
+    _reader: AbortOnDropHandle<()>,
+}
+
+struct Writer {
+    writer: ControlWriter<WriteHalf<Stream>, FromHost>,
+    last_id: u64,
+}
+
+impl Agent {
+    /// Waits for the Hello of `generation`. The caller sets the deadline.
+    pub async fn handshake(stream: Stream, generation: u64) -> Result<(Self, Hello), AgentError> {
+        let (read, write) = tokio::io::split(stream);
+        let mut reader = ControlReader::<_, FromAgent>::new(read);
+        let (got, message) = reader.receive().await?.ok_or(AgentError::Ended)?;
+        let hello = match message.message {
+            Some(Message::Hello(hello)) => hello,
+            Some(Message::Failed(failed)) => {
+                let (step, message) = (printable(&failed.step), printable(&failed.message));
+                return Err(AgentError::BootFailed { step, message });
+            }
+            Some(Message::Response(_)) => return Err(protocol("a Hello", "a Response")),
+            None => return Err(protocol("a Hello", "a message of an unknown kind")),
+        };
+        for found in [got, hello.generation] {
+            if found != generation {
+                let got = format!("one of generation {found}");
+                let expected = "a Hello of this sandbox's generation";
+                return Err(AgentError::Protocol { expected, got });
+            }
+        }
+        let (oldest, newest) = (hello.oldest_protocol_version, hello.protocol_version);
+        if newest < OLDEST_PROTOCOL_VERSION || oldest > PROTOCOL_VERSION || oldest > newest {
+            return Err(AgentError::Version { oldest, newest });
+        }
+        let pending = Arc::new(Mutex::new(Pending::new()));
+        let (end, ended) = watch::channel(None);
+        let route = route(reader, generation, Arc::clone(&pending), end);
+        let agent = Self {
+            generation,
+            writer: AsyncMutex::new(Writer { writer: ControlWriter::new(write), last_id: 0 }),
+            pending,
+            ended,
+            _reader: AbortOnDropHandle::new(tokio::spawn(route)),
+        };
+        Ok((agent, hello))
+    }
+
+    /// Makes the machine somebody's sandbox; client calls are accepted when this returns.
+    pub async fn configure(&self, configure: Configure) -> Result<(), AgentError> {
+        self.request("Configure", Request::Configure(configure), ANSWER_DEADLINE).await
+    }
+
+    /// Asks for the end: processes get SIGTERM, after `grace` SIGKILL, then the machine powers off.
+    pub async fn shutdown(&self, grace: Duration) -> Result<(), AgentError> {
+        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+        self.request("Shutdown", Request::Shutdown(Shutdown { grace_ms }), grace + ANSWER_DEADLINE).await
+    }
+
+    /// Waits for the end of the connection, and says why.
+    pub async fn ended(&self) -> String {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => "its reader ended".to_owned(),
+        }
+    }
+
+    async fn request(
+        &self,
+        name: &'static str,
+        request: Request,
+        deadline: Duration,
+    ) -> Result<(), AgentError> {
+        let exchange = async {
+            let (reply, answer) = oneshot::channel();
+            {
+                let mut writer = self.writer.lock().await;
+                writer.last_id += 1;
+                let id = writer.last_id;
+                self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(id, reply);
+                writer.writer.send(self.generation, &FromHost { id, request: Some(request) }).await?;
+            }
+            if self.ended.borrow().is_some() {
+                return Err(AgentError::Ended);
+            }
+            answer.await.map_err(|_| AgentError::Ended)
+        };
+        let response = tokio::time::timeout(deadline, exchange)
+            .await
+            .map_err(|_| AgentError::NoAnswer { request: name, deadline })??;
+        match response.error {
+            None => Ok(()),
+            Some(error) => {
+                let message = printable(&error.message);
+                Err(AgentError::Refused { request: name, code: error.code(), message })
+            }
+        }
+    }
+}
+
+/// Gives answers to whoever waits for them, until the connection ends or the agent says what it must not.
+async fn route(
+    mut reader: ControlReader<ReadHalf<Stream>, FromAgent>,
+    generation: u64,
+    pending: Arc<Mutex<Pending>>,
+    end: watch::Sender<Option<String>>,
+) {
+    let reason = loop {
+        let message = match reader.receive().await {
+            Ok(Some((got, message))) if got == generation => message.message,
+            // What an earlier generation left on a serial port.
+            Ok(Some(_)) => continue,
+            Ok(None) => break "the agent closed it".to_owned(),
+            Err(error) => break error.to_string(),
+        };
+        match message {
+            Some(Message::Response(response)) => {
+                let waiting = pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&response.id);
+                match waiting {
+                    // A requester that gave up is no fault of the agent's.
+                    Some(reply) => drop(reply.send(response)),
+                    None => break format!("an answer to {}, which is no open request", response.id),
+                }
+            }
+            Some(Message::Hello(_)) => break "a second Hello".to_owned(),
+            Some(Message::Failed(failed)) => {
+                break format!(
+                    "the agent failed: {}: {}",
+                    printable(&failed.step),
+                    printable(&failed.message)
+                );
+            }
+            // A newer agent's message.
+            None => {}
+        }
+    };
+    tracing::info!(reason, "the control connection ended");
+    let _ = end.send(Some(reason));
+    pending.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+fn protocol(expected: &'static str, got: &str) -> AgentError {
+    AgentError::Protocol { expected, got: got.to_owned() }
+}
+
+/// The guest's text without what would act on a terminal, and not without end.
+fn printable(text: &str) -> String {
+    text.chars().filter(|&c| c == '\n' || !c.is_control()).take(MAX_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use envd_proto::control::{Error as WireError, Failed};
+    use tokio::io::{AsyncWriteExt, DuplexStream};
+
+    const GENERATION: u64 = 1;
+
+    fn hello() -> Hello {
+        Hello {
+            protocol_version: PROTOCOL_VERSION,
+            oldest_protocol_version: PROTOCOL_VERSION,
+            generation: GENERATION,
+            ..Hello::default()
+        }
+    }
+
+    fn message(message: Message) -> FromAgent {
+        FromAgent { message: Some(message) }
+    }
+
+    /// The guest's end of a connection.
+    struct Fake {
+        writer: ControlWriter<WriteHalf<DuplexStream>, FromAgent>,
+        reader: ControlReader<ReadHalf<DuplexStream>, FromHost>,
+    }
+
+    impl Fake {
+        fn new() -> (Self, Stream) {
+            let (host, guest) = tokio::io::duplex(1 << 16);
+            let (read, write) = tokio::io::split(guest);
+            (Self { writer: ControlWriter::new(write), reader: ControlReader::new(read) }, Box::new(host))
+        }
+
+        async fn say(&mut self, said: Message) {
+            self.writer.send(GENERATION, &message(said)).await.unwrap();
+        }
+
+        async fn answer(&mut self, error: Option<WireError>) -> FromHost {
+            let (generation, request) = self.reader.receive().await.unwrap().unwrap();
+            assert_eq!(generation, GENERATION);
+            self.say(Message::Response(Response { id: request.id, error })).await;
+            request
+        }
+    }
+
+    async fn ready() -> (Fake, Agent) {
+        let (mut fake, stream) = Fake::new();
+        fake.say(Message::Hello(hello())).await;
+        let (agent, _) = Agent::handshake(stream, GENERATION).await.unwrap();
+        (fake, agent)
+    }
+
+    async fn refused(first: Message, generation: u64) -> String {
+        let (mut fake, stream) = Fake::new();
+        fake.writer.send(generation, &message(first)).await.unwrap();
+        Agent::handshake(stream, GENERATION).await.map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[tokio::test]
+    async fn requests_get_their_own_answers() {
+        let (mut fake, agent) = ready().await;
+        let configure = Configure { sandbox_id: "abc1".into(), ..Configure::default() };
+        let (done, request) = tokio::join!(agent.configure(configure.clone()), fake.answer(None));
+        done.unwrap();
+        assert_eq!(request.request, Some(Request::Configure(configure)));
+        let error = WireError { code: Code::FailedPrecondition.into(), message: "twice\x1b[2J".into() };
+        let (done, _) = tokio::join!(agent.configure(Configure::default()), fake.answer(Some(error)));
+        assert_eq!(
+            done.unwrap_err().to_string(),
+            "the agent refused the Configure: twice[2J (FailedPrecondition)"
+        );
+    }
+
+    #[tokio::test]
+    async fn only_the_hello_of_this_generation_begins() {
+        let wrong = Hello { generation: 2, ..hello() };
+        let newer = Hello { protocol_version: 9, oldest_protocol_version: 9, ..hello() };
+        let response = Message::Response(Response::default());
+        let failed = Failed { step: "rootfs".into(), message: "bad superblock".into() };
+        for (first, generation, expected) in [
+            (Message::Hello(wrong), GENERATION, "got one of generation 2"),
+            (Message::Hello(hello()), 2, "got one of generation 2"),
+            (Message::Hello(newer), GENERATION, "speaks the control protocol 9 to 9"),
+            (response, GENERATION, "expected a Hello, got a Response"),
+            (Message::Failed(failed), GENERATION, "failed at the step rootfs: bad superblock"),
+        ] {
+            let error = refused(first, generation).await;
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_still_speaks_our_version_is_accepted() {
+        let (mut fake, stream) = Fake::new();
+        fake.say(Message::Hello(Hello { protocol_version: PROTOCOL_VERSION + 1, ..hello() })).await;
+        Agent::handshake(stream, GENERATION).await.map(drop).unwrap();
+    }
+
+    #[tokio::test]
+    async fn garbage_and_silence_end_with_the_connection() {
+        let (host, mut guest) = tokio::io::duplex(1 << 16);
+        guest.write_all(&[0x89; 5000]).await.unwrap();
+        drop(guest);
+        let ended = Agent::handshake(Box::new(host), GENERATION).await.map(drop);
+        assert!(matches!(ended, Err(AgentError::Ended)));
+    }
+
+    #[tokio::test]
+    async fn what_must_not_be_said_ends_the_connection() {
+        for (said, expected) in [
+            (Message::Hello(hello()), "a second Hello"),
+            (Message::Response(Response { id: 99, error: None }), "an answer to 99"),
+            (
+                Message::Failed(Failed { step: "late".into(), message: "x".into() }),
+                "the agent failed: late: x",
+            ),
+        ] {
+            let (mut fake, agent) = ready().await;
+            fake.say(said).await;
+            let reason = agent.ended().await;
+            assert!(reason.contains(expected), "{reason}");
+            assert!(matches!(agent.configure(Configure::default()).await, Err(AgentError::Ended)));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_in_the_middle_of_a_request_is_told() {
+        let (mut fake, agent) = ready().await;
+        let gone = async {
+            fake.reader.receive().await.unwrap().unwrap();
+            drop(fake);
+        };
+        let (done, ()) = tokio::join!(agent.configure(Configure::default()), gone);
+        assert!(matches!(done, Err(AgentError::Ended)));
+    }
+}

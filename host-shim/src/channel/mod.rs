@@ -1,0 +1,117 @@
+//! What carries streams between the shim and the agent: three ways, one interface.
+//!
+//! ```text
+//! prepare ──► Prepared { wiring, fds } ──launch──► control() ──► open() ──► Channel ──► dial(port)
+//! ```
+//!
+//! Everything that must be there before the guest runs is made by `prepare`: sockets, listeners, a daemon.
+
+mod serial;
+mod vhost_user_vsock;
+mod vhost_vsock;
+
+pub(crate) use vhost_vsock::is_usable as vhost_vsock_is_usable;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use command_fds::FdMapping;
+use futures::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::process::Child;
+
+use crate::Error;
+use crate::spec::ChannelChoice;
+use crate::vmm::Wiring;
+
+/// A byte stream to the agent.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// A byte stream of whatever channel.
+pub type Stream = Box<dyn ByteStream>;
+
+/// Opens a stream to a port of the agent.
+pub type Dial = Arc<dyn Fn(u32) -> BoxFuture<'static, io::Result<Stream>> + Send + Sync>;
+
+/// The host's side of a channel whose guest does not run yet, or has not spoken yet.
+pub struct Prepared {
+    /// The devices that the VMM has to make.
+    pub wiring: Wiring,
+    /// File descriptors for the VMM; taken by the launch.
+    pub fds: Vec<FdMapping>,
+    /// A process that the channel needs for as long as the VM runs.
+    pub helper: Option<Child>,
+    kind: PreparedKind,
+}
+
+enum PreparedKind {
+    Serial(serial::Prepared),
+    VhostVsock(vhost_vsock::Prepared),
+    VhostUserVsock(vhost_user_vsock::Prepared),
+}
+
+impl Prepared {
+    /// Makes the host's side. `folder` is for the sockets of this channel, and exists.
+    pub async fn new(choice: ChannelChoice, folder: &Path) -> Result<Self, Error> {
+        match choice {
+            ChannelChoice::Serial => serial::Prepared::prepare(),
+            ChannelChoice::VhostVsock => vhost_vsock::Prepared::prepare(),
+            ChannelChoice::VhostUserVsock => vhost_user_vsock::Prepared::prepare(folder).await,
+            ChannelChoice::Auto if vhost_vsock::is_usable() => vhost_vsock::Prepared::prepare(),
+            ChannelChoice::Auto => serial::Prepared::prepare(),
+        }
+    }
+
+    /// The channel's name in `state.json`.
+    pub fn name(&self) -> &'static str {
+        match self.kind {
+            PreparedKind::Serial(_) => "serial",
+            PreparedKind::VhostVsock(_) => "vhost-vsock",
+            PreparedKind::VhostUserVsock(_) => "vhost-user-vsock",
+        }
+    }
+
+    /// The stream of the control door: on vsock the guest's first connection, and no other after it.
+    ///
+    /// The agent dials before anything of the tenant's runs, so the first connection is its own.
+    pub async fn control(&mut self) -> io::Result<Stream> {
+        match &mut self.kind {
+            PreparedKind::Serial(prepared) => prepared.control(),
+            PreparedKind::VhostVsock(prepared) => prepared.control().await,
+            PreparedKind::VhostUserVsock(prepared) => prepared.control().await,
+        }
+    }
+
+    /// The channel, once the agent serves its doors.
+    pub async fn open(self) -> io::Result<Channel> {
+        Ok(Channel(match self.kind {
+            PreparedKind::Serial(prepared) => Kind::Serial(prepared.open().await?),
+            PreparedKind::VhostVsock(prepared) => Kind::VhostVsock(prepared.open()),
+            PreparedKind::VhostUserVsock(prepared) => Kind::VhostUserVsock(prepared.open()),
+        }))
+    }
+}
+
+/// A channel to a ready agent.
+#[derive(Debug)]
+pub struct Channel(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Serial(serial::Serial),
+    VhostVsock(vhost_vsock::VhostVsock),
+    VhostUserVsock(vhost_user_vsock::VhostUserVsock),
+}
+
+impl Channel {
+    /// Opens a stream to a port of the agent.
+    pub async fn dial(&self, port: u32) -> io::Result<Stream> {
+        match &self.0 {
+            Kind::Serial(channel) => channel.dial(port).await,
+            Kind::VhostVsock(channel) => channel.dial(port).await,
+            Kind::VhostUserVsock(channel) => channel.dial(port).await,
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Two virtio-serial ports: control records on one, a multiplexer on the other.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use command_fds::FdMapping;
+use envd_channel::mux::Mux;
+use envd_proto::FIRST_GENERATION;
+use tokio::net::UnixStream;
+
+use super::{PreparedKind, Stream};
+use crate::Error;
+use crate::vmm::{Wiring, qemu};
+
+pub(super) struct Prepared {
+    control: Option<UnixStream>,
+    mux: UnixStream,
+}
+
+impl Prepared {
+    pub(super) fn prepare() -> Result<super::Prepared, Error> {
+        let (control, far_control) = pair()?;
+        let (mux, far_mux) = pair()?;
+        Ok(super::Prepared {
+            wiring: Wiring::Serial,
+            fds: vec![
+                FdMapping { parent_fd: far_control, child_fd: qemu::CONTROL_FD },
+                FdMapping { parent_fd: far_mux, child_fd: qemu::MUX_FD },
+            ],
+            helper: None,
+            kind: PreparedKind::Serial(Self { control: Some(control), mux }),
+        })
+    }
+
+    pub(super) fn control(&mut self) -> io::Result<Stream> {
+        let control = self.control.take();
+        Ok(Box::new(control.ok_or_else(|| io::Error::other("the control port is in use"))?))
+    }
+
+    pub(super) async fn open(self) -> io::Result<Serial> {
+        Ok(Serial(Mux::connect(self.mux, FIRST_GENERATION).await?))
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Serial(Mux);
+
+impl Serial {
+    pub(super) async fn dial(&self, port: u32) -> io::Result<Stream> {
+        Ok(Box::new(self.0.open(port).await?))
+    }
+}
+
+fn pair() -> Result<(UnixStream, OwnedFd), Error> {
+    let make = || {
+        let (near, far) = std::os::unix::net::UnixStream::pair()?;
+        near.set_nonblocking(true)?;
+        Ok((UnixStream::from_std(near)?, far.into()))
+    };
+    make().map_err(Error::io("make a pair of sockets for", "the serial ports"))
+}

@@ -1,0 +1,199 @@
+//! Processes in the sandbox.
+
+use bytes::{Buf, Bytes};
+use envd_channel::envelope;
+use envd_proto::process::process_event::{Event, data_event};
+use envd_proto::process::process_input::Input;
+use envd_proto::process::{
+    CloseStdinRequest, CloseStdinResponse, ProcessInput, SendInputRequest, SendInputResponse, Signal,
+    StartRequest, StartResponse,
+};
+use http::{Method, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use prost::Message;
+
+use super::{Body, ClientError, Exit, SandboxClient, by_pid, code, full, invalid, refusal};
+
+/// Something that a process printed, or its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Bytes of its standard output.
+    Stdout(Bytes),
+    /// Bytes of its standard error.
+    Stderr(Bytes),
+    /// Bytes of its terminal.
+    Pty(Bytes),
+    /// Its end; nothing comes after it.
+    Ended(Exit),
+}
+
+/// A process that ended, with all that it printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completed {
+    /// How it ended.
+    pub exit: Exit,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// A process in the sandbox. Dropped, it is left to run.
+pub struct Process {
+    client: SandboxClient,
+    pid: u32,
+    events: Events,
+}
+
+impl Process {
+    pub(super) async fn start(client: SandboxClient, request: StartRequest) -> Result<Self, ClientError> {
+        let mut events = Events::open(&client, "process.Process/Start", &request).await?;
+        match events.next().await? {
+            Some(Event::Start(start)) => Ok(Self { client, pid: start.pid, events }),
+            Some(_) => Err(ClientError::protocol("the start of a process", "another event")),
+            None => Err(ClientError::protocol("the start of a process", "the end of the stream")),
+        }
+    }
+
+    /// Its process id in the sandbox.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// What it prints next, or its end. What is not asked for is not read: a slow reader slows the process.
+    pub async fn next(&mut self) -> Result<Output, ClientError> {
+        loop {
+            match self.events.next().await? {
+                Some(Event::Data(data)) => match data.output {
+                    Some(data_event::Output::Stdout(bytes)) => return Ok(Output::Stdout(bytes)),
+                    Some(data_event::Output::Stderr(bytes)) => return Ok(Output::Stderr(bytes)),
+                    Some(data_event::Output::Pty(bytes)) => return Ok(Output::Pty(bytes)),
+                    None => {}
+                },
+                Some(Event::End(end)) => {
+                    let exit = Exit::of(&end);
+                    let exit =
+                        exit.ok_or_else(|| ClientError::protocol("a process's end", format!("{end:?}")))?;
+                    return Ok(Output::Ended(exit));
+                }
+                Some(Event::Keepalive(_) | Event::Start(_)) => {}
+                None => return Err(ClientError::protocol("the end of the process", "the end of the stream")),
+            }
+        }
+    }
+
+    /// Waits for its end and collects what it prints.
+    pub async fn output(mut self) -> Result<Completed, ClientError> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        loop {
+            match self.next().await? {
+                Output::Stdout(bytes) | Output::Pty(bytes) => stdout.extend_from_slice(&bytes),
+                Output::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+                Output::Ended(exit) => return Ok(Completed { exit, stdout, stderr }),
+            }
+        }
+    }
+
+    /// Its standard input.
+    pub fn stdin(&self) -> Stdin {
+        Stdin { client: self.client.clone(), pid: self.pid, connection: None }
+    }
+
+    /// Sends it a signal.
+    pub async fn signal(&self, signal: Signal) -> Result<(), ClientError> {
+        self.client.send_signal(self.pid, signal).await
+    }
+}
+
+/// The standard input of a process. Dropped, the input stays open; [`Stdin::close`] closes it.
+pub struct Stdin {
+    client: SandboxClient,
+    pid: u32,
+    connection: Option<SendRequest<Body>>,
+}
+
+impl Stdin {
+    /// Writes bytes; returns when the process's pipe has taken them.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), ClientError> {
+        let input = Some(ProcessInput { input: Some(Input::Stdin(bytes)) });
+        let request = SendInputRequest { process: by_pid(self.pid), input };
+        self.call("process.Process/SendInput", &request).await.map(|SendInputResponse {}| ())
+    }
+
+    /// Closes it: the process reads an end of file.
+    pub async fn close(mut self) -> Result<(), ClientError> {
+        let request = CloseStdinRequest { process: by_pid(self.pid) };
+        self.call("process.Process/CloseStdin", &request).await.map(|CloseStdinResponse {}| ())
+    }
+
+    /// Writes follow each other closely: they share a connection for as long as the sandbox keeps it.
+    async fn call<M: Message, R: Message + Default>(
+        &mut self,
+        method: &str,
+        message: &M,
+    ) -> Result<R, ClientError> {
+        let kept = match self.connection.take() {
+            Some(mut connection) => connection.ready().await.is_ok().then_some(connection),
+            None => None,
+        };
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => self.client.connect().await?,
+        };
+        let response = self.client.unary_on(&mut connection, method, message).await?;
+        self.connection = Some(connection);
+        Ok(response)
+    }
+}
+
+/// The events of a server stream.
+struct Events {
+    body: Incoming,
+    decoder: envelope::Decoder,
+}
+
+impl Events {
+    async fn open(client: &SandboxClient, method: &str, message: &StartRequest) -> Result<Self, ClientError> {
+        let request = client
+            .request(Method::POST, &format!("/{method}"))
+            .header(header::CONTENT_TYPE, "application/connect+proto")
+            .body(full(envelope::encode(0, &message.encode_to_vec())))
+            .map_err(invalid)?;
+        let response = client.send(request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refusal(response).await);
+        }
+        Ok(Self { body: response.into_body(), decoder: envelope::Decoder::default() })
+    }
+
+    /// The next event; `None` at the stream's end.
+    async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+        loop {
+            let broken = |error: envelope::Error| ClientError::protocol("an envelope", error.to_string());
+            if let Some(envelope) = self.decoder.envelope().map_err(broken)? {
+                if envelope.end {
+                    return code::end_of_stream(&envelope.message).map(|()| None);
+                }
+                let message = StartResponse::decode(envelope.message)
+                    .map_err(|error| ClientError::protocol("an event", error.to_string()))?;
+                match message.event.and_then(|event| event.event) {
+                    Some(event) => return Ok(Some(event)),
+                    // A newer agent's event.
+                    None => continue,
+                }
+            }
+            match self.body.frame().await {
+                Some(frame) => {
+                    if let Ok(data) = frame?.into_data() {
+                        self.decoder.push(data.chunk());
+                    }
+                }
+                None => {
+                    return Err(ClientError::protocol("the end of the stream", "the end of the connection"));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! The sandbox folder: the shim's whole interface, and what tells anyone whether its shim is alive.
+//!
+//! ```text
+//! DIR/
+//!   lock          flock(2)ed by the shim for as long as it lives; says whether the folder goes with it
+//!   spec.json     the caller's
+//!   state.json    ours, replaced atomically
+//!   api.sock  vsock.sock  vmm/  scratch.ext4      gone when the sandbox has ended
+//!   console.log[.1]  shim.log                     stay
+//! ```
+//!
+//! A lock that can be taken means that its shim is gone, and whoever takes it may sweep the folder.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::timings::Phase;
+use crate::{End, Error, Lifecycle, SandboxId};
+
+/// The longest path of a folder: its sockets must fit into `sun_path` (108 bytes with the NUL).
+const MAX_PATH: usize = 107 - "/vmm/vsock_4294967295".len();
+
+const LOCK: &str = "lock";
+const STATE: &str = "state.json";
+
+/// What the lock file of a folder says that lives and dies with its shim.
+const EPHEMERAL: &[u8] = b"ephemeral\n";
+/// What the lock file of a caller's folder says.
+const KEPT: &[u8] = b"kept\n";
+
+/// The contents of `state.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// [`STATE_VERSION`].
+    pub schema_version: u32,
+    /// The sandbox.
+    pub id: SandboxId,
+    /// Where it is in its life.
+    pub phase: Lifecycle,
+    /// The process that owns the folder.
+    pub shim_pid: u32,
+    /// The VMM, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm_pid: Option<u32>,
+    /// `kvm` or `tcg`, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<String>,
+    /// The kind of channel, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<String>,
+    /// The agent's version, once it spoke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+    /// What took how long.
+    #[serde(default)]
+    pub phases: Vec<Phase>,
+    /// The caller's notes.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<End>,
+}
+
+/// The version of `state.json`.
+pub const STATE_VERSION: u32 = 1;
+
+/// A sandbox folder that this process owns.
+#[derive(Debug)]
+pub struct SandboxDir {
+    path: PathBuf,
+    ephemeral: bool,
+    // Released by the kernel with this process, however it ends.
+    _lock: File,
+}
+
+impl SandboxDir {
+    /// Makes `sandboxes/ID`, a folder that goes with its shim.
+    pub fn create(sandboxes: &Path, id: &SandboxId) -> Result<Self, Error> {
+        let target = absolute(&sandboxes.join(id.as_str()))?;
+        check_length(&target)?;
+        fs::create_dir_all(sandboxes).map_err(Error::io("make the folder", sandboxes))?;
+        // Nobody sweeps while this is held: a folder without its lock taken is then always a dead one.
+        let _guard = global_lock(sandboxes)?;
+        // Whoever sees the final name sees a lock that says what the folder is.
+        let fresh = sandboxes.join(format!(".new-{id}"));
+        private_dir(&fresh).map_err(Error::io("make the folder", &fresh))?;
+        let made = take_lock(&fresh, EPHEMERAL).and_then(|lock| {
+            fs::rename(&fresh, &target).map_err(Error::io("make the folder", &target))?;
+            Ok(lock)
+        });
+        match made {
+            Ok(lock) => Ok(Self { path: target, ephemeral: true, _lock: lock }),
+            Err(error) => {
+                let _ = fs::remove_dir_all(&fresh);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a caller's folder, which stays when the sandbox ends. What a dead shim left in it is swept.
+    pub fn adopt(path: &Path) -> Result<Self, Error> {
+        let path = absolute(path)?;
+        check_length(&path)?;
+        match private_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("make the folder", &path)(error));
+            }
+            _ => {}
+        }
+        let lock = take_lock(&path, KEPT)?;
+        let dir = Self { path, ephemeral: false, _lock: lock };
+        remove_live_files(&dir.path)?;
+        Ok(dir)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file of the folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Replaces `state.json`. In a caller's folder it is on disk when this returns, so that a sweeper after a power
+    /// cut knows as much; what goes with its shim is not worth the wait.
+    pub fn write_state(&self, state: &State) -> Result<(), Error> {
+        write_state(&self.path, state, !self.ephemeral)
+    }
+
+    /// Removes what an ended sandbox leaves: everything, or all but the logs and the state in a caller's folder.
+    pub fn finish(self) -> Result<(), Error> {
+        if self.ephemeral { remove_all(&self.path) } else { remove_live_files(&self.path).map(drop) }
+    }
+
+    /// Whether the folder goes with its shim.
+    pub fn is_ephemeral(&self) -> bool {
+        self.ephemeral
+    }
+}
+
+/// What [`sweep`] did to a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Swept {
+    /// Its shim is alive, or it never had one.
+    Untouched,
+    /// It was its shim's, and is gone.
+    Removed,
+    /// It is a caller's: its sockets and disks are gone, `state.json` says that the shim was killed.
+    Cleaned,
+}
+
+/// Sweeps every folder of `sandboxes` whose shim is dead. Folders of live shims are not touched.
+pub fn sweep(sandboxes: &Path) -> Result<Vec<(PathBuf, Swept)>, Error> {
+    if !sandboxes.exists() {
+        return Ok(Vec::new());
+    }
+    let _guard = global_lock(sandboxes)?;
+    let mut swept = Vec::new();
+    for entry in fs::read_dir(sandboxes).map_err(Error::io("list", sandboxes))? {
+        let path = entry.map_err(Error::io("list", sandboxes))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(".new-") {
+            // Its maker held the global lock and died.
+            remove_all(&path)?;
+            swept.push((path, Swept::Removed));
+        } else if path.is_dir() {
+            match sweep_one(&path)? {
+                Swept::Untouched => {}
+                done => swept.push((path, done)),
+            }
+        }
+    }
+    Ok(swept)
+}
+
+/// Sweeps one folder if its shim is dead.
+pub fn sweep_one(path: &Path) -> Result<Swept, Error> {
+    let lock = match File::open(path.join(LOCK)) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Swept::Untouched),
+        Err(error) => return Err(Error::io("open", path.join(LOCK))(error)),
+    };
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(Swept::Untouched),
+        Err(TryLockError::Error(error)) => return Err(Error::io("lock", path.join(LOCK))(error)),
+    }
+    let mut kind = Vec::new();
+    (&lock)
+        .take(EPHEMERAL.len() as u64)
+        .read_to_end(&mut kind)
+        .map_err(Error::io("read", path.join(LOCK)))?;
+    if kind == EPHEMERAL {
+        remove_all(path)?;
+        return Ok(Swept::Removed);
+    }
+    let mut cleaned = remove_live_files(path)?;
+    if let Some(mut state) = read_state(path)?
+        && state.phase != Lifecycle::Ended
+    {
+        state.phase = Lifecycle::Ended;
+        state.vmm_pid = None;
+        state.end = Some(End::ShimKilled);
+        write_state(path, &state, true)?;
+        cleaned = true;
+    }
+    Ok(if cleaned { Swept::Cleaned } else { Swept::Untouched })
+}
+
+/// Reads `state.json`; `None` when there is none yet, or one that no shim of this version wrote.
+pub fn read_state(path: &Path) -> Result<Option<State>, Error> {
+    let file = path.join(STATE);
+    match fs::read(&file) {
+        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", file)(error)),
+    }
+}
+
+fn write_state(path: &Path, state: &State, durable: bool) -> Result<(), Error> {
+    let file = path.join(STATE);
+    let fresh = path.join("state.json.new");
+    let mut text =
+        serde_json::to_vec_pretty(state).map_err(|error| Error::io("write", &file)(error.into()))?;
+    text.push(b'\n');
+    let replace = || {
+        let mut out = File::create(&fresh)?;
+        out.write_all(&text)?;
+        if durable {
+            out.sync_data()?;
+        }
+        fs::rename(&fresh, &file)?;
+        if durable { File::open(path)?.sync_all() } else { Ok(()) }
+    };
+    replace().map_err(Error::io("write", &file))
+}
+
+/// Removes what only a running sandbox needs; tells whether there was any.
+fn remove_live_files(path: &Path) -> Result<bool, Error> {
+    let mut removed = false;
+    for name in ["api.sock", "vsock.sock", "scratch.ext4", "state.json.new"] {
+        removed |=
+            absent_is_fine(fs::remove_file(path.join(name))).map_err(Error::io("remove", path.join(name)))?;
+    }
+    let vmm = path.join("vmm");
+    removed |= absent_is_fine(fs::remove_dir_all(&vmm)).map_err(Error::io("remove", &vmm))?;
+    Ok(removed)
+}
+
+fn remove_all(path: &Path) -> Result<(), Error> {
+    absent_is_fine(fs::remove_dir_all(path)).map(drop).map_err(Error::io("remove", path))
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sandboxes hold their tenants' data: nobody else may look in.
+fn private_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(path)
+}
+
+fn global_lock(sandboxes: &Path) -> Result<File, Error> {
+    let path = sandboxes.join(".lock");
+    let open = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = open.map_err(Error::io("open", &path))?;
+    file.lock().map_err(Error::io("lock", &path))?;
+    Ok(file)
+}
+
+fn take_lock(dir: &Path, kind: &[u8]) -> Result<File, Error> {
+    let path = dir.join(LOCK);
+    let open = File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
+    let mut file = open.map_err(Error::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let owner = read_state(dir)?.map_or(String::new(), |state| format!(" (pid {})", state.shim_pid));
+            let reason = format!("{} belongs to a host-shim that is running{owner}", dir.display());
+            return Err(Error::invalid("sandbox folder", reason));
+        }
+        Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+    }
+    file.set_len(0).and_then(|()| file.write_all(kind)).map_err(Error::io("write", &path))?;
+    Ok(file)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    std::path::absolute(path).map_err(Error::io("resolve", path))
+}
+
+fn check_length(path: &Path) -> Result<(), Error> {
+    let length = path.as_os_str().len();
+    if length <= MAX_PATH {
+        return Ok(());
+    }
+    let reason = format!(
+        "{} has {length} bytes, at most {MAX_PATH} fit into a Unix socket's address: use a shorter --dir or --data-dir",
+        path.display()
+    );
+    Err(Error::invalid("sandbox folder", reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> SandboxId {
+        "abc1".parse().unwrap()
+    }
+
+    fn state(phase: Lifecycle) -> State {
+        State {
+            schema_version: STATE_VERSION,
+            id: id(),
+            phase,
+            shim_pid: 7,
+            vmm_pid: Some(8),
+            accelerator: None,
+            channel: None,
+            agent_version: None,
+            phases: Vec::new(),
+            labels: Default::default(),
+            end: None,
+        }
+    }
+
+    #[test]
+    fn a_live_folder_is_left_alone_and_a_dead_one_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = SandboxDir::create(root.path(), &id()).unwrap();
+        let path = dir.path().to_owned();
+        fs::write(dir.file("scratch.ext4"), "x").unwrap();
+        assert_eq!(sweep(root.path()).unwrap(), vec![]);
+        assert!(path.exists());
+        drop(dir); // As the kernel does for a killed shim.
+        assert_eq!(sweep(root.path()).unwrap(), vec![(path.clone(), Swept::Removed)]);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_callers_folder_keeps_its_logs_and_learns_how_it_ended() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("mine");
+        let dir = SandboxDir::adopt(&path).unwrap();
+        dir.write_state(&state(Lifecycle::Running)).unwrap();
+        for name in ["api.sock", "scratch.ext4", "console.log"] {
+            fs::write(dir.file(name), "x").unwrap();
+        }
+        fs::create_dir(dir.file("vmm")).unwrap();
+        let error = SandboxDir::adopt(&path).unwrap_err().to_string();
+        assert!(error.contains("belongs to a host-shim that is running (pid 7)"), "{error}");
+        drop(dir);
+        assert_eq!(sweep(root.path()).unwrap(), vec![(path.clone(), Swept::Cleaned)]);
+        assert!(path.join("console.log").exists());
+        assert!(!path.join("scratch.ext4").exists() && !path.join("vmm").exists());
+        let after = read_state(&path).unwrap().unwrap();
+        assert_eq!((after.phase, after.end), (Lifecycle::Ended, Some(End::ShimKilled)));
+        assert_eq!(sweep(root.path()).unwrap(), vec![], "a second sweep finds nothing");
+        SandboxDir::adopt(&path).unwrap().finish().unwrap();
+        assert!(path.join("console.log").exists());
+    }
+
+    #[test]
+    fn what_is_no_sandbox_is_not_swept() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("photos")).unwrap();
+        fs::create_dir(root.path().join(".new-abc1")).unwrap();
+        assert_eq!(sweep(root.path()).unwrap(), vec![(root.path().join(".new-abc1"), Swept::Removed)]);
+        assert!(root.path().join("photos").exists());
+    }
+
+    #[test]
+    fn a_path_too_long_for_a_socket_is_refused_before_anything_is_made() {
+        let root = tempfile::tempdir().unwrap();
+        let long = root.path().join("x".repeat(MAX_PATH));
+        let error = SandboxDir::adopt(&long).unwrap_err();
+        assert!(error.to_string().contains("use a shorter --dir"), "{error}");
+        assert!(error.is_bad_input() && !long.exists());
+    }
+}

@@ -1,0 +1,113 @@
+//! What can go wrong with a sandbox, told apart by who has to act.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The caller's input is wrong: another input is needed.
+    #[error("invalid {what}: {reason}")]
+    Invalid {
+        /// Which input.
+        what: String,
+        /// What was expected and what was got.
+        reason: String,
+    },
+    /// The host misses something: something has to be installed or made.
+    #[error("{what} is missing: {remedy}")]
+    Missing {
+        /// What is not there.
+        what: String,
+        /// Where it was looked for, and how to get it.
+        remedy: String,
+    },
+    /// The template cannot be used.
+    #[error(transparent)]
+    Template(#[from] template::Error),
+    /// The scratch disk could not be made.
+    #[error("cannot make the scratch disk: {0}")]
+    Scratch(#[from] rootfs_tools::Error),
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file in question.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The VMM could not be started.
+    #[error("cannot start {program}: {source}")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The VM ended before its agent was ready.
+    #[error("the sandbox did not start: {reason}{}", tail(console))]
+    Boot {
+        /// What ended it.
+        reason: String,
+        /// The end of what the guest and the VMM printed.
+        console: String,
+    },
+    /// The agent was not ready in time.
+    #[error(
+        "the sandbox was not ready within {} s: {waiting_for} did not happen (--boot-timeout allows more time){}",
+        deadline.as_secs(),
+        tail(console)
+    )]
+    BootTimeout {
+        /// The time that it had.
+        deadline: Duration,
+        /// What was waited for.
+        waiting_for: &'static str,
+        /// The end of what the guest and the VMM printed.
+        console: String,
+    },
+    /// The control connection failed.
+    #[error(transparent)]
+    Agent(#[from] crate::agent::AgentError),
+    /// A call to the sandbox failed.
+    #[error(transparent)]
+    Client(#[from] crate::client::ClientError),
+    /// The sandbox ended under its command.
+    #[error("{reason}")]
+    Ended {
+        /// How.
+        reason: String,
+    },
+    /// A signal ended the work before the sandbox was ready.
+    #[error("interrupted before the sandbox was ready")]
+    Interrupted,
+}
+
+impl Error {
+    /// An error of the system, with what was tried.
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Bad input of the caller.
+    pub(crate) fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Invalid { what: what.into(), reason: reason.into() }
+    }
+
+    /// Whether other input, and not another host, would help.
+    pub fn is_bad_input(&self) -> bool {
+        matches!(self, Self::Invalid { .. } | Self::Template(_))
+    }
+}
+
+fn tail(console: &str) -> String {
+    if console.is_empty() {
+        String::new()
+    } else {
+        format!("\n--- end of the console ---\n{}", console.trim_end())
+    }
+}

@@ -1,0 +1,343 @@
+//! `host-shim run`: one command in a sandbox of its own, or a sandbox for whoever dials its sockets.
+
+use std::collections::HashMap;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use envd_proto::process::{ProcessConfig, Signal, StartRequest};
+use serde::Serialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::client::{ClientError, Code, Exit, Output, Process, SandboxClient, Stdin};
+use crate::dir::{SandboxDir, State};
+use crate::sandbox::{GuestEnd, Sandbox, Watch};
+use crate::spec::CheckedSpec;
+use crate::timings::Phase;
+use crate::{End, Error};
+
+/// How long a process may take to end after SIGTERM, as in `docker stop`.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+/// Bytes of standard input that go to the sandbox at once. Larger ones would only wait for the process's pipe (64 KiB).
+const STDIN_CHUNK: usize = 64 << 10;
+
+/// The user's wish to end: asked once, and then again.
+#[derive(Clone, Debug)]
+pub struct Interrupt {
+    /// SIGINT, SIGTERM or SIGHUP came.
+    pub first: CancellationToken,
+    /// It came a second time.
+    pub second: CancellationToken,
+}
+
+impl Interrupt {
+    /// Listens for the signals from now on.
+    pub fn listen() -> io::Result<Self> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let this = Self { first: CancellationToken::new(), second: CancellationToken::new() };
+        let tokens = this.clone();
+        tokio::spawn(async move {
+            for token in [tokens.first, tokens.second] {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                    _ = hangup.recv() => {}
+                }
+                token.cancel();
+            }
+        });
+        Ok(this)
+    }
+}
+
+/// How a command of `run TEMPLATE` ended.
+#[derive(Debug, Serialize)]
+pub struct CommandReport {
+    /// The sandbox that it ran in.
+    pub id: crate::SandboxId,
+    /// Its exit code, 128 + n for signal n.
+    pub exit_code: u8,
+    /// What runs the guest's instructions.
+    pub accelerator: Option<String>,
+    /// What carried its streams.
+    pub channel: Option<String>,
+    /// What took how long.
+    pub phases: Vec<Phase>,
+    /// Milliseconds from the beginning to the command's start.
+    pub ready_ms: f64,
+}
+
+/// Runs `argv` in a sandbox of its own, with this process's standard streams.
+pub async fn command(
+    dir: SandboxDir,
+    spec: CheckedSpec,
+    argv: Vec<String>,
+    cache: &Path,
+    interrupt: &Interrupt,
+    watch: &dyn Watch,
+) -> Result<CommandReport, Error> {
+    let mut sandbox = Sandbox::boot(dir, spec, cache, &interrupt.first, watch).await?;
+    let ran = attach(&mut sandbox, argv, interrupt, watch).await;
+    let (exit, ready_ms) = match ran {
+        Ok(ran) => ran,
+        Err(error) => {
+            sandbox.finish(End::Failed { message: error.to_string() }).await?;
+            return Err(error);
+        }
+    };
+    let State { id, accelerator, channel, .. } = sandbox.state().clone();
+    let phases = sandbox.timings().phases().to_vec();
+    let exit_code = exit.code();
+    // No power-off in order: its disk is thrown away, and nothing else of it remains.
+    sandbox.finish(End::CommandExited { code: exit_code }).await?;
+    Ok(CommandReport { id, exit_code, accelerator, channel, phases, ready_ms })
+}
+
+async fn attach(
+    sandbox: &mut Sandbox,
+    argv: Vec<String>,
+    interrupt: &Interrupt,
+    watch: &dyn Watch,
+) -> Result<(Exit, f64), Error> {
+    watch.step("starting the command");
+    let mut argv = argv.into_iter();
+    let cmd = argv.next().unwrap_or_default();
+    let process = ProcessConfig { cmd, args: argv.collect(), envs: HashMap::new(), cwd: None };
+    let request = StartRequest { process: Some(process), stdin: Some(true), ..StartRequest::default() };
+    let client = sandbox.client();
+    let started = tokio::select! {
+        started = client.start(request) => started,
+        end = sandbox.ended() => return Err(ended_early(end)),
+        () = interrupt.first.cancelled() => return Err(Error::Interrupted),
+    };
+    let process = started?;
+    sandbox.timings().end("exec");
+    let ready_ms = sandbox.timings().total_ms();
+    watch.step("");
+
+    let _stdin = AbortOnDropHandle::new(tokio::spawn(forward_stdin(process.stdin())));
+    let pid = process.pid();
+    let exit = tokio::select! {
+        // Its output and end may have arrived together with the machine's end.
+        biased;
+        exit = forward_output(process) => match exit {
+            Ok(exit) => exit,
+            Err(Error::Client(error)) if error.code().is_none() => {
+                // The stream broke: with the machine, most likely.
+                return match tokio::time::timeout(Duration::from_secs(3), sandbox.ended()).await {
+                    Ok(end) => Err(ended_early(end)),
+                    Err(_) => Err(error.into()),
+                };
+            }
+            Err(error) => return Err(error),
+        },
+        exit = stop_on(interrupt, client, pid) => exit,
+        end = sandbox.ended() => return Err(ended_early(end)),
+    };
+    Ok((exit, ready_ms))
+}
+
+/// Writes what the process prints to this process's own streams, until its end.
+async fn forward_output(mut process: Process) -> Result<Exit, Error> {
+    let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+    loop {
+        // Flushed each time: an interactive process waits for an answer to what it printed.
+        let written = match process.next().await? {
+            Output::Stdout(bytes) | Output::Pty(bytes) => {
+                stdout.write_all(&bytes).await.and(stdout.flush().await).map_err(Error::io("write", "stdout"))
+            }
+            Output::Stderr(bytes) => {
+                stderr.write_all(&bytes).await.and(stderr.flush().await).map_err(Error::io("write", "stderr"))
+            }
+            Output::Ended(exit) => return Ok(exit),
+        };
+        match written {
+            // Nobody reads any more (`| head`): what SIGPIPE means for a program of this machine.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => {
+                return Ok(Exit::Signal(13));
+            }
+            other => other?,
+        }
+    }
+}
+
+/// Gives this process's input to the sandbox's, until its end; a process that does not read holds it back.
+async fn forward_stdin(mut process: Stdin) {
+    let mut stdin = tokio::io::stdin();
+    loop {
+        let mut chunk = BytesMut::with_capacity(STDIN_CHUNK);
+        match stdin.read_buf(&mut chunk).await {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => break,
+        }
+        if let Err(error) = process.write(chunk.freeze()).await {
+            // It has closed its input or has ended; the end is told elsewhere.
+            tracing::debug!(%error, "the process takes no more input");
+            return;
+        }
+    }
+    if let Err(error) = process.close().await {
+        tracing::debug!(%error, "the process's input was not closed");
+    }
+}
+
+/// The first signal asks the process to end, the second or the end of the grace ends the sandbox.
+async fn stop_on(interrupt: &Interrupt, client: SandboxClient, pid: u32) -> Exit {
+    const KILLED: Exit = Exit::Signal(9);
+    interrupt.first.cancelled().await;
+    let ask = async {
+        if let Err(error) = client.send_signal(pid, Signal::Sigterm).await {
+            tracing::warn!(%error, "the process did not get SIGTERM");
+        }
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        () = ask => KILLED,
+        () = interrupt.second.cancelled() => KILLED,
+    }
+}
+
+fn ended_early(end: GuestEnd) -> Error {
+    let reason = match end {
+        GuestEnd::PoweredOff => "the guest powered off while the command ran".to_owned(),
+        GuestEnd::Crashed(message) => format!("the sandbox ended while the command ran: {message}"),
+    };
+    Error::Ended { reason }
+}
+
+/// The exit code of `run TEMPLATE` for an error: 127 not found, 126 not executable, 125 everything of the shim's own.
+pub fn exit_code(error: &Error) -> u8 {
+    let Error::Client(ClientError::Call { code, message }) = error else { return 125 };
+    // The contract answers a failed exec with one code for every cause (invalid_argument): the system's words differ.
+    let says = |needle: &str| message.to_ascii_lowercase().contains(needle);
+    match code {
+        Code::NotFound => 127,
+        Code::PermissionDenied => 126,
+        _ if says("not found") || says("no such file") => 127,
+        _ if says("permission denied") || says("exec format error") || says("is a directory") => 126,
+        _ => 125,
+    }
+}
+
+/// What a sandbox says on stdout once it is ready.
+#[derive(Serialize)]
+struct Ready<'a> {
+    ready: bool,
+    dir: &'a Path,
+    total_ms: f64,
+    #[serde(flatten)]
+    state: &'a State,
+}
+
+/// Runs a sandbox until it ends, or until its end is asked for. Whether that was an orderly end.
+pub async fn serve(
+    dir: SandboxDir,
+    spec: CheckedSpec,
+    cache: &Path,
+    interrupt: &Interrupt,
+    watch: &dyn Watch,
+) -> Result<GuestEnd, Error> {
+    let path = dir.path().to_owned();
+    let mut sandbox = Sandbox::boot(dir, spec, cache, &interrupt.first, watch).await?;
+    watch.step("");
+    let total_ms = sandbox.timings().total_ms();
+    let line = serde_json::to_string(&Ready { ready: true, dir: &path, total_ms, state: sandbox.state() });
+    let told = line.map_err(io::Error::from).and_then(|line| {
+        use std::io::Write;
+        let mut out = io::stdout().lock();
+        writeln!(out, "{line}").and_then(|()| out.flush())
+    });
+    if let Err(error) = told {
+        // A caller that closed our stdout did not want to know; state.json says the same.
+        tracing::warn!(%error, "cannot tell readiness on stdout");
+    }
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot tell readiness to the service manager");
+    }
+    let stop = sandbox.stop_requested();
+    let end = tokio::select! {
+        end = sandbox.ended() => Some(end),
+        () = interrupt.first.cancelled() => None,
+        () = stop.cancelled() => None,
+    };
+    match end {
+        None => {
+            let hurry = interrupt.second.clone();
+            sandbox.stop(GRACE, async move { hurry.cancelled().await }).await?;
+            Ok(GuestEnd::PoweredOff)
+        }
+        Some(end) => {
+            let message = match &end {
+                GuestEnd::PoweredOff => "the guest powered off".to_owned(),
+                GuestEnd::Crashed(message) => message.clone(),
+            };
+            sandbox.finish(End::GuestEnded { message }).await?;
+            Ok(end)
+        }
+    }
+}
+
+/// Shows steps as a spinner on a terminal and nowhere else: stderr belongs to the command.
+#[derive(Debug)]
+pub struct TerminalWatch {
+    spinner: indicatif::ProgressBar,
+    quiet: bool,
+}
+
+impl TerminalWatch {
+    /// `quiet` hides notices too.
+    pub fn new(quiet: bool) -> Self {
+        let spinner = if io::stderr().is_terminal() && !quiet {
+            let spinner = indicatif::ProgressBar::new_spinner();
+            spinner.enable_steady_tick(Duration::from_millis(100));
+            spinner
+        } else {
+            indicatif::ProgressBar::hidden()
+        };
+        Self { spinner, quiet }
+    }
+}
+
+impl Watch for TerminalWatch {
+    fn step(&self, what: &str) {
+        if what.is_empty() {
+            self.spinner.finish_and_clear();
+        } else {
+            self.spinner.set_message(what.to_owned());
+        }
+    }
+
+    fn notice(&self, what: &str) {
+        if !self.quiet {
+            self.spinner.suspend(|| eprintln!("host-shim: note: {what}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_docker() {
+        let call = |code, message: &str| Error::Client(ClientError::Call { code, message: message.into() });
+        for (error, code) in [
+            (call(Code::NotFound, ""), 127),
+            (call(Code::InvalidArgument, "exec /x: No such file or directory"), 127),
+            (call(Code::InvalidArgument, "exec: \"x\": executable file not found in $PATH"), 127),
+            (call(Code::InvalidArgument, "exec /x: Permission denied"), 126),
+            (call(Code::InvalidArgument, "exec /x: Exec format error"), 126),
+            (call(Code::Internal, "out of memory"), 125),
+            (Error::Interrupted, 125),
+        ] {
+            assert_eq!(exit_code(&error), code, "{error}");
+        }
+    }
+}

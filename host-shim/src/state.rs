@@ -1,0 +1,129 @@
+//! The life of a sandbox, as pure transitions.
+//!
+//! ```text
+//! Created ──spawned──► Booting ──hello──► Ready ──configured──► Running
+//!    │                    │                 │                      │
+//!    │                    ├─────────────────┴──────stop────────────┤
+//!    │                    │                                        ▼
+//!    │                    │                                     Stopping
+//!    └───────ended────────┴───────────────ended────────────────────┴──► Ended
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+/// Where a sandbox is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lifecycle {
+    /// The folder is there, no VMM yet.
+    Created,
+    /// The VMM runs, the agent has not spoken yet.
+    Booting,
+    /// The agent has said Hello; client calls are still refused.
+    Ready,
+    /// Configured: somebody's sandbox.
+    Running,
+    /// Its end was asked for.
+    Stopping,
+    /// Nothing of it runs any more.
+    Ended,
+}
+
+/// What moves a sandbox through its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The VMM was started.
+    Spawned,
+    /// The agent's Hello arrived.
+    Hello,
+    /// The agent acknowledged the Configure.
+    Configured,
+    /// The caller wants it to end.
+    Stop,
+    /// The VMM is gone, or was never started.
+    Ended,
+}
+
+/// The event does not fit the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{event:?} cannot happen to a sandbox that is {state:?}")]
+pub struct InvalidTransition {
+    /// Where the sandbox is.
+    pub state: Lifecycle,
+    /// What happened.
+    pub event: Event,
+}
+
+impl Lifecycle {
+    /// The state after `event`.
+    pub fn after(self, event: Event) -> Result<Self, InvalidTransition> {
+        match (self, event) {
+            (Self::Created, Event::Spawned) => Ok(Self::Booting),
+            (Self::Booting, Event::Hello) => Ok(Self::Ready),
+            (Self::Ready, Event::Configured) => Ok(Self::Running),
+            (Self::Booting | Self::Ready | Self::Running | Self::Stopping, Event::Stop) => Ok(Self::Stopping),
+            (state, Event::Ended) if state != Self::Ended => Ok(Self::Ended),
+            (state, event) => Err(InvalidTransition { state, event }),
+        }
+    }
+}
+
+/// Why a sandbox ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum End {
+    /// Its end was asked for, and came.
+    Stopped,
+    /// Its command ended (`run TEMPLATE -- CMD`).
+    CommandExited {
+        /// The exit code, 128 + n for signal n.
+        code: u8,
+    },
+    /// The guest powered itself off, or crashed.
+    GuestEnded {
+        /// What the VMM's exit and the console say.
+        message: String,
+    },
+    /// It never became ready, or the shim failed.
+    Failed {
+        /// The error, as the user saw it.
+        message: String,
+    },
+    /// The shim was killed; its VMM died with it.
+    ShimKilled,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Event::{Configured, Ended as End, Hello, Spawned, Stop};
+    use super::Lifecycle::{Booting, Created, Ended, Ready, Running, Stopping};
+    use super::*;
+
+    #[test]
+    fn every_edge_and_nothing_else() {
+        let edges = [
+            (Created, Spawned, Booting),
+            (Created, End, Ended),
+            (Booting, Hello, Ready),
+            (Booting, Stop, Stopping),
+            (Booting, End, Ended),
+            (Ready, Configured, Running),
+            (Ready, Stop, Stopping),
+            (Ready, End, Ended),
+            (Running, Stop, Stopping),
+            (Running, End, Ended),
+            (Stopping, Stop, Stopping),
+            (Stopping, End, Ended),
+        ];
+        for state in [Created, Booting, Ready, Running, Stopping, Ended] {
+            for event in [Spawned, Hello, Configured, Stop, End] {
+                let expected = edges
+                    .iter()
+                    .find(|edge| (edge.0, edge.1) == (state, event))
+                    .map(|edge| edge.2)
+                    .ok_or(InvalidTransition { state, event });
+                assert_eq!(state.after(event), expected);
+            }
+        }
+    }
+}

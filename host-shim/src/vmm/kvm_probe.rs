@@ -1,0 +1,141 @@
+//! Whether KVM runs guests here.
+//!
+//! An openable /dev/kvm proves nothing. On hosts with a partial KVM, KVM_CREATE_VM succeeds and even a small ROM that
+//! writes to a port ran to its end, while a Linux kernel failed: QEMU aborted on an MSR with `-cpu host`, and hung with
+//! other models. So the proof is the guest kernel itself: booted without an initramfs and a disk it must reach
+//! the panic for want of a root within a deadline. That takes 0.1 to 0.3 s on a sound KVM; the answer is
+//! kept until the host's next boot.
+
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt;
+
+use super::qemu::{Arguments, isolation};
+use super::{end, process};
+use crate::Error;
+
+/// Ten times what a sound KVM needs.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// A kernel prints a few hundred bytes before it gives up.
+const MAX_OUTPUT: u64 = 64 << 10;
+
+/// What the probe found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kvm {
+    /// A kernel ran.
+    Works,
+    /// Why it cannot be used.
+    Unusable(String),
+}
+
+/// Finds out, or remembers from `cache` what was found since this host's boot.
+pub async fn probe(qemu: &Path, kernel: &Path, cache: &Path) -> Result<Kvm, Error> {
+    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        // Not kept: a changed group or mode should count at once.
+        return Ok(Kvm::Unusable(format!("/dev/kvm: {error}")));
+    }
+    let key = cache_key(qemu, kernel)?;
+    let file = cache.join(format!("kvm-{key}"));
+    if let Ok(text) = std::fs::read_to_string(&file) {
+        return Ok(if text.is_empty() { Kvm::Works } else { Kvm::Unusable(text) });
+    }
+    let found = boot(qemu, kernel).await?;
+    let text = match &found {
+        Kvm::Works => "",
+        Kvm::Unusable(reason) => reason,
+    };
+    // Whole or absent, for a reader at the same time; a cache that cannot be written costs only the next probe.
+    let fresh = cache.join(format!(".kvm-{key}-{}", std::process::id()));
+    let kept = std::fs::create_dir_all(cache)
+        .and_then(|()| std::fs::write(&fresh, text))
+        .and_then(|()| std::fs::rename(&fresh, &file));
+    if let Err(error) = kept {
+        tracing::warn!(%error, path = %file.display(), "cannot keep the answer of the KVM probe");
+    }
+    Ok(found)
+}
+
+async fn boot(qemu: &Path, kernel: &Path) -> Result<Kvm, Error> {
+    let mut child = process::bound(qemu, arguments(kernel), Vec::new())?
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|source| Error::Spawn { program: qemu.display().to_string(), source })?;
+    let (mut console, mut errors) = (Vec::new(), Vec::new());
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let run = async {
+        if let (Some(stdout), Some(stderr)) = (stdout, stderr) {
+            let (mut stdout, mut stderr) = (stdout.take(MAX_OUTPUT), stderr.take(MAX_OUTPUT));
+            let _ = tokio::join!(stdout.read_to_end(&mut console), stderr.read_to_end(&mut errors));
+        }
+        child.wait().await
+    };
+    let ended = tokio::time::timeout(DEADLINE, run).await;
+    if ended.is_err() {
+        end(&mut child).await?;
+        let reason = format!("a guest kernel did not run to its end within {} s", DEADLINE.as_secs());
+        return Ok(Kvm::Unusable(reason));
+    }
+    Ok(judge(&String::from_utf8_lossy(&console), &String::from_utf8_lossy(&errors)))
+}
+
+/// The panic for want of a root is the last thing that a kernel does on its way up.
+fn judge(console: &str, errors: &str) -> Kvm {
+    if console.contains("Unable to mount root fs") || console.contains("No working init found") {
+        return Kvm::Works;
+    }
+    let said = errors.lines().rfind(|line| line.contains("error")).or(errors.lines().last());
+    Kvm::Unusable(said.unwrap_or("a guest kernel ended before its last step").trim().to_owned())
+}
+
+fn arguments(kernel: &Path) -> Vec<OsString> {
+    let mut args = Arguments::default();
+    args.pair("-machine", "microvm,acpi=off,rtc=on,isa-serial=on").pair("-accel", "kvm").pair("-cpu", "host");
+    args.pair("-m", "128M").pair("-smp", "1");
+    isolation(&mut args);
+    args.pair("-kernel", kernel)
+        .pair("-append", "console=ttyS0 quiet panic=-1 reboot=t")
+        .pair("-serial", "stdio");
+    args.0
+}
+
+/// What the answer depends on: this boot of the host, the QEMU binary and the kernel.
+fn cache_key(qemu: &Path, kernel: &Path) -> Result<String, Error> {
+    let boot_id = "/proc/sys/kernel/random/boot_id";
+    let mut hash = Sha256::new();
+    hash.update(std::fs::read(boot_id).map_err(Error::io("read", boot_id))?);
+    for file in [qemu, kernel] {
+        let metadata = file.metadata().map_err(Error::io("read", file))?;
+        hash.update(format!(
+            "{}:{}:{}:{};",
+            metadata.dev(),
+            metadata.ino(),
+            metadata.len(),
+            metadata.mtime_nsec()
+        ));
+    }
+    Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_kernel_that_came_up_is_proof() {
+        let panic = "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)";
+        assert_eq!(judge(panic, ""), Kvm::Works);
+        let early = judge("Kernel panic - not syncing: timer doesn't work", "");
+        assert_eq!(early, Kvm::Unusable("a guest kernel ended before its last step".into()));
+        let qemu =
+            "qemu: error: failed to set MSR 0x10a to 0x69\nqemu: kvm_buf_set_msrs: Assertion failed.\n";
+        assert_eq!(judge("", qemu), Kvm::Unusable("qemu: error: failed to set MSR 0x10a to 0x69".into()));
+    }
+}

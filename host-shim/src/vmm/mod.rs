@@ -1,0 +1,203 @@
+//! Virtual machines: a checked [`VmSpec`] in one VMM's words, and the process that runs it.
+//!
+//! QEMU is the only VMM so far. A second driver brings a trait; until then its functions are called by name.
+
+mod console;
+pub mod kvm_probe;
+pub mod process;
+pub mod qemu;
+
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use tokio::process::Child;
+
+pub use console::Console;
+
+use crate::Error;
+
+/// How long a killed process may take to be gone. SIGKILL needs no more than the kernel's freeing of its memory.
+const REAP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a VMM has to make; every value is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmSpec {
+    /// The kernel, an ELF with a PVH entry.
+    pub kernel: PathBuf,
+    /// The initramfs with the agent.
+    pub guest_image: PathBuf,
+    /// The root file system; opened read-only, shared by many.
+    pub rootfs: PathBuf,
+    /// The scratch disk, of this VM only.
+    pub scratch: PathBuf,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// RAM in MiB.
+    pub memory_mib: u64,
+    /// What runs the guest's instructions.
+    pub accelerator: Accelerator,
+    /// How the channel reaches the guest.
+    pub wiring: Wiring,
+}
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// Hardware virtualization.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+impl Accelerator {
+    /// Its name in `state.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// The devices of a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wiring {
+    /// Two virtio-serial ports, on [`qemu::CONTROL_FD`] and [`qemu::MUX_FD`].
+    Serial,
+    /// A vsock device of the host's kernel.
+    VhostVsock {
+        /// The guest's CID.
+        cid: u32,
+        /// The port on the host for the control door.
+        control_port: u32,
+    },
+    /// A vsock device of an external daemon.
+    VhostUserVsock {
+        /// The daemon's vhost-user socket.
+        socket: PathBuf,
+    },
+}
+
+/// A running VM. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Vmm {
+    child: Child,
+    console: Console,
+    errors: Console,
+}
+
+impl Vmm {
+    pub(crate) fn new(child: Child, console: Console, errors: Console) -> Self {
+        Self { child, console, errors }
+    }
+
+    /// The process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Waits for its end. Cancel safe.
+    pub async fn wait(&mut self) -> Result<ExitStatus, Error> {
+        self.child.wait().await.map_err(Error::io("wait for the VMM of", "this sandbox"))
+    }
+
+    /// Kills it and waits until it is gone.
+    pub async fn kill(&mut self) -> Result<(), Error> {
+        end(&mut self.child).await
+    }
+
+    /// The end of what the guest and the VMM itself printed. Complete once the VMM is gone.
+    pub async fn last_words(&mut self) -> String {
+        if self.child.id().is_none() {
+            self.console.drained().await;
+            self.errors.drained().await;
+        }
+        let (errors, console) = (self.errors.tail(), self.console.tail());
+        if errors.is_empty() { console } else { format!("{console}{errors}") }
+    }
+}
+
+/// Kills a child and waits until it is gone.
+pub(crate) async fn end(child: &mut Child) -> Result<(), Error> {
+    let gone = async {
+        child.start_kill()?;
+        child.wait().await
+    };
+    match tokio::time::timeout(REAP_DEADLINE, gone).await {
+        Ok(result) => result.map(drop).map_err(Error::io("kill the VMM of", "this sandbox")),
+        Err(_) => {
+            let stuck =
+                std::io::Error::other(format!("not gone {} s after SIGKILL", REAP_DEADLINE.as_secs()));
+            Err(Error::io("kill the VMM of", "this sandbox")(stuck))
+        }
+    }
+}
+
+/// What ended a boot, in a sentence: the kernel's own words where it has some.
+pub fn cause_of_end(status: ExitStatus, last_words: &str) -> String {
+    let line = |needle: &str| {
+        let found = last_words.lines().rev().find(|line| line.contains(needle))?;
+        Some(found[found.find(needle)?..].trim().to_owned())
+    };
+    if let Some(panic) = line("Kernel panic - not syncing:") {
+        // Without /init the kernel looks for a root of its own.
+        let no_init = panic.contains("Unable to mount root fs") || panic.contains("No working init");
+        let hint = if no_init { "; the guest image has no /init that runs: make it again" } else { "" };
+        return format!("the guest's kernel gave up: {panic}{hint}");
+    }
+    use std::os::unix::process::ExitStatusExt;
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("the VMM was killed by signal {signal}"),
+        (_, Some(0)) => "the guest powered off before its agent was ready".to_owned(),
+        (_, code) => {
+            let own = line("qemu-system-").or_else(|| line("qemu: ")).unwrap_or_default();
+            format!(
+                "the VMM exited with code {}{}{own}",
+                code.unwrap_or(-1),
+                if own.is_empty() { "" } else { ": " }
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn the_cause_is_one_sentence() {
+        let exited = |code: i32| ExitStatus::from_raw(code << 8);
+        let panic =
+            "[    0.65] Kernel panic - not syncing: Attempted to kill init!\n[    0.66] Call Trace:\n";
+        for (status, words, expected) in [
+            (
+                exited(0),
+                panic,
+                "the guest's kernel gave up: Kernel panic - not syncing: Attempted to kill init!",
+            ),
+            (
+                exited(0),
+                "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)",
+                "the guest's kernel gave up: Kernel panic - not syncing: VFS: Unable to mount root fs on \
+                 unknown-block(0,0); the guest image has no /init that runs: make it again",
+            ),
+            (
+                exited(1),
+                "qemu: linux kernel too old\n",
+                "the VMM exited with code 1: qemu: linux kernel too old",
+            ),
+            (exited(0), "", "the guest powered off before its agent was ready"),
+            (ExitStatus::from_raw(9), "", "the VMM was killed by signal 9"),
+            (
+                exited(1),
+                "qemu-system-x86_64: -kernel k: cannot open\n",
+                "the VMM exited with code 1: qemu-system-x86_64: -kernel k: cannot open",
+            ),
+            (exited(3), "", "the VMM exited with code 3"),
+        ] {
+            assert_eq!(cause_of_end(status, words), expected);
+        }
+    }
+}

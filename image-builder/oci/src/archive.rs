@@ -8,7 +8,7 @@ use oci_spec::image::{Descriptor, MediaType};
 
 use crate::error::at;
 use crate::layer::{Change, Kind, LayerReader};
-use crate::store::{Scratch, copy_image};
+use crate::store::copy_image;
 use crate::{Error, Store};
 
 /// The longest `index.json` and `oci-layout` of an archive.
@@ -17,17 +17,17 @@ const MAX_SMALL_FILE: u64 = 16 << 20;
 /// An archive that was unpacked into a temporary layout, which goes when this is dropped.
 pub struct Archive {
     store: Store,
-    _scratch: Scratch,
+    _folder: tempfile::TempDir,
 }
 
 impl Archive {
-    /// Unpacks the archive into a temporary folder beside the blobs of `near`, where it will be copied to. Only what a layout holds is taken, and each blob's
+    /// Unpacks the archive into a temporary folder under `scratch`. Only what a layout holds is taken, and each blob's
     /// bytes must be those that its name promises.
-    pub fn open(file: &Path, near: &Store) -> Result<Self, Error> {
+    pub fn open(file: &Path, scratch: &Path) -> Result<Self, Error> {
         let what = format!("oci-archive {}", file.display());
         let mut input = BufReader::with_capacity(256 << 10, File::open(file).map_err(at(file))?);
-        let scratch = near.scratch()?;
-        let store = Store::open_or_create(scratch.path())?;
+        let folder = tempfile::tempdir_in(scratch).map_err(at(scratch))?;
+        let store = Store::open_or_create(folder.path())?;
         let start = io::BufRead::fill_buf(&mut input).map_err(at(file))?;
         if start.starts_with(&[0x1f, 0x8b]) || start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
             return Err(Error::unsupported(what, "the tar file is compressed; decompress it first"));
@@ -50,7 +50,7 @@ impl Archive {
                 }
                 let mut contents = Vec::new();
                 reader.read_to_end(&mut contents).map_err(|error| Error::reading(&what, error))?;
-                let target = scratch.path().join(node.path.as_path());
+                let target = folder.path().join(node.path.as_path());
                 fs::write(&target, contents).map_err(at(&target))?;
                 layout |= name == b"oci-layout";
             } else if let Some(hex) = name.strip_prefix(b"blobs/sha256/") {
@@ -72,7 +72,7 @@ impl Archive {
                 reason: format!("no OCI image layout: oci-layout is missing{hint}"),
             });
         }
-        Ok(Self { store, _scratch: scratch })
+        Ok(Self { store, _folder: folder })
     }
 
     /// The layout that was in the archive.

@@ -1,0 +1,438 @@
+//! Carries a plan out: stage by stage, step by step, each from the cache where it can be.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use oci::layer::{Compression, LayerWriter, UpperRoot, WrittenLayer, write_upper};
+use oci::{Descriptor, Digest, Image, ImageName, ImageReference, Layer, MediaType, Store, canonical_json};
+use serde::Serialize;
+use serde_json::{Value, json};
+use template::DataDir;
+
+use crate::base;
+use crate::cache::{StepCache, StepKey, StepResult};
+use crate::clock;
+use crate::config::{HistoryEntry, ImageConfig};
+use crate::console::Console;
+use crate::context::{Context, DockerfileText};
+use crate::copy::{Selection, SourceTree, make_workdir};
+use crate::dockerfile::Dockerfile;
+use crate::error::{Error, at};
+use crate::interrupt::Interrupt;
+use crate::layers::{Chain, LayerCache, Scratch};
+use crate::plan::{self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, Step};
+use crate::rooted::Rooted;
+use crate::run;
+use crate::users;
+
+/// What a build may be told.
+#[derive(Clone, Debug)]
+pub struct BuildOptions {
+    /// The folder that COPY copies from.
+    pub context: PathBuf,
+    /// The Dockerfile, where it is not `Dockerfile` in the context.
+    pub dockerfile: Option<PathBuf>,
+    /// The names that the image gets.
+    pub names: Vec<ImageName>,
+    /// `--build-arg`.
+    pub args: BuildArgs,
+    /// The stage to stop at; the last one by default.
+    pub target: Option<String>,
+    /// Run every step, whatever the cache has.
+    pub no_cache: bool,
+    /// The host's certificates, for RUN.
+    pub host_ca: Option<PathBuf>,
+    /// How new layers are compressed.
+    pub compression: Compression,
+    /// This program, which is started again for each RUN.
+    pub program: PathBuf,
+}
+
+/// What a build made.
+#[derive(Clone, Debug, Serialize)]
+pub struct BuildReport {
+    /// The full names of the image.
+    pub names: Vec<String>,
+    /// Digest of its manifest.
+    pub digest: Digest,
+    /// Number of its layers.
+    pub layers: usize,
+    /// Steps that were carried out.
+    pub executed: usize,
+    /// Steps whose result was in the cache.
+    pub cached: usize,
+}
+
+/// Builds the image and gives it its names. Call [`crate::isolate_mounts`] before.
+pub fn build(
+    data: &DataDir,
+    options: &BuildOptions,
+    console: &Console,
+    interrupt: &Interrupt,
+) -> Result<BuildReport, Error> {
+    let folder = std::path::absolute(&options.context).map_err(at(&options.context))?;
+    let path = options.dockerfile.clone().unwrap_or_else(|| options.context.join("Dockerfile"));
+    let context = Context::open(&folder, &path)?;
+    let text = DockerfileText::read(&path)?;
+    let file = Dockerfile::parse(&text.shown, &text.contents)?;
+    for name in options.args.unused(&file) {
+        console.line(&format!("warning: no ARG of {} declares the build argument {name}", file.file));
+    }
+    let stages = plan::stages(&file, &options.args, options.target.as_deref())?;
+    let store = Store::open_or_create(&data.images())?;
+    let mut build = Build {
+        options,
+        console,
+        interrupt,
+        file: &file,
+        context: &context,
+        layers: LayerCache::open(&data.cache().join("layers"))?,
+        cache: StepCache::open(&data.cache().join("steps"))?,
+        store,
+        stages: HashMap::new(),
+        images: BTreeMap::new(),
+        executed: 0,
+        cached: 0,
+    };
+    let mut last = None;
+    for stage in &stages {
+        let built = build.stage(stage)?;
+        build.stages.insert(stage.index, built);
+        last = Some(stage.index);
+    }
+    let Some(built) = last.and_then(|index| build.stages.remove(&index)) else {
+        return Err(Error::Invalid {
+            what: file.file.clone(),
+            reason: "it has no stage to build".to_owned(),
+        });
+    };
+    let descriptor = build.write_image(&built)?;
+    let mut names = Vec::new();
+    for name in &options.names {
+        build.store.tag(&name.canonical(), &descriptor)?;
+        names.push(name.canonical());
+    }
+    Ok(BuildReport {
+        names,
+        digest: descriptor.digest().clone(),
+        layers: built.layers.len(),
+        executed: build.executed,
+        cached: build.cached,
+    })
+}
+
+struct Build<'a> {
+    options: &'a BuildOptions,
+    console: &'a Console,
+    interrupt: &'a Interrupt,
+    file: &'a Dockerfile,
+    context: &'a Context,
+    store: Store,
+    layers: LayerCache,
+    cache: StepCache,
+    stages: HashMap<usize, Built>,
+    /// Images that `COPY --from` named.
+    images: BTreeMap<String, Vec<Layer>>,
+    executed: usize,
+    cached: usize,
+}
+
+/// A stage so far.
+#[derive(Clone)]
+struct Built {
+    layers: Vec<Layer>,
+    chain: Chain,
+    config: ImageConfig,
+    history: Vec<HistoryEntry>,
+    created: String,
+}
+
+impl Built {
+    fn json(&self) -> Value {
+        let diff_ids: Vec<_> = self.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        self.config.to_json(&self.created, &diff_ids, &self.history)
+    }
+}
+
+impl Build<'_> {
+    fn stage(&mut self, stage: &plan::PlannedStage) -> Result<Built, Error> {
+        let parsed = &self.file.stages[stage.index];
+        let file = self.file.file.clone();
+        let explain = |line: usize, text: &str, source: Error| match source {
+            Error::Dockerfile(_) | Error::Interrupted => source,
+            _ => Error::Step { file: file.clone(), line, text: text.to_owned(), source: Box::new(source) },
+        };
+        let total = parsed.statements.len() + 1;
+        let label = parsed.name.clone().map(|name| format!("{name} ")).unwrap_or_default();
+        self.console.line(&format!("[{label}1/{total}] {}", parsed.from.text));
+        let mut built =
+            self.base(&stage.base).map_err(|error| explain(parsed.from.line, &parsed.from.text, error))?;
+        let planned = plan::steps(self.file, stage.index, &self.options.args, &built.config)?;
+        for (step, number) in planned.steps.iter().zip(2..) {
+            self.interrupt.check()?;
+            let first_line = step.text.lines().next().unwrap_or_default();
+            let prefix = format!("[{label}{number}/{total}]");
+            self.step(step, &mut built, &prefix, first_line)
+                .map_err(|error| explain(step.line, &step.text, error))?;
+        }
+        built.config = planned.config;
+        Ok(built)
+    }
+
+    fn base(&mut self, base: &Base) -> Result<Built, Error> {
+        match base {
+            Base::Scratch => Ok(Built {
+                layers: Vec::new(),
+                chain: Chain::default(),
+                config: ImageConfig::default(),
+                history: Vec::new(),
+                created: clock::rfc3339(Default::default()),
+            }),
+            Base::Stage(index) => match self.stages.get(index) {
+                Some(built) => Ok(built.clone()),
+                None => Err(Error::Invalid {
+                    what: format!("stage {index}"),
+                    reason: "it was not built before the stage that needs it".to_owned(),
+                }),
+            },
+            Base::Image(reference) => {
+                let image = base::resolve(&self.store, reference, self.console)?;
+                let config = ImageConfig::from_json(&image.config_json);
+                let created = config.base_created().map(str::to_owned);
+                if image.config_json["config"]["OnBuild"]
+                    .as_array()
+                    .is_some_and(|triggers| !triggers.is_empty())
+                {
+                    self.console.line(&format!(
+                        "warning: the ONBUILD instructions of {reference} are not carried out"
+                    ));
+                }
+                let mut chain = Chain::default();
+                image.layers.iter().for_each(|layer| chain.push(&layer.diff_id));
+                Ok(Built {
+                    layers: image.layers,
+                    chain,
+                    config,
+                    history: Vec::new(),
+                    created: created.unwrap_or_else(|| clock::rfc3339(Default::default())),
+                })
+            }
+        }
+    }
+
+    fn step(&mut self, step: &Step, built: &mut Built, prefix: &str, shown: &str) -> Result<(), Error> {
+        let mut entry =
+            HistoryEntry { created: built.created.clone(), created_by: step.text.clone(), empty_layer: true };
+        if step.action == Action::Config {
+            self.console.line(&format!("{prefix} {shown}"));
+            built.history.push(entry);
+            return Ok(());
+        }
+        let sources = self.sources(step)?;
+        let compression = format!("{:?}", self.options.compression);
+        let key = StepKey::new(built.chain.id(), &step.action, &compression, &sources.digest)?;
+        let found = if self.options.no_cache { None } else { self.cache.find(&key, &self.store) };
+        let result = match found {
+            Some(result) => {
+                self.console.line(&format!("{prefix} {shown} (cached)"));
+                self.cached += 1;
+                result
+            }
+            None => {
+                self.console.line(&format!("{prefix} {shown}"));
+                self.executed += 1;
+                let result = self.execute(&step.action, &sources, built, prefix)?;
+                self.cache.put(&key, &result)?;
+                result
+            }
+        };
+        if let Some(layer) = result.layer {
+            built.chain.push(&layer.diff_id);
+            built.layers.push(Layer::new(&self.store, layer.descriptor, layer.diff_id)?);
+            entry.empty_layer = false;
+        }
+        built.created.clone_from(&result.created);
+        entry.created = result.created;
+        built.history.push(entry);
+        Ok(())
+    }
+
+    /// What a copy copies, and its digest for the key.
+    fn sources(&mut self, step: &Step) -> Result<Sources, Error> {
+        let Action::Copy(copy) = &step.action else { return Ok(Sources::default()) };
+        let (layers, chain) = match &copy.from {
+            CopyFrom::Context => {
+                let tree = self.context_tree();
+                let selection = Selection::find(copy, Some(&tree))?;
+                let digest = selection.digest(Some(&tree))?.to_string();
+                return Ok(Sources { digest, selection: Some(selection), ..Sources::default() });
+            }
+            CopyFrom::Stage(index) => match self.stages.get(index) {
+                Some(built) => (built.layers.clone(), built.chain.clone()),
+                None => return Ok(Sources::default()),
+            },
+            CopyFrom::Image(reference) => {
+                let layers = self.image_layers(reference)?;
+                let mut chain = Chain::default();
+                layers.iter().for_each(|layer| chain.push(&layer.diff_id));
+                (layers, chain)
+            }
+        };
+        // The same layers hold the same files.
+        Ok(Sources { digest: chain.id().to_owned(), selection: None, layers, chain })
+    }
+
+    fn image_layers(&mut self, reference: &ImageReference) -> Result<Vec<Layer>, Error> {
+        let name = reference.to_string();
+        if let Some(layers) = self.images.get(&name) {
+            return Ok(layers.clone());
+        }
+        let layers = base::resolve(&self.store, reference, self.console)?.layers;
+        self.images.insert(name, layers.clone());
+        Ok(layers)
+    }
+
+    fn context_tree(&self) -> SourceTree<'_> {
+        SourceTree {
+            root: &self.context.root,
+            ignore: Some(&self.context.ignore),
+            is_context: true,
+            shown: format!("the context {}", self.options.context.display()),
+        }
+    }
+
+    fn execute(
+        &self,
+        action: &Action,
+        sources: &Sources,
+        built: &Built,
+        prefix: &str,
+    ) -> Result<StepResult, Error> {
+        let chain = &built.chain;
+        self.layers.unpack(&built.layers, self.console)?;
+        let scratch = self.layers.scratch(chain)?;
+        let overlay = self.layers.mount(chain, &scratch)?;
+        let root = Rooted::open(&scratch.merged())?;
+        let now = clock::now()?;
+        let mut mount_points = None;
+        match action {
+            Action::Config => {}
+            Action::Workdir(path) => drop(make_workdir(&root, path, now)?),
+            Action::Copy(copy) => self.copy(copy, sources, &root, &scratch)?,
+            Action::Run(action) => {
+                let environment = run::Environment {
+                    merged: scratch.merged(),
+                    bundle: scratch.beside("bundle"),
+                    id: scratch.unique_name(),
+                    host_ca: self.options.host_ca.as_deref(),
+                    program: &self.options.program,
+                    console: self.console,
+                    interrupt: self.interrupt,
+                    prefix: format!("{prefix} | "),
+                };
+                make_workdir(&root, &action.workdir, now)?;
+                let points = run::run(action, &environment)?;
+                points.remove(&root)?;
+                mount_points = Some(points);
+            }
+        }
+        // The overlay is busy as long as the root is open.
+        drop(root);
+        overlay.unmount()?;
+        if let Some(points) = mount_points {
+            points.prune(&Rooted::open(&scratch.upper())?)?;
+        }
+        let layer = self.write_layer(chain, &scratch)?;
+        if let Some(layer) = &layer {
+            let mut above = chain.clone();
+            above.push(&layer.diff_id);
+            self.layers.keep(scratch, &above)?;
+        }
+        Ok(StepResult { layer, created: clock::rfc3339(now) })
+    }
+
+    fn copy(
+        &self,
+        copy: &CopyAction,
+        sources: &Sources,
+        root: &Rooted,
+        scratch: &Scratch,
+    ) -> Result<(), Error> {
+        let now = clock::now()?;
+        let owner = copy.chown.as_ref().map(|owner| users::owner(root, owner)).transpose()?;
+        if let Some(selection) = &sources.selection {
+            return selection.write(copy, Some(&self.context_tree()), root, owner, now);
+        }
+        self.layers.unpack(&sources.layers, self.console)?;
+        let (_overlay, path) = self.layers.mount_read_only(&sources.chain, &scratch.beside("from"))?;
+        let from = Rooted::open(&path)?;
+        let shown = match &copy.from {
+            CopyFrom::Stage(index) => format!("stage {index}"),
+            CopyFrom::Image(reference) => format!("image {reference}"),
+            CopyFrom::Context => "the context".to_owned(),
+        };
+        let tree = SourceTree { root: &from, ignore: None, is_context: false, shown };
+        let has_paths = copy.sources.iter().any(|source| matches!(source, CopySource::Path(_)));
+        let tree = has_paths.then_some(&tree);
+        let result = Selection::find(copy, tree)?.write(copy, tree, root, owner, now);
+        drop(from);
+        result
+    }
+
+    /// `None` when the step changed nothing.
+    fn write_layer(&self, below: &Chain, scratch: &Scratch) -> Result<Option<WrittenLayer>, Error> {
+        let upper = scratch.upper();
+        let empty = fs::read_dir(&upper).map_err(at(&upper))?.next().is_none();
+        let root = match self.layers.root_changed(below, scratch)? {
+            true => UpperRoot::Include,
+            false if empty => return Ok(None),
+            false => UpperRoot::Omit,
+        };
+        let mut writer = LayerWriter::new(&self.store, self.options.compression)?;
+        write_upper(&upper, root, &mut writer)?;
+        Ok(Some(writer.finish()?))
+    }
+
+    fn write_image(&self, built: &Built) -> Result<Descriptor, Error> {
+        write_image(&self.store, &built.layers, &built.json())
+    }
+}
+
+#[derive(Default)]
+struct Sources {
+    digest: String,
+    selection: Option<Selection>,
+    layers: Vec<Layer>,
+    chain: Chain,
+}
+
+/// Writes config and manifest of an image whose layers are in the store.
+pub(crate) fn write_image(store: &Store, layers: &[Layer], config: &Value) -> Result<Descriptor, Error> {
+    let put = |media_type: MediaType, value: &Value| {
+        let path = Path::new("image config");
+        let text = canonical_json(value).map_err(|error| at(path)(std::io::Error::from(error)))?;
+        Ok::<_, Error>(store.put_blob(media_type, &text[..])?)
+    };
+    let config = put(MediaType::ImageConfig, config)?;
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|layer| {
+            json!({
+                "mediaType": oci::oci_media_type(layer.descriptor.media_type()),
+                "digest": layer.descriptor.digest(), "size": layer.descriptor.size(),
+            })
+        })
+        .collect();
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MediaType::ImageManifest,
+        "config": config,
+        "layers": layers,
+    });
+    let mut descriptor = put(MediaType::ImageManifest, &manifest)?;
+    descriptor.set_platform(Some(oci::host_platform()));
+    // The specification's own rules, before the image gets a name.
+    Image::open(store, &descriptor)?;
+    Ok(descriptor)
+}

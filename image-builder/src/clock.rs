@@ -1,0 +1,62 @@
+//! Times in images: now, or what `SOURCE_DATE_EPOCH` says (reproducible-builds.org).
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use oci::layer::Timestamp;
+
+use crate::error::Error;
+
+const VARIABLE: &str = "SOURCE_DATE_EPOCH";
+
+/// The time that goes into images.
+pub(crate) fn now() -> Result<Timestamp, Error> {
+    match std::env::var(VARIABLE) {
+        Ok(text) => match text.parse::<u32>() {
+            Ok(seconds) => Ok(Timestamp { seconds: seconds.into(), nanoseconds: 0 }),
+            Err(_) => Err(Error::Invalid {
+                what: format!("{VARIABLE}={text:?}"),
+                reason: "expected seconds since 1970".to_owned(),
+            }),
+        },
+        Err(_) => {
+            let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            Ok(Timestamp {
+                seconds: i64::try_from(elapsed.as_secs()).unwrap_or_default(),
+                nanoseconds: elapsed.subsec_nanos(),
+            })
+        }
+    }
+}
+
+/// RFC 3339 in UTC, to the second. (Days to a date: Howard Hinnant's `civil_from_days`.)
+pub(crate) fn rfc3339(time: Timestamp) -> String {
+    let (days, seconds) = (time.seconds.div_euclid(86_400), time.seconds.rem_euclid(86_400));
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_index = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
+    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_700_000_000, "2023-11-14T22:13:20Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(rfc3339(Timestamp { seconds, nanoseconds: 0 }), text);
+        }
+    }
+}

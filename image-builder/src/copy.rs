@@ -1,0 +1,614 @@
+//! `COPY`: which files, their digest, and writing them into the tree.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+
+use oci::layer::{Kind, LayerPath, Metadata, Timestamp};
+use oci::{Digest, Hasher};
+use rustix::fs::{FileType, Stat};
+
+use crate::context::Ignore;
+use crate::error::{Error, at};
+use crate::pattern::{is_pattern, matches};
+use crate::plan::{CopyAction, CopySource};
+use crate::rooted::{Escape, Last, Rooted, metadata_of};
+
+/// The most files of one COPY; a context with more is most likely the wrong folder.
+const MAX_FILES: usize = 1_000_000;
+
+/// A tree that files are copied from.
+pub(crate) struct SourceTree<'a> {
+    pub(crate) root: &'a Rooted,
+    /// What is left out; only a context has that.
+    pub(crate) ignore: Option<&'a Ignore>,
+    /// A context ends at its folder, and its owners mean nothing in the image.
+    pub(crate) is_context: bool,
+    /// How errors call it.
+    pub(crate) shown: String,
+}
+
+/// What a COPY will write.
+#[derive(Debug, Default)]
+pub(crate) struct Selection {
+    entries: Vec<Entry>,
+    /// Whether the destination must be a directory: several files were found by a pattern.
+    several: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    data: Data,
+    target: Target,
+    metadata: Metadata,
+}
+
+#[derive(Debug)]
+enum Data {
+    Directory,
+    File(LayerPath, u64),
+    Inline(String),
+    Symlink(Vec<u8>),
+    Special(Kind),
+}
+
+/// Where an entry goes, seen from the destination.
+#[derive(Debug)]
+enum Target {
+    /// To this path in the destination directory. Empty for the directory itself.
+    Under(LayerPath),
+    /// A file of this name, in the destination if that is a directory, else as the destination itself.
+    FileNamed(Vec<u8>),
+}
+
+impl Selection {
+    /// Finds the sources. Nothing outside of the tree is ever looked at.
+    pub(crate) fn find(action: &CopyAction, tree: Option<&SourceTree<'_>>) -> Result<Self, Error> {
+        let mut selection = Self::default();
+        let mut sources = 0;
+        for source in &action.sources {
+            match (source, tree) {
+                (CopySource::Inline { name, contents }, _) => {
+                    sources += 1;
+                    selection.add(Entry {
+                        data: Data::Inline(contents.clone()),
+                        target: Target::FileNamed(name.clone().into_bytes()),
+                        metadata: Metadata { mode: 0o644, ..Metadata::default() },
+                    })?;
+                }
+                (CopySource::Path(path), Some(tree)) => {
+                    for found in expand_pattern(tree, path)? {
+                        sources += 1;
+                        selection.source(tree, path, &found)?;
+                    }
+                }
+                (CopySource::Path(_), None) => {}
+            }
+        }
+        selection.several = sources > 1;
+        Ok(selection)
+    }
+
+    /// The digest of everything that ends in the image: names, modes, owners, contents. Times do not count, as with
+    /// Docker: a fresh checkout of the same files is the same.
+    pub(crate) fn digest(&self, tree: Option<&SourceTree<'_>>) -> Result<Digest, Error> {
+        let mut hasher = Hasher::new();
+        let mut field = |tag: &str, bytes: &[u8]| {
+            hasher.update(format!("{tag} {}\n", bytes.len()).as_bytes());
+            hasher.update(bytes);
+        };
+        for entry in &self.entries {
+            match &entry.target {
+                Target::Under(path) => field("under", path.as_bytes()),
+                Target::FileNamed(name) => field("named", name),
+            }
+            let metadata = &entry.metadata;
+            field("meta", format!("{:o} {} {}", metadata.mode, metadata.uid, metadata.gid).as_bytes());
+            match &entry.data {
+                Data::Directory => field("directory", b""),
+                Data::Inline(contents) => field("inline", contents.as_bytes()),
+                Data::Symlink(target) => field("link", target),
+                Data::Special(kind) => field("special", format!("{kind:?}").as_bytes()),
+                Data::File(path, _) => {
+                    let Some(tree) = tree else { continue };
+                    let mut file = tree.root.file(path)?;
+                    let mut contents = Hasher::new();
+                    let mut buffer = vec![0; 128 << 10];
+                    loop {
+                        let count = file.read(&mut buffer).map_err(at(&tree.root.shown(path)))?;
+                        if count == 0 {
+                            break;
+                        }
+                        contents.update(&buffer[..count]);
+                    }
+                    field("file", contents.finish().0.as_ref().as_bytes());
+                }
+            }
+        }
+        Ok(hasher.finish().0)
+    }
+
+    /// Writes the files into the tree. `owner` and `mode` replace what the entries have; directories that had to be made
+    /// get `now` as their time, those that were there keep theirs.
+    pub(crate) fn write(
+        &self,
+        action: &CopyAction,
+        tree: Option<&SourceTree<'_>>,
+        root: &Rooted,
+        owner: Option<(u32, u32)>,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let destination = root.resolve(action.destination.as_bytes(), Last::Follow, Escape::Clamp)?;
+        let is_directory = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let exists_as_directory = root.stat(&destination)?.as_ref().is_some_and(is_directory);
+        let into_directory = exists_as_directory || action.destination.ends_with('/');
+        if self.several && !into_directory {
+            return Err(Error::Source {
+                what: action.destination.clone(),
+                reason: "several files are copied, so the destination must end with a slash".to_owned(),
+            });
+        }
+        let mut writer =
+            Writer { root, owner, mode: action.chmod, now, touched: Vec::new(), seen: HashSet::new() };
+        for entry in &self.entries {
+            let path = match &entry.target {
+                Target::Under(relative) => {
+                    let mut raw = destination.as_bytes().to_vec();
+                    raw.push(b'/');
+                    raw.extend_from_slice(relative.as_bytes());
+                    LayerPath::parse(&raw)?
+                }
+                Target::FileNamed(name) if into_directory => destination.join(name)?,
+                Target::FileNamed(_) => destination.clone(),
+            };
+            writer.entry(entry, &path, tree)?;
+        }
+        // Innermost first: making an entry changes the time of its directory.
+        for (path, time) in writer.touched.iter().rev() {
+            root.set_time(path, *time)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, entry: Entry) -> Result<(), Error> {
+        if self.entries.len() >= MAX_FILES {
+            return Err(Error::Source {
+                what: "COPY".to_owned(),
+                reason: format!("more than {MAX_FILES} files; name a smaller folder, or use .dockerignore"),
+            });
+        }
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    fn source(&mut self, tree: &SourceTree<'_>, written: &str, path: &LayerPath) -> Result<(), Error> {
+        let real = tree.root.resolve(path.as_bytes(), Last::Follow, tree.escape())?;
+        let missing =
+            || Error::Source { what: written.to_owned(), reason: format!("no such file in {}", tree.shown) };
+        let stat = tree.root.stat(&real)?.ok_or_else(missing)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            return self.walk(tree, &real, &LayerPath::default(), &stat);
+        }
+        if tree.excludes(&real) || tree.excludes(path) {
+            return Err(Error::Source {
+                what: written.to_owned(),
+                reason: format!("it is left out of {} by .dockerignore", tree.shown),
+            });
+        }
+        let name = path.split().map(|(_, name)| name.to_vec()).unwrap_or_default();
+        let Some(data) = tree.data(&real, &stat)? else { return Err(missing()) };
+        self.add(Entry { data, target: Target::FileNamed(name), metadata: tree.metadata(&real, &stat)? })
+    }
+
+    fn walk(
+        &mut self,
+        tree: &SourceTree<'_>,
+        real: &LayerPath,
+        relative: &LayerPath,
+        stat: &Stat,
+    ) -> Result<(), Error> {
+        let excluded = !real.is_root() && tree.excludes(real);
+        if excluded && !tree.ignore.is_some_and(Ignore::has_exceptions) {
+            return Ok(());
+        }
+        if !excluded {
+            let metadata = tree.metadata(real, stat)?;
+            self.add(Entry { data: Data::Directory, target: Target::Under(relative.clone()), metadata })?;
+        }
+        for name in tree.root.names(real)? {
+            let (child, relative) = (real.join(&name)?, relative.join(&name)?);
+            let Some(stat) = tree.root.stat(&child)? else { continue };
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                self.walk(tree, &child, &relative, &stat)?;
+            } else if !tree.excludes(&child)
+                && let Some(data) = tree.data(&child, &stat)?
+            {
+                let metadata = tree.metadata(&child, &stat)?;
+                self.add(Entry { data, target: Target::Under(relative), metadata })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SourceTree<'_> {
+    fn escape(&self) -> Escape {
+        if self.is_context { Escape::Refuse } else { Escape::Clamp }
+    }
+
+    fn excludes(&self, path: &LayerPath) -> bool {
+        self.ignore.is_some_and(|ignore| ignore.excludes(path.as_bytes()))
+    }
+
+    fn metadata(&self, path: &LayerPath, stat: &Stat) -> Result<Metadata, Error> {
+        let mut metadata = metadata_of(stat);
+        if self.is_context {
+            (metadata.uid, metadata.gid) = (0, 0);
+        } else if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            let file = self.root.file(path)?;
+            let mut value = vec![0u8; 1 << 10];
+            // File capabilities are what makes ping work; other attributes are rare and stay behind, as with Docker.
+            let name = "security.capability";
+            if let Ok(length) = rustix::fs::fgetxattr(&file, name, &mut value[..]) {
+                value.truncate(length);
+                metadata.xattrs.insert(name.as_bytes().to_vec(), value);
+            }
+        }
+        Ok(metadata)
+    }
+
+    /// `None` for sockets, which no image can hold.
+    fn data(&self, path: &LayerPath, stat: &Stat) -> Result<Option<Data>, Error> {
+        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Data::File(path.clone(), stat.st_size as u64),
+            FileType::Symlink => Data::Symlink(self.root.read_link(path)?),
+            FileType::Fifo => Data::Special(Kind::Fifo),
+            FileType::CharacterDevice => Data::Special(Kind::CharDevice { major, minor }),
+            FileType::BlockDevice => Data::Special(Kind::BlockDevice { major, minor }),
+            _ => return Ok(None),
+        }))
+    }
+}
+
+/// The paths that a source names, relative to the tree. A source that leads outside is refused, also when nothing is there.
+fn expand_pattern(tree: &SourceTree<'_>, written: &str) -> Result<Vec<LayerPath>, Error> {
+    let mut depth = 0i64;
+    for component in written.split('/') {
+        depth += match component {
+            "" | "." => 0,
+            ".." => -1,
+            _ => 1,
+        };
+        if depth < 0 && tree.is_context {
+            return Err(Error::Source {
+                what: written.to_owned(),
+                reason: format!(
+                    "it leads outside of {}: copy the file into it, or build from a folder above",
+                    tree.shown
+                ),
+            });
+        }
+    }
+    if !is_pattern(written.as_bytes()) {
+        return Ok(vec![tree.root.resolve(written.as_bytes(), Last::Keep, tree.escape())?]);
+    }
+    let mut found = Vec::new();
+    let pattern: Vec<&str> = written.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    search(tree, &LayerPath::default(), &pattern, &mut found)?;
+    found.retain(|path| !tree.excludes(path));
+    if found.is_empty() {
+        return Err(Error::Source {
+            what: written.to_owned(),
+            reason: format!("the pattern fits no file in {}", tree.shown),
+        });
+    }
+    Ok(found)
+}
+
+fn search(
+    tree: &SourceTree<'_>,
+    folder: &LayerPath,
+    pattern: &[&str],
+    found: &mut Vec<LayerPath>,
+) -> Result<(), Error> {
+    let Some((part, rest)) = pattern.split_first() else { return Ok(()) };
+    let real = tree.root.resolve(folder.as_bytes(), Last::Follow, tree.escape())?;
+    let is_directory = tree
+        .root
+        .stat(&real)?
+        .is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+    if !is_directory {
+        return Ok(());
+    }
+    for name in tree.root.names(&real)? {
+        // Go's patterns for COPY know no `**`: there it is two stars in one name.
+        let fits = match *part == "**" {
+            true => true,
+            false => matches(part.as_bytes(), &name),
+        };
+        if fits {
+            let path = folder.join(&name)?;
+            match rest.is_empty() {
+                true => found.push(path),
+                false => search(tree, &path, rest, found)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Writer<'a> {
+    root: &'a Rooted,
+    owner: Option<(u32, u32)>,
+    mode: Option<u32>,
+    now: Timestamp,
+    /// Directories whose time must be set at the end, outermost first.
+    touched: Vec<(LayerPath, Timestamp)>,
+    seen: HashSet<LayerPath>,
+}
+
+impl Writer<'_> {
+    fn entry(&mut self, entry: &Entry, path: &LayerPath, tree: Option<&SourceTree<'_>>) -> Result<(), Error> {
+        let mut metadata = entry.metadata.clone();
+        if let Some((uid, gid)) = self.owner {
+            (metadata.uid, metadata.gid) = (uid, gid);
+        }
+        if let Some(mode) = self.mode {
+            metadata.mode = mode;
+        }
+        if let Data::Inline(_) = entry.data {
+            metadata.mtime = self.now;
+        }
+        if let Data::Directory = entry.data {
+            return self.directory(path, &metadata);
+        }
+        if let Some((parent, _)) = path.split() {
+            self.parents(&parent)?;
+        }
+        self.root.remove(path)?;
+        match &entry.data {
+            Data::Directory => {}
+            Data::Inline(contents) => {
+                let mut file = self.root.create(path)?;
+                io::Write::write_all(&mut file, contents.as_bytes()).map_err(at(&self.root.shown(path)))?;
+            }
+            Data::File(source, size) => {
+                let Some(tree) = tree else { return Ok(()) };
+                let mut file = self.root.create(path)?;
+                let copied =
+                    io::copy(&mut tree.root.file(source)?, &mut file).map_err(at(&self.root.shown(path)))?;
+                if copied != *size {
+                    return Err(Error::Source {
+                        what: source.to_string(),
+                        reason: format!(
+                            "it had {size} bytes and now has {copied}: it changed during the build"
+                        ),
+                    });
+                }
+            }
+            Data::Symlink(target) => self.root.make(path, &Kind::Symlink(target.clone()))?,
+            Data::Special(kind) => self.root.make(path, kind)?,
+        }
+        self.root.set_metadata(path, &metadata, matches!(entry.data, Data::Symlink(_)))
+    }
+
+    /// A directory that is there keeps its attributes, as with `cp`.
+    fn directory(&mut self, path: &LayerPath, metadata: &Metadata) -> Result<(), Error> {
+        match self.root.stat(path)? {
+            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                self.remember(path, metadata_of(&stat).mtime);
+                return Ok(());
+            }
+            Some(_) => self.root.remove(path)?,
+            None => {}
+        }
+        if let Some((parent, _)) = path.split() {
+            self.parents(&parent)?;
+            self.root.make(path, &Kind::Directory)?;
+        }
+        self.root.set_metadata(path, metadata, false)?;
+        self.remember(path, metadata.mtime);
+        Ok(())
+    }
+
+    fn parents(&mut self, parent: &LayerPath) -> Result<(), Error> {
+        if self.seen.contains(parent) {
+            return Ok(());
+        }
+        make_parents(self.root, parent, self.now, self.owner, &mut |path, time| {
+            if self.seen.insert(path.clone()) {
+                self.touched.push((path.clone(), time));
+            }
+        })
+    }
+
+    fn remember(&mut self, path: &LayerPath, time: Timestamp) {
+        if self.seen.insert(path.clone()) {
+            self.touched.push((path.clone(), time));
+        }
+    }
+}
+
+/// Makes the directories on the way, and tells of each its time: `now` for those that it made.
+fn make_parents(
+    root: &Rooted,
+    path: &LayerPath,
+    now: Timestamp,
+    owner: Option<(u32, u32)>,
+    remember: &mut dyn FnMut(&LayerPath, Timestamp),
+) -> Result<(), Error> {
+    let mut on_the_way = vec![path.clone()];
+    while let Some((parent, _)) = on_the_way.last().and_then(LayerPath::split) {
+        on_the_way.push(parent);
+    }
+    for folder in on_the_way.iter().rev() {
+        if let Some(stat) = root.stat(folder)? {
+            remember(folder, metadata_of(&stat).mtime);
+            continue;
+        }
+        root.make_directories(folder)?;
+        if let Some((uid, gid)) = owner {
+            let metadata = Metadata { mode: 0o755, uid, gid, mtime: now, ..Metadata::default() };
+            root.set_metadata(folder, &metadata, false)?;
+        }
+        remember(folder, now);
+    }
+    Ok(())
+}
+
+/// `WORKDIR`: makes the directory where it is missing, and says whether it did.
+pub(crate) fn make_workdir(root: &Rooted, path: &str, now: Timestamp) -> Result<bool, Error> {
+    let real = root.resolve(path.as_bytes(), Last::Follow, Escape::Clamp)?;
+    match root.stat(&real)? {
+        Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => return Ok(false),
+        Some(_) => {
+            return Err(Error::Source {
+                what: path.to_owned(),
+                reason: "it is there, but no directory".to_owned(),
+            });
+        }
+        None => {}
+    }
+    let mut times = Vec::new();
+    make_parents(root, &real, now, None, &mut |path, time| times.push((path.clone(), time)))?;
+    for (path, time) in times.iter().rev() {
+        root.set_time(path, *time)?;
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::CopyFrom;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    struct Case {
+        dir: tempfile::TempDir,
+    }
+
+    impl Case {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for folder in ["context/d/sub", "root/bin", "root/old"] {
+                fs::create_dir_all(dir.path().join(folder)).unwrap();
+            }
+            let context = dir.path().join("context");
+            fs::write(context.join("a.txt"), "a").unwrap();
+            fs::write(context.join("b.txt"), "b").unwrap();
+            fs::write(context.join("d/x"), "x").unwrap();
+            fs::write(context.join("d/sub/y"), "y").unwrap();
+            fs::set_permissions(context.join("d/x"), fs::Permissions::from_mode(0o750)).unwrap();
+            symlink("x", context.join("d/link")).unwrap();
+            symlink("../secret", context.join("out")).unwrap();
+            symlink("/etc/passwd", context.join("abs")).unwrap();
+            symlink("d", context.join("dirlink")).unwrap();
+            symlink("bin", dir.path().join("root/sbin")).unwrap();
+            fs::write(dir.path().join("secret"), "secret").unwrap();
+            Self { dir }
+        }
+
+        fn copy_with(&self, sources: &[&str], destination: &str, ignore: &str) -> Result<Digest, Error> {
+            let uid = rustix::process::getuid().as_raw();
+            let context = Rooted::open(&self.dir.path().join("context")).unwrap();
+            let ignore = Ignore::parse("x", ignore.as_bytes()).unwrap();
+            let tree = SourceTree {
+                root: &context,
+                ignore: Some(&ignore),
+                is_context: true,
+                shown: "the context".into(),
+            };
+            let action = CopyAction {
+                from: CopyFrom::Context,
+                sources: sources.iter().map(|source| CopySource::Path((*source).to_owned())).collect(),
+                destination: destination.to_owned(),
+                chown: None,
+                chmod: None,
+            };
+            let selection = Selection::find(&action, Some(&tree))?;
+            let digest = selection.digest(Some(&tree))?;
+            let root = Rooted::open(&self.dir.path().join("root")).unwrap();
+            let now = Timestamp { seconds: 1000, nanoseconds: 0 };
+            selection.write(
+                &action,
+                Some(&tree),
+                &root,
+                Some((uid, rustix::process::getgid().as_raw())),
+                now,
+            )?;
+            Ok(digest)
+        }
+
+        fn copy(&self, sources: &[&str], destination: &str) -> Result<Digest, Error> {
+            self.copy_with(sources, destination, "")
+        }
+
+        fn read(&self, path: &str) -> String {
+            fs::read_to_string(self.dir.path().join("root").join(path)).unwrap()
+        }
+
+        fn has(&self, path: &str) -> bool {
+            fs::symlink_metadata(self.dir.path().join("root").join(path)).is_ok()
+        }
+    }
+
+    #[test]
+    fn files_and_folders_go_where_docker_puts_them() {
+        let case = Case::new();
+        case.copy(&["a.txt"], "/new").unwrap();
+        assert_eq!(case.read("new"), "a");
+        case.copy(&["a.txt"], "/old").unwrap();
+        assert_eq!(case.read("old/a.txt"), "a");
+        case.copy(&["a.txt", "b.txt"], "/deep/er/").unwrap();
+        assert_eq!(case.read("deep/er/b.txt"), "b");
+        case.copy(&["*.txt"], "/glob/").unwrap();
+        assert_eq!(case.read("glob/a.txt") + &case.read("glob/b.txt"), "ab");
+        case.copy(&["d"], "/sbin").unwrap();
+        assert_eq!(case.read("bin/sub/y"), "y", "links in the image are followed inside it");
+        assert_eq!(fs::metadata(case.dir.path().join("root/bin/x")).unwrap().mode() & 0o777, 0o750);
+        assert!(fs::symlink_metadata(case.dir.path().join("root/bin/link")).unwrap().is_symlink());
+        case.copy(&["dirlink"], "/via/").unwrap();
+        assert_eq!(case.read("via/x"), "x");
+        assert_eq!(fs::metadata(case.dir.path().join("root/deep")).unwrap().mtime(), 1000);
+    }
+
+    #[test]
+    fn nothing_leaves_the_context() {
+        let case = Case::new();
+        for source in ["../secret", "d/../../secret", "out", "abs", "/../secret", "../*", "o*"] {
+            let result = case.copy(&[source], "/taken");
+            assert!(matches!(result, Err(Error::Source { .. })), "{source}: {result:?}");
+            assert!(!case.has("taken"), "{source}");
+        }
+        case.copy(&["."], "/all/").unwrap();
+        assert!(fs::symlink_metadata(case.dir.path().join("root/all/out")).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn what_is_missing_or_ignored_is_said() {
+        let case = Case::new();
+        let error =
+            |source: &str, ignore: &str| case.copy_with(&[source], "/x", ignore).unwrap_err().to_string();
+        assert!(error("nope", "").contains("no such file in the context"));
+        assert!(error("*.zip", "").contains("fits no file"));
+        assert!(error("a.txt", "*.txt").contains(".dockerignore"));
+        assert!(case.copy(&["*.txt"], "/notdir").unwrap_err().to_string().contains("must end with a slash"));
+        case.copy_with(&["."], "/i/", "*\n!d/x\n").unwrap();
+        assert!(case.has("i/d/x") && !case.has("i/a.txt") && !case.has("i/d/sub/y"));
+    }
+
+    #[test]
+    fn the_digest_follows_contents_and_modes_not_times() {
+        let case = Case::new();
+        let before = case.copy(&["d"], "/1/").unwrap();
+        let file = case.dir.path().join("context/d/x");
+        fs::write(&file, "x").unwrap();
+        assert_eq!(case.copy(&["d"], "/2/").unwrap(), before);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o700)).unwrap();
+        let mode = case.copy(&["d"], "/3/").unwrap();
+        assert_ne!(mode, before);
+        fs::write(&file, "z").unwrap();
+        assert_ne!(case.copy(&["d"], "/4/").unwrap(), mode);
+    }
+}

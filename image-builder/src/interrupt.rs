@@ -1,0 +1,70 @@
+//! Ctrl-C: the running step is ended and cleaned up after; between steps the program just ends.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+
+use crate::error::Error;
+
+/// The exit code after a signal, as shells have it for SIGINT.
+pub const EXIT_INTERRUPTED: i32 = 130;
+
+/// Knows whether the user wants to stop, and which process must end for that.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    asked: bool,
+    child: Option<Pid>,
+}
+
+impl Interrupt {
+    /// Takes SIGINT and SIGTERM over. Call it before the program has other threads: they inherit the mask.
+    pub fn install() -> Result<Self, Error> {
+        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        let io = |errno| crate::error::at::<nix::errno::Errno>(std::path::Path::new("signal mask"))(errno);
+        signals.thread_block().map_err(io)?;
+        let interrupt = Self::default();
+        let watched = interrupt.clone();
+        std::thread::spawn(move || {
+            while signals.wait().is_ok() {
+                let mut state = watched.lock();
+                state.asked = true;
+                match state.child {
+                    // Its end wakes the build, which cleans up.
+                    Some(child) => drop(kill(child, Signal::SIGTERM)),
+                    // Mounts go with our namespace, and half-made files are swept by the next build.
+                    None => std::process::exit(EXIT_INTERRUPTED),
+                }
+            }
+        });
+        Ok(interrupt)
+    }
+
+    /// Whether the user asked to stop.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.lock().asked { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// From now on a signal ends that process.
+    pub(crate) fn watch(&self, pid: u32) {
+        let mut state = self.lock();
+        state.child = i32::try_from(pid).ok().map(Pid::from_raw);
+        if let (true, Some(child)) = (state.asked, state.child) {
+            let _ = kill(child, Signal::SIGTERM);
+        }
+    }
+
+    /// The process has ended, and was waited for.
+    pub(crate) fn unwatch(&self) {
+        self.lock().child = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}

@@ -1,0 +1,213 @@
+//! The cache of unpacked layers, which the overlays of a build stack.
+//!
+//! ```text
+//! cache/layers/
+//!   <first half of the chain id>/   one layer's own files, in overlayfs' form
+//!   .new-XXXXXX/{fs,work,merged}    a layer being made
+//! ```
+//!
+//! A layer's files depend on the layers below it (a whiteout, a hard link to a lower file), so the key is the chain id
+//! (image-spec 1.1, `config.md`, "Layer ChainID"). A folder appears by a rename when it is complete and on disk.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use oci::layer::LayerPath;
+use oci::{Digest, Hasher, Layer};
+
+use crate::console::Console;
+use crate::error::{Error, at};
+use crate::overlay::{Overlay, Upper};
+use crate::rooted::{Rooted, metadata_of};
+use crate::unpack;
+
+/// 128 bits of the chain id: short enough for the mount options, long enough that nobody finds a second layer for it.
+const NAME_LENGTH: usize = 32;
+/// The lower directory of a stage that begins with nothing.
+const EMPTY: &str = "empty";
+const NEW_PREFIX: &str = ".new-";
+
+/// The folder of unpacked layers. Several builds share it.
+#[derive(Debug)]
+pub(crate) struct LayerCache {
+    root: PathBuf,
+    _lock: File,
+}
+
+/// A stack of layers, each with its chain id, lowest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chain(Vec<Digest>);
+
+/// A place for a new layer; dropped without [`Scratch::keep`] it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    folder: tempfile::TempDir,
+}
+
+impl Chain {
+    /// The chain with one more layer.
+    pub(crate) fn push(&mut self, diff_id: &Digest) {
+        let id = match self.0.last() {
+            None => diff_id.clone(),
+            Some(parent) => Hasher::digest_of(format!("{parent} {diff_id}").as_bytes()),
+        };
+        self.0.push(id);
+    }
+
+    /// The chain id; for no layers, a text that is no digest.
+    pub(crate) fn id(&self) -> &str {
+        self.0.last().map_or("scratch", |id| id.as_ref())
+    }
+
+    fn folders(&self) -> Vec<PathBuf> {
+        match self.0.is_empty() {
+            true => vec![PathBuf::from(EMPTY)],
+            false => self.0.iter().rev().map(folder_name).collect(),
+        }
+    }
+}
+
+fn folder_name(chain_id: &Digest) -> PathBuf {
+    PathBuf::from(&chain_id.digest()[..NAME_LENGTH])
+}
+
+impl LayerCache {
+    /// Opens the cache and removes what killed builds left, unless another build is at work.
+    pub(crate) fn open(root: &Path) -> Result<Self, Error> {
+        fs::create_dir_all(root.join(EMPTY)).map_err(at(root))?;
+        let lock = File::open(root).map_err(at(root))?;
+        if lock.try_lock().is_ok() {
+            for entry in fs::read_dir(root).map_err(at(root))? {
+                let path = entry.map_err(at(root))?.path();
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                if name.starts_with(NEW_PREFIX) {
+                    fs::remove_dir_all(&path).map_err(at(&path))?;
+                }
+            }
+            lock.unlock().map_err(at(root))?;
+        }
+        lock.lock_shared().map_err(at(root))?;
+        Ok(Self { root: root.to_owned(), _lock: lock })
+    }
+
+    /// Unpacks those of the layers, lowest first, that are not there yet.
+    pub(crate) fn unpack(&self, layers: &[Layer], console: &Console) -> Result<Chain, Error> {
+        let mut chain = Chain::default();
+        for (layer, number) in layers.iter().zip(1..) {
+            let below = chain.clone();
+            chain.push(&layer.diff_id);
+            if chain.0.last().is_some_and(|id| self.root.join(folder_name(id)).is_dir()) {
+                continue;
+            }
+            let _work = console.work(&format!("unpacking layer {number} of {}", layers.len()), None);
+            let scratch = self.scratch(&below)?;
+            let overlay = self.mount(&below, &scratch)?;
+            unpack::apply(layer.open()?, &Rooted::open(&scratch.merged())?)?;
+            overlay.unmount()?;
+            self.keep(scratch, &chain)?;
+        }
+        Ok(chain)
+    }
+
+    /// An empty upper directory whose root looks like that of the chain.
+    pub(crate) fn scratch(&self, below: &Chain) -> Result<Scratch, Error> {
+        let folder =
+            tempfile::Builder::new().prefix(NEW_PREFIX).tempdir_in(&self.root).map_err(at(&self.root))?;
+        let scratch = Scratch { folder };
+        for name in [scratch.upper(), scratch.work(), scratch.merged()] {
+            fs::create_dir(&name).map_err(at(&name))?;
+        }
+        let top = &below.folders()[0];
+        let lower = Rooted::open(&self.root.join(top))?;
+        let root = LayerPath::default();
+        if let Some(stat) = lower.stat(&root)? {
+            let mut metadata = metadata_of(&stat);
+            if below.0.is_empty() {
+                metadata.mode = 0o755;
+            }
+            Rooted::open(&scratch.upper())?.set_metadata(&root, &metadata, false)?;
+        }
+        Ok(scratch)
+    }
+
+    /// Mounts the chain with the scratch as its upper layer, at [`Scratch::merged`].
+    pub(crate) fn mount(&self, below: &Chain, scratch: &Scratch) -> Result<Overlay, Error> {
+        let name = PathBuf::from(scratch.folder.path().file_name().unwrap_or_default());
+        let (upper, work) = (name.join("fs"), name.join("work"));
+        let upper = Upper { upper: &upper, work: &work };
+        Overlay::mount(&self.root, &below.folders(), Some(upper), &scratch.merged())
+    }
+
+    /// Mounts the chain read-only at a folder of the scratch; with one layer there is nothing to mount.
+    pub(crate) fn mount_read_only(
+        &self,
+        chain: &Chain,
+        target: &Path,
+    ) -> Result<(Option<Overlay>, PathBuf), Error> {
+        match chain.folders().as_slice() {
+            [only] => Ok((None, self.root.join(only))),
+            folders => {
+                fs::create_dir_all(target).map_err(at(target))?;
+                let overlay = Overlay::mount(&self.root, folders, None, target)?;
+                Ok((Some(overlay), target.to_owned()))
+            }
+        }
+    }
+
+    /// Makes the scratch's upper directory the chain's top layer. It must not be mounted.
+    pub(crate) fn keep(&self, scratch: Scratch, chain: &Chain) -> Result<(), Error> {
+        let Some(id) = chain.0.last() else { return Ok(()) };
+        let upper = scratch.upper();
+        let folder = File::open(&upper).map_err(at(&upper))?;
+        rustix::fs::syncfs(&folder).map_err(at(&upper))?;
+        let target = self.root.join(folder_name(id));
+        match fs::rename(&upper, &target) {
+            Ok(()) => {}
+            // Another build was faster; the same chain id is the same files.
+            Err(_) if target.is_dir() => return Ok(()),
+            Err(error) => return Err(at(&target)(error)),
+        }
+        File::open(&self.root).and_then(|root| root.sync_all()).map_err(at(&self.root))
+    }
+
+    /// Whether the upper directory's root has another owner or mode than the chain's.
+    pub(crate) fn root_changed(&self, below: &Chain, scratch: &Scratch) -> Result<bool, Error> {
+        let attributes = |path: &Path| {
+            let metadata = fs::metadata(path).map_err(at(path))?;
+            Ok::<_, Error>((metadata.mode(), metadata.uid(), metadata.gid()))
+        };
+        let before = match below.0.is_empty() {
+            true => (0o40755, 0, 0),
+            false => attributes(&self.root.join(&below.folders()[0]))?,
+        };
+        Ok(attributes(&scratch.upper())? != before)
+    }
+}
+
+impl Scratch {
+    /// The upper directory.
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.folder.path().join("fs")
+    }
+
+    /// Where the whole tree is mounted.
+    pub(crate) fn merged(&self) -> PathBuf {
+        self.folder.path().join("merged")
+    }
+
+    /// Another folder in the scratch, for what must not be in the layer.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A name that no other scratch on this machine has at this time.
+    pub(crate) fn unique_name(&self) -> String {
+        let folder = self.folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        format!("tiffin-build-{}-{}", std::process::id(), folder.trim_start_matches(NEW_PREFIX))
+    }
+
+    fn work(&self) -> PathBuf {
+        self.folder.path().join("work")
+    }
+}

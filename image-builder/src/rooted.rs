@@ -1,0 +1,387 @@
+//! Files below a folder, as a process sees them whose root is that folder.
+//!
+//! A path from an image or a Dockerfile is resolved here, in two steps. [`Rooted::resolve`] follows symbolic links by
+//! hand, with the folder as the root, and gives a path that has none. Every operation then opens the parent of that path
+//! with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, so that even a tree that changes meanwhile cannot lead out.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use oci::layer::{Kind, LayerPath, Metadata, Timestamp};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use crate::error::{Error, at};
+
+/// The most symbolic links on the way to a file, as the kernel's `MAXSYMLINKS`.
+const MAX_LINKS: usize = 40;
+
+/// What a link that points above the root means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Escape {
+    /// The root itself, as in a container.
+    Clamp,
+    /// An error: the context ends there.
+    Refuse,
+}
+
+/// Whether the last name of a path is followed when it is a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Last {
+    Follow,
+    Keep,
+}
+
+/// A folder that is a root.
+#[derive(Debug)]
+pub(crate) struct Rooted {
+    folder: OwnedFd,
+    shown: PathBuf,
+}
+
+impl Rooted {
+    /// Opens the folder.
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(path, flags, Mode::empty()).map_err(at(path))?;
+        Ok(Self { folder, shown: path.to_owned() })
+    }
+
+    /// The path on the host, for errors.
+    pub(crate) fn shown(&self, path: &LayerPath) -> PathBuf {
+        self.shown.join(path.as_path())
+    }
+
+    /// The path without symbolic links. What does not exist is taken as it stands.
+    pub(crate) fn resolve(&self, path: &[u8], last: Last, escape: Escape) -> Result<LayerPath, Error> {
+        let refuse = |reason: &str| Error::Source {
+            what: String::from_utf8_lossy(path).into_owned(),
+            reason: reason.to_owned(),
+        };
+        let mut pending: Vec<Vec<u8>> = path.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec).collect();
+        let mut resolved = LayerPath::default();
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            match name.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    match resolved.split() {
+                        Some((parent, _)) => resolved = parent,
+                        None if escape == Escape::Refuse => {
+                            return Err(refuse("it leads outside of the folder"));
+                        }
+                        None => {}
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            let next = resolved.join(&name)?;
+            let is_last = pending.iter().all(|name| name.is_empty() || name == b".");
+            let keep = is_last && last == Last::Keep;
+            let is_link = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+            if keep || !self.stat(&next)?.as_ref().is_some_and(is_link) {
+                resolved = next;
+                continue;
+            }
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(refuse("too many symbolic links"));
+            }
+            let target = self.read_link(&next)?;
+            if target.starts_with(b"/") {
+                if escape == Escape::Refuse {
+                    return Err(refuse("a symbolic link on the way leads outside of the folder"));
+                }
+                resolved = LayerPath::default();
+            }
+            pending.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
+        }
+        Ok(resolved)
+    }
+
+    /// The attributes of what is at the resolved path; a link is not followed.
+    pub(crate) fn stat(&self, path: &LayerPath) -> Result<Option<Stat>, Error> {
+        let result = match path.split() {
+            None => rustix::fs::fstat(&self.folder),
+            Some((parent, name)) => match self.directory_or_errno(&parent) {
+                Ok(parent) => rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW),
+                Err(errno) => Err(errno),
+            },
+        };
+        match result {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(at(&self.shown(path))(errno)),
+        }
+    }
+
+    /// The target of a link.
+    pub(crate) fn read_link(&self, path: &LayerPath) -> Result<Vec<u8>, Error> {
+        let (parent, name) = self.parent(path)?;
+        let target = rustix::fs::readlinkat(parent, name, Vec::new()).map_err(at(&self.shown(path)))?;
+        Ok(target.into_bytes())
+    }
+
+    /// Opens a directory at a resolved path.
+    pub(crate) fn directory(&self, path: &LayerPath) -> Result<OwnedFd, Error> {
+        self.directory_or_errno(path).map_err(at(&self.shown(path)))
+    }
+
+    /// Opens a regular file at a resolved path for reading.
+    pub(crate) fn file(&self, path: &LayerPath) -> Result<File, Error> {
+        // NONBLOCK: a FIFO must not stop the build; it has no effect on files.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        self.open_beneath(path, flags).map(File::from).map_err(at(&self.shown(path)))
+    }
+
+    /// The names in a directory, sorted.
+    pub(crate) fn names(&self, path: &LayerPath) -> Result<Vec<Vec<u8>>, Error> {
+        let io = |errno| at(&self.shown(path))(errno);
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::new(self.directory(path)?).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Makes the directory and those above it where they are missing, and gives the ones it made, outermost first.
+    pub(crate) fn make_directories(&self, path: &LayerPath) -> Result<Vec<LayerPath>, Error> {
+        let mut made = Vec::new();
+        let mut current = LayerPath::default();
+        for name in path.components() {
+            let parent = self.directory(&current)?;
+            current = current.join(name)?;
+            match rustix::fs::mkdirat(&parent, OsStr::from_bytes(name), Mode::from_raw_mode(0o755)) {
+                Ok(()) => {
+                    // The umask is the user's; an image is not.
+                    let mode = Mode::from_raw_mode(0o755);
+                    rustix::fs::chmodat(&parent, name, mode, AtFlags::empty())
+                        .map_err(at(&self.shown(&current)))?;
+                    made.push(current.clone());
+                }
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(at(&self.shown(&current))(errno)),
+            }
+        }
+        // What was there may be no directory.
+        self.directory(path)?;
+        Ok(made)
+    }
+
+    /// Removes whatever is at the resolved path, with everything in it.
+    pub(crate) fn remove(&self, path: &LayerPath) -> Result<(), Error> {
+        let (parent, name) = match self.parent(path) {
+            Ok(found) => found,
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(errno) => return Err(at(&self.shown(path))(errno)),
+        }
+        for child in self.names(path)? {
+            self.remove(&path.join(&child)?)?;
+        }
+        rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR).map_err(at(&self.shown(path)))
+    }
+
+    /// Makes a new file for writing; nothing may be at the path.
+    pub(crate) fn create(&self, path: &LayerPath) -> Result<File, Error> {
+        let (parent, name) = self.parent(path)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))
+            .map(File::from)
+            .map_err(at(&self.shown(path)))
+    }
+
+    /// Makes a node of any kind but a regular file; nothing may be at the path, except a directory for a directory.
+    pub(crate) fn make(&self, path: &LayerPath, kind: &Kind) -> Result<(), Error> {
+        let (parent, name) = self.parent(path)?;
+        let mode = Mode::from_raw_mode(0o600);
+        let device = |file_type, major: u32, minor: u32| {
+            rustix::fs::mknodat(&parent, name, file_type, mode, rustix::fs::makedev(major, minor))
+        };
+        let result = match kind {
+            Kind::Directory => match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                Err(Errno::EXIST) => Ok(()),
+                other => other,
+            },
+            Kind::File { .. } => return self.create(path).map(drop),
+            Kind::Symlink(target) => rustix::fs::symlinkat(OsStr::from_bytes(target), &parent, name),
+            Kind::HardLink(target) => {
+                let (from, from_name) = self.parent(target)?;
+                rustix::fs::linkat(from, from_name, &parent, name, AtFlags::empty())
+            }
+            Kind::CharDevice { major, minor } => device(FileType::CharacterDevice, *major, *minor),
+            Kind::BlockDevice { major, minor } => device(FileType::BlockDevice, *major, *minor),
+            Kind::Fifo => rustix::fs::mknodat(&parent, name, FileType::Fifo, mode, 0),
+        };
+        result.map_err(at(&self.shown(path)))
+    }
+
+    /// Sets owner, mode, extended attributes and time; a link itself is changed, not its target.
+    pub(crate) fn set_metadata(
+        &self,
+        path: &LayerPath,
+        metadata: &Metadata,
+        is_link: bool,
+    ) -> Result<(), Error> {
+        let io = |errno| at(&self.shown(path))(errno);
+        let owner = (Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)));
+        let (parent, name) = match path.split() {
+            Some(_) => self.parent(path)?,
+            None => (self.directory(path)?, &b"."[..]),
+        };
+        rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+        if !is_link {
+            // After the owner: a change of owner clears setuid. The last name is no link, nothing else runs here.
+            let mode = Mode::from_raw_mode(metadata.mode & 0o7777);
+            rustix::fs::chmodat(&parent, name, mode, AtFlags::empty()).map_err(io)?;
+        }
+        if !metadata.xattrs.is_empty() {
+            // There is no setxattrat before Linux 6.13; the descriptor's own link leads to the parent, never further.
+            let link = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&parent)));
+            let target = link.join(OsStr::from_bytes(name));
+            for (name, value) in &metadata.xattrs {
+                match rustix::fs::lsetxattr(&target, name, value, rustix::fs::XattrFlags::empty()) {
+                    // A file system or node type without such attributes: as with Docker, the file counts.
+                    Ok(()) | Err(Errno::NOTSUP) => {}
+                    Err(Errno::PERM) if name.starts_with(b"user.") => {}
+                    Err(errno) => return Err(io(errno)),
+                }
+            }
+        }
+        self.set_time(path, metadata.mtime)
+    }
+
+    /// Sets the time of the last change; a link itself is changed, not its target.
+    pub(crate) fn set_time(&self, path: &LayerPath, time: Timestamp) -> Result<(), Error> {
+        let (parent, name) = match path.split() {
+            Some(_) => self.parent(path)?,
+            None => (self.directory(path)?, &b"."[..]),
+        };
+        let time = Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
+        let times = Timestamps { last_access: time, last_modification: time };
+        rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(at(&self.shown(path)))
+    }
+
+    /// The directory that holds the path, and the name in it.
+    fn parent<'a>(&self, path: &'a LayerPath) -> Result<(OwnedFd, &'a [u8]), Error> {
+        let Some((parent, name)) = path.split() else {
+            return Err(Error::Source {
+                what: "/".to_owned(),
+                reason: "the root cannot be replaced".to_owned(),
+            });
+        };
+        Ok((self.directory(&parent)?, name))
+    }
+
+    fn directory_or_errno(&self, path: &LayerPath) -> Result<OwnedFd, Errno> {
+        self.open_beneath(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC)
+    }
+
+    fn open_beneath(&self, path: &LayerPath, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let name = if path.is_root() { OsStr::new(".") } else { path.as_path().as_os_str() };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(self.folder.as_fd(), name, flags, Mode::empty(), resolve)
+    }
+}
+
+/// Owner, mode and time of a file; its extended attributes are not in a [`Stat`].
+pub(crate) fn metadata_of(stat: &Stat) -> Metadata {
+    Metadata {
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: time_of(stat),
+        xattrs: Default::default(),
+    }
+}
+
+/// The time of the last change.
+pub(crate) fn time_of(stat: &Stat) -> Timestamp {
+    Timestamp { seconds: stat.st_mtime, nanoseconds: stat.st_mtime_nsec as u32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    fn tree() -> (tempfile::TempDir, Rooted) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("usr/bin")).unwrap();
+        symlink("usr/bin", root.join("bin")).unwrap();
+        symlink("/usr/bin", root.join("abs")).unwrap();
+        symlink("../../..", root.join("usr/up")).unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        symlink("missing/file", root.join("dangling")).unwrap();
+        fs::write(dir.path().join("canary"), "alive").unwrap();
+        let rooted = Rooted::open(&root).unwrap();
+        (dir, rooted)
+    }
+
+    #[test]
+    fn links_end_inside_the_root() {
+        let (_dir, rooted) = tree();
+        let resolve = |path: &str| {
+            rooted.resolve(path.as_bytes(), Last::Follow, Escape::Clamp).map(|path| path.to_string())
+        };
+        for (path, real) in [
+            ("bin/sh", "/usr/bin/sh"),
+            ("abs/sh", "/usr/bin/sh"),
+            ("usr/up/bin", "/usr/bin"),
+            ("../../etc/passwd", "/etc/passwd"),
+            ("dangling", "/missing/file"),
+            ("no/such/../file", "/no/file"),
+            ("/", "/"),
+        ] {
+            assert_eq!(resolve(path).unwrap(), real, "{path}");
+        }
+        assert!(resolve("loop/x").is_err());
+        let kept = rooted.resolve(b"usr/../bin", Last::Keep, Escape::Clamp).unwrap();
+        assert_eq!(kept.to_string(), "/bin");
+    }
+
+    #[test]
+    fn a_context_has_no_way_out() {
+        let (_dir, rooted) = tree();
+        for path in ["..", "a/../../b", "abs", "usr/up/canary", "abs/sh"] {
+            let result = rooted.resolve(path.as_bytes(), Last::Follow, Escape::Refuse);
+            assert!(matches!(result, Err(Error::Source { .. })), "{path}: {result:?}");
+        }
+        assert_eq!(
+            rooted.resolve(b"bin/sh", Last::Follow, Escape::Refuse).unwrap().to_string(),
+            "/usr/bin/sh"
+        );
+    }
+
+    #[test]
+    fn operations_do_not_follow_links() {
+        let (dir, rooted) = tree();
+        let path = |text: &str| LayerPath::parse(text.as_bytes()).unwrap();
+        assert!(rooted.create(&path("usr/up/canary")).is_err());
+        assert!(rooted.make_directories(&path("bin/x")).is_err());
+        assert!(rooted.directory(&path("usr/up")).is_err());
+        rooted.remove(&path("usr")).unwrap();
+        rooted.remove(&path("loop")).unwrap();
+        rooted.remove(&path("not/there")).unwrap();
+        assert_eq!(fs::read(dir.path().join("canary")).unwrap(), b"alive");
+        assert!(!dir.path().join("root/usr").exists());
+        let made = rooted.make_directories(&path("a/b")).unwrap();
+        assert_eq!(made, [path("a"), path("a/b")]);
+        assert!(rooted.make_directories(&path("a/b")).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,105 @@
+//! Templates from images.
+
+use std::str::FromStr;
+
+use oci::{Image, ImageReference, Store};
+use rootfs_tools::{Progress, Size};
+use serde::Serialize;
+use template::{
+    DataDir, Machine, NewTemplate, Rootfs, RuntimeConfig, SCHEMA_VERSION, SourceImage, Template,
+    TemplateFolder, TemplateName,
+};
+
+use crate::base;
+use crate::config::ImageConfig;
+use crate::console::Console;
+use crate::error::Error;
+
+const MIB: u64 = 1 << 20;
+
+/// What a template is made from.
+#[derive(Clone, Debug)]
+pub struct TemplateOptions {
+    /// Its name.
+    pub name: TemplateName,
+    /// The image.
+    pub image: ImageReference,
+    /// The machine that its sandboxes get by default.
+    pub machine: Machine,
+    /// Size of the root file system in MiB; as small as the image by default.
+    pub rootfs_mib: Option<u64>,
+}
+
+/// What was made.
+#[derive(Clone, Debug, Serialize)]
+pub struct TemplateReport {
+    /// The template's folder.
+    pub path: std::path::PathBuf,
+    /// Its contents.
+    pub template: Template,
+}
+
+/// Writes `templates/NAME`: the image as one read-only file system, and how to run it.
+pub fn create(data: &DataDir, options: &TemplateOptions, console: &Console) -> Result<TemplateReport, Error> {
+    let store = Store::open_or_create(&data.images())?;
+    let image = base::resolve(&store, &options.image, console)?;
+    let new = NewTemplate::begin(&data.templates(), &options.name)?;
+    let size = match options.rootfs_mib {
+        None => Size::Minimal,
+        Some(mib) => Size::Exact(mib.checked_mul(MIB).ok_or_else(|| Error::Invalid {
+            what: format!("--rootfs-size {mib}"),
+            reason: "that is more MiB than a file can have".to_owned(),
+        })?),
+    };
+    let build_options = rootfs_tools::BuildOptions { size };
+    let mut work = None;
+    let mut written = 0;
+    let report =
+        rootfs_tools::build(&image, &build_options, &new.rootfs(), &mut |progress| match progress {
+            Progress::Indexing { layer, layers } => {
+                work = Some(console.work(&format!("reading layer {layer} of {layers}"), None));
+            }
+            Progress::Writing { done, total } => {
+                if written == 0 {
+                    work = Some(console.work("writing the file system", Some(total)));
+                }
+                if let Some(work) = &work {
+                    work.advance(done.saturating_sub(written));
+                }
+                written = done.max(1);
+            }
+            Progress::Syncing => work = Some(console.work("syncing to the disk", None)),
+        })?;
+    drop(work);
+    let template = Template {
+        schema_version: SCHEMA_VERSION,
+        image: SourceImage { reference: options.image.to_string(), digest: image.digest.clone() },
+        kernel: None,
+        guest_image: None,
+        rootfs: Rootfs { digest: report.digest, size: report.size },
+        runtime: runtime(&image),
+        machine: options.machine,
+    };
+    let folder = new.publish(&template)?;
+    Ok(TemplateReport { path: folder.path().to_owned(), template })
+}
+
+/// The template of that name, read and checked.
+pub fn open(data: &DataDir, name: &str) -> Result<TemplateFolder, Error> {
+    let name = TemplateName::from_str(name)?;
+    Ok(TemplateFolder::open(&data.templates().join(name.as_str()))?)
+}
+
+fn runtime(image: &Image) -> RuntimeConfig {
+    let config = ImageConfig::from_json(&image.config_json);
+    RuntimeConfig {
+        env: config.env.into_iter().collect(),
+        user: config.user,
+        workdir: config.workdir,
+        entrypoint: config.entrypoint.unwrap_or_default(),
+        cmd: config.cmd.unwrap_or_default(),
+        exposed_ports: config.exposed_ports.into_iter().collect(),
+        volumes: config.volumes.into_iter().collect(),
+        labels: config.labels,
+    }
+}

@@ -121,6 +121,23 @@ test: packages nextest ## everything that CI runs
 	$(call say,tests)
 	$(E2E_ENV) cargo nextest run --locked --workspace
 
+.PHONY: bench-boot
+bench-boot: test-guest ## CPU time of a boot, against an init that only dials out
+	$(STATIC) cargo build --locked --target $(TARGET) --profile agent -p envd --example dial_out
+	$(E2E_ENV) TIFFIN_DIAL_OUT=$(CURDIR)/target/$(TARGET)/agent/examples/dial_out \
+		cargo bench --locked -p e2e --bench boot
+
+.PHONY: bench-rootfs
+bench-rootfs: packages ## a Debian base to ext4, against tar and mke2fs
+	[ -f $(CACHE)/debian-base.tar ] || { mkdir -p $(CACHE) && \
+		mmdebstrap --variant=minbase bookworm $(CACHE)/debian-base.tmp.tar && \
+		mv $(CACHE)/debian-base.tmp.tar $(CACHE)/debian-base.tar; }
+	cargo bench --locked -p rootfs-tools -- $(CACHE)/debian-base.tar 10
+
+.PHONY: bench-agent
+bench-agent: agent ## size of envd on disk and in memory
+	tests/benches/agent.sh $(AGENT)
+
 .PHONY: clean
 clean: ## remove target/ (not the cache)
 	cargo clean

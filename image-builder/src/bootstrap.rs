@@ -42,7 +42,7 @@ pub struct BootstrapOptions {
     pub name: ImageName,
     /// mmdebstrap's variant, as `minbase`.
     pub variant: String,
-    /// The mirror; by default those of this machine's apt, else deb.debian.org.
+    /// The mirror; by default those of this machine's apt, else mmdebstrap's own choice.
     pub mirror: Option<String>,
     /// Make it anew even when the name is taken.
     pub force: bool,

@@ -109,7 +109,7 @@ enum Command {
         /// mmdebstrap's variant: which packages are in it
         #[arg(long, default_value = "minbase")]
         variant: String,
-        /// The mirror [default: the one of this machine's apt, else deb.debian.org]
+        /// The mirror [default: the one of this machine's apt, else mmdebstrap's own choice]
         #[arg(long, value_name = "URL")]
         mirror: Option<String>,
         /// Make it anew even if the name is taken
@@ -177,28 +177,7 @@ enum TemplateCommand {
         "A template of that name is replaced; running sandboxes keep the old one.\n\n",
         "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input (also: the image is larger than --rootfs-size)."
     ))]
-    Create {
-        /// The template's name
-        name: TemplateName,
-        /// A name, oci:DIR[:TAG] or oci-archive:FILE[:TAG]
-        #[arg(long, value_name = "REF")]
-        image: ImageReference,
-        /// Virtual CPUs of its sandboxes
-        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
-        cpus: u32,
-        /// RAM of its sandboxes in MiB
-        #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(64..=16_777_216), value_name = "MiB")]
-        memory: u64,
-        /// Scratch disk of its sandboxes in MiB
-        #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=16_777_216), value_name = "MiB")]
-        disk: u64,
-        /// Size of the root file system in MiB [default: as small as the image]
-        #[arg(long, value_parser = clap::value_parser!(u64).range(1..=16_777_216), value_name = "MiB")]
-        rootfs_size: Option<u64>,
-        /// Print the result as JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Create(Box<CreateTemplate>),
     /// List the templates
     List {
         /// Print a JSON list
@@ -215,6 +194,36 @@ enum TemplateCommand {
         /// The template's name
         name: String,
     },
+}
+
+#[derive(Debug, Args)]
+struct CreateTemplate {
+    /// The template's name
+    name: TemplateName,
+    /// A name, oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+    #[arg(long, value_name = "REF")]
+    image: ImageReference,
+    /// Virtual CPUs of its sandboxes
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    cpus: u32,
+    /// RAM of its sandboxes in MiB
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(64..=16_777_216), value_name = "MiB")]
+    memory: u64,
+    /// Scratch disk of its sandboxes in MiB
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=16_777_216), value_name = "MiB")]
+    disk: u64,
+    /// Size of the root file system in MiB [default: as small as the image]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=16_777_216), value_name = "MiB")]
+    rootfs_size: Option<u64>,
+    /// The guest kernel that it is made for [default: ../share/tiffin/vmlinux beside image-builder, if it is there]
+    #[arg(long, value_name = "FILE", env = "TIFFIN_KERNEL")]
+    kernel: Option<PathBuf>,
+    /// The guest image that it is made for [default: ../share/tiffin/guest-image.cpio, if it is there]
+    #[arg(long, value_name = "FILE", env = "TIFFIN_GUEST_IMAGE")]
+    guest_image: Option<PathBuf>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Does what the command line says, and gives the exit code.
@@ -351,10 +360,19 @@ fn images(store: &Store, json: bool) -> anyhow::Result<()> {
 
 fn template(command: TemplateCommand, data: &DataDir, console: &Console) -> anyhow::Result<()> {
     match command {
-        TemplateCommand::Create { name, image, cpus, memory, disk, rootfs_size, json } => {
+        TemplateCommand::Create(create) => {
+            let CreateTemplate { name, image, cpus, memory, disk, rootfs_size, kernel, guest_image, json } =
+                *create;
             let _interrupt = Interrupt::install()?;
             let machine = Machine { cpus, memory_mib: memory, disk_mib: disk };
-            let options = TemplateOptions { name, image, machine, rootfs_mib: rootfs_size };
+            let options = TemplateOptions {
+                name,
+                image,
+                machine,
+                rootfs_mib: rootfs_size,
+                kernel: kernel.or_else(|| templates::installed("vmlinux")),
+                guest_image: guest_image.or_else(|| templates::installed("guest-image.cpio")),
+            };
             let report = templates::create(data, &options, console)?;
             let rootfs = &report.template.rootfs;
             let text = format!(

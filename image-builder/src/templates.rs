@@ -1,8 +1,11 @@
 //! Templates from images.
 
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use oci::{Image, ImageReference, Store};
+use oci::{Digest, Image, ImageReference, Store};
 use rootfs_tools::{Progress, Size};
 use serde::Serialize;
 use template::{
@@ -28,13 +31,17 @@ pub struct TemplateOptions {
     pub machine: Machine,
     /// Size of the root file system in MiB; as small as the image by default.
     pub rootfs_mib: Option<u64>,
+    /// The guest kernel that the template is made for, where one is known.
+    pub kernel: Option<PathBuf>,
+    /// The guest image that the template is made for, where one is known.
+    pub guest_image: Option<PathBuf>,
 }
 
 /// What was made.
 #[derive(Clone, Debug, Serialize)]
 pub struct TemplateReport {
     /// The template's folder.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// Its contents.
     pub template: Template,
 }
@@ -43,6 +50,8 @@ pub struct TemplateReport {
 pub fn create(data: &DataDir, options: &TemplateOptions, console: &Console) -> Result<TemplateReport, Error> {
     let store = Store::open_or_create(&data.images())?;
     let image = base::resolve(&store, &options.image, console)?;
+    let kernel = options.kernel.as_deref().map(digest_of).transpose()?;
+    let guest_image = options.guest_image.as_deref().map(digest_of).transpose()?;
     let new = NewTemplate::begin(&data.templates(), &options.name)?;
     let size = match options.rootfs_mib {
         None => Size::Minimal,
@@ -74,8 +83,8 @@ pub fn create(data: &DataDir, options: &TemplateOptions, console: &Console) -> R
     let template = Template {
         schema_version: SCHEMA_VERSION,
         image: SourceImage { reference: options.image.to_string(), digest: image.digest.clone() },
-        kernel: None,
-        guest_image: None,
+        kernel,
+        guest_image,
         rootfs: Rootfs { digest: report.digest, size: report.size },
         runtime: runtime(&image),
         machine: options.machine,
@@ -88,6 +97,20 @@ pub fn create(data: &DataDir, options: &TemplateOptions, console: &Console) -> R
 pub fn open(data: &DataDir, name: &str) -> Result<TemplateFolder, Error> {
     let name = TemplateName::from_str(name)?;
     Ok(TemplateFolder::open(&data.templates().join(name.as_str()))?)
+}
+
+/// A file of an installation, `share/tiffin/NAME` above the folder of this program, if it is there.
+pub fn installed(name: &str) -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    let file = program.parent()?.parent()?.join("share/tiffin").join(name);
+    file.is_file().then_some(file)
+}
+
+fn digest_of(file: &Path) -> Result<Digest, Error> {
+    let failed = |source| Error::Io { path: file.to_owned(), source };
+    let mut hasher = oci::Hasher::new();
+    io::copy(&mut File::open(file).map_err(failed)?, &mut hasher).map_err(failed)?;
+    Ok(hasher.finish().0)
 }
 
 fn runtime(image: &Image) -> RuntimeConfig {

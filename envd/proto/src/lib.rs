@@ -13,21 +13,36 @@ pub mod boot;
 pub mod limits;
 
 /// `process.Process`: E2B's names and field numbers.
-#[allow(missing_docs, unreachable_pub, reason = "generated; the .proto files carry the documentation")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated; the .proto files carry the documentation"
+)]
 pub mod process {
     include!(concat!(env!("OUT_DIR"), "/process.rs"));
     include!(concat!(env!("OUT_DIR"), "/process.serde.rs"));
 }
 
 /// `filesystem.Filesystem`: E2B's names and field numbers.
-#[allow(missing_docs, unreachable_pub, reason = "generated; the .proto files carry the documentation")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated; the .proto files carry the documentation"
+)]
 pub mod filesystem {
     include!(concat!(env!("OUT_DIR"), "/filesystem.rs"));
     include!(concat!(env!("OUT_DIR"), "/filesystem.serde.rs"));
 }
 
 /// The control door, between the agent and its host only.
-#[allow(missing_docs, unreachable_pub, reason = "generated; the .proto files carry the documentation")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated; the .proto files carry the documentation"
+)]
 pub mod control {
     include!(concat!(env!("OUT_DIR"), "/tiffin.control.v1.rs"));
 }

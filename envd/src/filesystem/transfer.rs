@@ -234,7 +234,11 @@ impl Receiver {
                 Ok(chunk) => chunk,
                 Err(error) => {
                     // The removal is a file system call, so it has its place on a thread of the root.
-                    let _ = self.root.run(move || Ok(drop(partial))).await;
+                    let removed = self.root.run(move || {
+                        drop(partial);
+                        Ok(())
+                    });
+                    let _ = removed.await;
                     return Err(Error::new(Code::Canceled, format!("the upload broke off: {error}")));
                 }
             };

@@ -77,7 +77,7 @@ pub fn init() -> io::Result<()> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     let answer = match build(socket) {
         Ok(pid) => format!("pid {pid}\n"),
-        Err(error) => format!("error {}\n", error_chain(&error).replace('\n', " ")),
+        Err(error) => format!("error {}\n", error_chain(&*error).replace('\n', " ")),
     };
     let mut stdout = io::stdout();
     stdout.write_all(answer.as_bytes())?;
@@ -97,7 +97,7 @@ fn build(socket: OwnedFd) -> Result<i32, Box<dyn std::error::Error + Send + Sync
     Ok(pid.as_raw())
 }
 
-fn error_chain(error: &Box<dyn std::error::Error + Send + Sync>) -> String {
+fn error_chain(error: &(dyn std::error::Error + Send + Sync)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -39,7 +39,7 @@ pub(crate) struct LayerCache {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chain(Vec<Digest>);
 
-/// A place for a new layer; dropped without [`Scratch::keep`] it leaves nothing.
+/// A place for a new layer; dropped without [`LayerCache::keep`] it leaves nothing.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     folder: tempfile::TempDir,

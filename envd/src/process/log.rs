@@ -50,7 +50,7 @@ impl From<ExitStatus> for End {
 pub enum Item {
     /// A piece of output.
     Data(Stream, Bytes),
-    /// The reader stalled for [`STALL_LIMIT`] and was cut off; nothing follows.
+    /// The reader stalled for too long and was cut off; nothing follows.
     CutOff,
     /// The process ended; nothing follows.
     End(End),

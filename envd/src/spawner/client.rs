@@ -111,7 +111,7 @@ struct Waiting {
 }
 
 impl Spawner {
-    /// A connected pair: the agent's end, and the end for [`super::serve`].
+    /// A connected pair: the agent's end, and the end for [`super::serve()`].
     pub fn socketpair() -> io::Result<(OwnedFd, OwnedFd)> {
         Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
     }

@@ -3,6 +3,7 @@
 //! A static binary has no NSS, and the answer must be the container's, not the guest's. The files belong to the tenant:
 //! they are read with a bound, and a line that makes no sense is passed over.
 
+use std::collections::HashSet;
 use std::io;
 
 use envd_sys::Credentials;
@@ -97,9 +98,10 @@ impl UserDatabase {
 
     fn groups_of(&self, user: &PasswdEntry<'_>) -> Vec<u32> {
         let mut groups = vec![user.gid];
+        let mut known = HashSet::from([user.gid]);
         for entry in self.group_entries() {
             let member = entry.members.split(',').any(|member| member == user.name);
-            if member && !groups.contains(&entry.gid) && groups.len() < MAX_GROUPS {
+            if member && groups.len() < MAX_GROUPS && known.insert(entry.gid) {
                 groups.push(entry.gid);
             }
         }

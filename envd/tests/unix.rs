@@ -281,6 +281,84 @@ async fn a_deadline_kills_the_process() {
 }
 
 #[tokio::test]
+async fn the_deadline_holds_for_a_process_that_never_stops_printing() {
+    let agent = Agent::start().await;
+    let request = Request::post("/process.Process/Start")
+        .header("host", "sandbox")
+        .header("content-type", "application/connect+proto")
+        .header("connect-timeout-ms", "200")
+        .body(Full::new(envelope::encode(0, &start("yes", &[]).encode_to_vec())))
+        .unwrap();
+    let response = agent.send(request).await;
+    let mut events = Events { response, decoder: envelope::Decoder::default() };
+    let last = async {
+        loop {
+            match events.next().await {
+                Ok(Event::End(end)) => return format!("{end:?}"),
+                Ok(_) => {}
+                Err(end) => return end,
+            }
+        }
+    };
+    let last = tokio::time::timeout(DEADLINE, last).await.expect("the process is killed");
+    assert!(last.contains("deadline_exceeded"), "{last}");
+}
+
+#[tokio::test]
+async fn the_deadline_holds_when_the_client_has_gone() {
+    let agent = Agent::start().await;
+    let request = Request::post("/process.Process/Start")
+        .header("host", "sandbox")
+        .header("content-type", "application/connect+proto")
+        .header("connect-timeout-ms", "300")
+        .body(Full::new(envelope::encode(0, &start("sleep", &["1000"]).encode_to_vec())))
+        .unwrap();
+    drop(agent.send(request).await);
+    let gone = async { while agent.json("/process.Process/List", "{}").await.1 != serde_json::json!({}) {} };
+    tokio::time::timeout(DEADLINE, gone).await.expect("the process was killed");
+}
+
+#[tokio::test]
+async fn a_grandchild_that_writes_without_end_does_not_delay_the_end() {
+    let agent = Agent::start().await;
+    let mut finished = agent.shell("yes & echo $! >&2").await;
+    let mut stderr = Vec::new();
+    let end = async {
+        loop {
+            match finished.next().await.unwrap() {
+                Event::Data(data) => {
+                    if let Some(data_event::Output::Stderr(bytes)) = data.output {
+                        stderr.extend_from_slice(&bytes);
+                    }
+                }
+                Event::End(end) => return end,
+                Event::Start(_) | Event::Keepalive(_) => {}
+            }
+        }
+    };
+    let end = tokio::time::timeout(DEADLINE, end).await.expect("an end");
+    assert_eq!(end.exit_code, 0);
+    let pid = String::from_utf8(stderr).unwrap();
+    agent.shell(&format!("kill -9 {pid}")).await.finish().await;
+}
+
+#[tokio::test]
+async fn input_that_nobody_reads_holds_up_neither_the_end_nor_a_close() {
+    let agent = Agent::start().await;
+    // The grandchild keeps the read end of the pipe open and reads nothing.
+    let mut events = agent.shell("sleep 5 <&0 & sleep 0.2").await;
+    let pid = events.pid().await;
+    let input =
+        process::ProcessInput { input: Some(process::process_input::Input::Stdin(vec![0; 200_000].into())) };
+    let selector = process::ProcessSelector { selector: Some(process::process_selector::Selector::Pid(pid)) };
+    let request = process::SendInputRequest { process: Some(selector), input: Some(input) }.encode_to_vec();
+    let sending = agent.call("/process.Process/SendInput", "application/proto", request);
+    let (sent, done) = tokio::join!(sending, events.finish());
+    assert_eq!(done.end.exit_code, 0);
+    assert_eq!(sent.status(), StatusCode::INTERNAL_SERVER_ERROR);
+}
+
+#[tokio::test]
 async fn starts_that_cannot_be_say_why() {
     let agent = Agent::start().await;
     let refused = async |request: &str| {
@@ -301,6 +379,7 @@ async fn starts_that_cannot_be_say_why() {
     assert_eq!(refused("{}").await.0, "invalid_argument");
     assert_eq!(refused("nonsense").await.0, "invalid_argument");
     assert_eq!(refused(r#"{"process":{"cmd":"bash"},"pty":{}}"#).await.0, "unimplemented");
+    assert_eq!(refused(r#"{"process":{"cmd":"ls","args":["a\u0000b"]}}"#).await.0, "invalid_argument");
 }
 
 #[tokio::test]
@@ -350,6 +429,15 @@ async fn multipart_uploads_keep_the_directories_of_their_names() {
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(std::fs::read_to_string(one).unwrap(), "first");
     assert_eq!(std::fs::read_to_string(two).unwrap(), "second");
+
+    let large = "x".repeat(5 << 20);
+    let path = agent.path("large");
+    let body = format!(
+        "--cut\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{path}\"\r\n\r\n{large}\r\n--cut--\r\n"
+    );
+    let response = agent.call("/files", "multipart/form-data; boundary=cut", body).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(std::fs::metadata(path).unwrap().len(), 5 << 20);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Many streams over one: yamux behind a [preamble](crate::preamble), each stream opened with the port it wants.
+//! Many streams over one: yamux behind a [`preamble`], each stream opened with the port it wants.
 //!
 //! ```text
 //! host                                   agent

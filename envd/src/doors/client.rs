@@ -1,11 +1,12 @@
 //! The client door: HTTP/1.1 and HTTP/2 with prior knowledge.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use envd_proto::{filesystem, process};
@@ -14,7 +15,7 @@ use http::{HeaderMap, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use crate::connect::{self, Code, Error};
 use crate::filesystem::{self as files, FilesQuery, FilesystemService};
@@ -23,6 +24,12 @@ use crate::sandbox::{Sandbox, Session};
 
 /// How long a client may take for its request's headers, and stay idle between two requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Requests at one time on one HTTP/2 connection; each may hold a message in memory.
+const MAX_REQUESTS: u32 = 32;
+
+/// What an HTTP/2 connection with prior knowledge begins with (RFC 9113, 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The client door of a sandbox.
 #[derive(Clone, Debug)]
@@ -50,7 +57,8 @@ impl ClientDoor {
             .route("/health", get(StatusCode::NO_CONTENT))
             .route("/process.Process/{method}", post(process_call))
             .route("/filesystem.Filesystem/{method}", post(filesystem_call))
-            .route("/files", get(download).post(upload))
+            // A file is streamed to the disk: its size is the disk's business.
+            .route("/files", get(download).post(upload).layer(DefaultBodyLimit::disable()))
             .fallback(not_found)
             .with_state(services);
         Self { sandbox, router }
@@ -68,11 +76,29 @@ impl ClientDoor {
     {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-        builder.http2().timer(TokioTimer::new());
+        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_REQUESTS);
+        let Ok(Ok(stream)) = tokio::time::timeout(HEADER_TIMEOUT, until_version(stream)).await else {
+            return;
+        };
         let service = TowerToHyperService::new(self.router.clone());
         // A client that breaks off is no event.
         let _ = builder.serve_connection(TokioIo::new(stream), service).await;
     }
+}
+
+/// Reads until it is clear which version of HTTP a connection speaks: hyper waits for that without a limit of time.
+async fn until_version<S>(stream: S) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
+{
+    let (mut read, write) = tokio::io::split(stream);
+    let mut begin = Vec::new();
+    while begin.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&begin) {
+        if read.read_buf(&mut begin).await? == 0 {
+            break;
+        }
+    }
+    Ok(tokio::io::join(io::Cursor::new(begin).chain(read), write))
 }
 
 impl Services {

@@ -15,9 +15,10 @@ mod ports;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use envd_channel::mux::MuxAcceptor;
-use envd_proto::{CLIENT_PORT, PORTS_PORT};
+use envd_proto::{CLIENT_PORT, HOST_CID, PORTS_PORT};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
@@ -27,28 +28,32 @@ pub use client::ClientDoor;
 pub use control::{Control, Outcome};
 use envd_proto::limits::MAX_MUX_STREAMS;
 
-/// Connections that are served at one time; more wait to be accepted.
+/// Connections that each door serves at one time, so that one door cannot shut the other; more are turned away.
 const MAX_CONNECTIONS: usize = MAX_MUX_STREAMS;
+
+/// How long an opener may take to say which door it wants.
+const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The doors that are open to clients.
 #[derive(Clone, Debug)]
 pub struct Doors {
     client: ClientDoor,
-    connections: Arc<Semaphore>,
+    client_connections: Arc<Semaphore>,
+    ports_connections: Arc<Semaphore>,
 }
 
 impl Doors {
     /// The client door and the ports door beside it.
     pub fn new(client: ClientDoor) -> Self {
-        Self { client, connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
+        let connections = || Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        Self { client, client_connections: connections(), ports_connections: connections() }
     }
 
     /// Serves client connections on a Unix socket. Runs until the listener fails.
     pub async fn serve_unix(&self, listener: UnixListener) -> io::Result<()> {
         loop {
-            let permit = self.permit().await?;
             match listener.accept().await {
-                Ok((stream, _)) => self.spawn(CLIENT_PORT, stream, permit),
+                Ok((stream, _)) => self.spawn(CLIENT_PORT, stream),
                 Err(error) => accept_failed(error).await?,
             }
         }
@@ -58,9 +63,10 @@ impl Doors {
     pub async fn serve_vsock(&self, port: u32) -> io::Result<()> {
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
         loop {
-            let permit = self.permit().await?;
             match listener.accept().await {
-                Ok((stream, _)) => self.spawn(port, stream, permit),
+                // vsock has no namespaces: programs in the sandbox can dial these ports too, and are nobody's clients.
+                Ok((_, peer)) if peer.cid() != HOST_CID => {}
+                Ok((stream, _)) => self.spawn(port, stream),
                 Err(error) => accept_failed(error).await?,
             }
         }
@@ -73,34 +79,34 @@ impl Doors {
     {
         let mut acceptor = MuxAcceptor::accept(transport, generation).await?;
         while let Some(mut stream) = acceptor.next().await {
-            let permit = self.permit().await?;
             let doors = self.clone();
             tokio::spawn(async move {
                 // A stream that breaks off before its port is nobody's.
-                if let Ok(port) = stream.read_port().await {
-                    doors.spawn(port, stream, permit);
+                if let Ok(Ok(port)) = tokio::time::timeout(PORT_TIMEOUT, stream.read_port()).await {
+                    doors.spawn(port, stream);
                 }
             });
         }
         acceptor.finish().await
     }
 
-    async fn permit(&self) -> io::Result<tokio::sync::OwnedSemaphorePermit> {
-        Arc::clone(&self.connections).acquire_owned().await.map_err(io::Error::other)
-    }
-
     /// Serves one stream at the door of `port`. Any other port is no door: the stream is dropped, which resets it.
-    fn spawn<S>(&self, port: u32, stream: S, permit: tokio::sync::OwnedSemaphorePermit)
+    fn spawn<S>(&self, port: u32, stream: S)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let connections = match port {
+            CLIENT_PORT => &self.client_connections,
+            PORTS_PORT if self.client.is_configured() => &self.ports_connections,
+            _ => return,
+        };
+        let Ok(permit) = Arc::clone(connections).try_acquire_owned() else { return };
         let client = self.client.clone();
         tokio::spawn(async move {
             let _permit = permit;
             match port {
                 CLIENT_PORT => client.serve(stream).await,
-                PORTS_PORT if client.is_configured() => ports::serve(stream).await,
-                _ => {}
+                _ => ports::serve(stream).await,
             }
         });
     }
@@ -113,7 +119,7 @@ async fn accept_failed(error: io::Error) -> io::Result<()> {
         _ => {
             eprintln!("envd: accepting a connection failed: {error}");
             // Without this a lack of descriptors would spin.
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
             Ok(())
         }
     }

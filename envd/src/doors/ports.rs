@@ -13,6 +13,9 @@ const MAX_LINE: usize = 32;
 /// How long a client may take for its line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long one direction may go on after the other has ended.
+const LINGER: Duration = Duration::from_secs(60);
+
 /// Serves one stream. A port where nobody listens is an end of the stream without `OK`.
 pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     // Whatever goes wrong, the client sees its stream end.
@@ -25,8 +28,28 @@ async fn connect_and_copy<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> 
     connection.set_nodelay(true)?;
     stream.write_all(b"OK\n").await?;
     stream.flush().await?;
-    tokio::io::copy_bidirectional(stream, &mut connection).await?;
-    Ok(())
+    let (mut client_read, mut client_write) = tokio::io::split(stream);
+    let (mut server_read, mut server_write) = connection.split();
+    let to_server = async {
+        tokio::io::copy(&mut client_read, &mut server_write).await?;
+        server_write.shutdown().await
+    };
+    let to_client = async {
+        tokio::io::copy(&mut server_read, &mut client_write).await?;
+        client_write.shutdown().await
+    };
+    tokio::pin!(to_server, to_client);
+    // One side is done: the other may finish its answer, but a server that never ends must not keep a client's place.
+    tokio::select! {
+        done = &mut to_server => {
+            done?;
+            tokio::time::timeout(LINGER, to_client).await?
+        }
+        done = &mut to_client => {
+            done?;
+            tokio::time::timeout(LINGER, to_server).await?
+        }
+    }
 }
 
 /// Programs listen on either loopback address.

@@ -87,7 +87,10 @@ fn push_children(
     shown: &Path,
     depth: u32,
 ) -> io::Result<()> {
-    let mut names = fs::read_dir(at)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    // One more than can be shown is enough to know that it is too many.
+    let room = (MAX_ENTRIES + 1).saturating_sub(pending.len());
+    let names = fs::read_dir(at)?.take(room).map(|entry| Ok(entry?.file_name()));
+    let mut names = names.collect::<io::Result<Vec<_>>>()?;
     names.sort_unstable_by(|a, b| b.cmp(a));
     pending.extend(names.into_iter().map(|name| (at.join(&name), shown.join(&name), depth)));
     Ok(())

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -160,6 +160,16 @@ async fn receive(
 ) -> Result<Vec<PathBuf>, Error> {
     let user = query.user(sandbox, session, request.headers()).await?;
     let receiver = Receiver { root: sandbox.root().clone(), owner: owner(&user, sandbox.can_change_user()) };
+    // What is not served is refused, never left out in silence.
+    if request.headers().get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return Err(Error::new(
+            Code::InvalidArgument,
+            "Content-Encoding is not served yet: send the file as it is",
+        ));
+    }
+    if let Some(name) = request.headers().keys().find(|name| name.as_str().starts_with("x-metadata-")) {
+        return Err(Error::new(Code::InvalidArgument, format!("metadata ({name}) is not served yet")));
+    }
     let content_type =
         request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     if content_type.starts_with("application/octet-stream") {
@@ -266,6 +276,10 @@ impl Partial {
         let target = fs::canonicalize(&target).unwrap_or(target);
         let mode = match fs::metadata(&target) {
             Ok(metadata) if metadata.is_dir() => return Err(io::Error::from(io::ErrorKind::IsADirectory)),
+            // A rename would replace a device or a FIFO, which is never what a client means.
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+            }
             Ok(metadata) => std::os::unix::fs::MetadataExt::mode(&metadata) & 0o7777,
             Err(_) => 0o644,
         };
@@ -283,6 +297,8 @@ impl Partial {
         if let Some((uid, gid)) = owner {
             fchown(&partial.file, Some(uid), Some(gid))?;
         }
+        // What open made was cut by the umask.
+        partial.file.set_permissions(fs::Permissions::from_mode(mode))?;
         Ok(partial)
     }
 

@@ -22,8 +22,8 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDeviceBuilder, LinuxDeviceType,
-    LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec,
-    SpecBuilder,
+    LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType,
+    ProcessBuilder, RootBuilder, Spec, SpecBuilder,
 };
 
 use super::cgroups::BOX_PATH;
@@ -40,6 +40,9 @@ pub const HELPER: &str = "container-init";
 
 /// The container's init is protected almost as the agent is: without it the sandbox is over.
 const INIT_OOM_SCORE: i32 = -900;
+
+/// Open files of a process that does not ask for more; select(2) cannot take larger numbers.
+const OPEN_FILES_SOFT: u64 = 1024;
 
 /// Creates and starts the container; gives the pid of its init and the agent's end of the spawner's socket.
 pub(super) fn create() -> io::Result<(u32, OwnedFd)> {
@@ -148,6 +151,11 @@ fn spec() -> Result<Spec, oci_spec::OciSpecError> {
         .capabilities(capabilities)
         .oom_score_adj(INIT_OOM_SCORE)
         .no_new_privileges(false)
+        .rlimits([PosixRlimitBuilder::default()
+            .typ(PosixRlimitType::RlimitNofile)
+            .soft(OPEN_FILES_SOFT)
+            .hard(super::OPEN_FILES_HARD)
+            .build()?])
         .build()?;
     let namespaces = [
         LinuxNamespaceType::Pid,

@@ -21,7 +21,7 @@ use envd_proto::{
     CLIENT_PORT, FIRST_GENERATION, HOST_CID, OLDEST_PROTOCOL_VERSION, PORTS_PORT, PROTOCOL_VERSION,
     boot as names,
 };
-use rustix::process::WaitOptions;
+use rustix::process::{Resource, Rlimit, WaitOptions, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_vsock::{VsockAddr, VsockStream};
@@ -44,6 +44,12 @@ const FIRST_REDIAL: Duration = Duration::from_millis(50);
 
 const MAX_REDIAL: Duration = Duration::from_secs(2);
 
+/// Open files that a process may ask for; what Docker and systemd allow.
+const OPEN_FILES_HARD: u64 = 1_048_576;
+
+/// Open files of the agent: each process of the table takes four, each connection one.
+const AGENT_OPEN_FILES: u64 = 65_536;
+
 /// How the agent reaches its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
@@ -55,6 +61,10 @@ pub enum Channel {
 
 /// Boots, serves, and powers the machine off.
 pub fn run() -> ! {
+    let limit = Rlimit { current: Some(AGENT_OPEN_FILES), maximum: Some(OPEN_FILES_HARD) };
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        eprintln!("envd: raising the limit of open files: {error}");
+    }
     let outcome = boot::boot();
     match outcome {
         Ok(booted) => match serve(booted) {
@@ -119,15 +129,18 @@ fn serve(booted: Booted) -> io::Result<()> {
             match channel {
                 Channel::Serial => {
                     let mux = serial::open(names::MUX_SERIAL_PORT)?;
-                    tokio::spawn(async move {
-                        if let Err(error) = doors.serve_mux(mux, FIRST_GENERATION).await {
-                            eprintln!("envd: the mux session ended: {error}");
-                        }
-                    });
                     let port = serial::open(names::CONTROL_SERIAL_PORT)?;
-                    match Control::new(port, FIRST_GENERATION).serve(hello, &sandbox).await? {
-                        Outcome::Shutdown(grace) => Ok(grace),
-                        Outcome::Disconnected => Err(io::Error::other("the control port is gone")),
+                    let mut control = Control::new(port, FIRST_GENERATION);
+                    tokio::select! {
+                        // Without the mux nobody can reach the sandbox any more: its host shall see an end.
+                        ended = doors.serve_mux(mux, FIRST_GENERATION) => {
+                            ended?;
+                            Err(io::Error::other("the mux session has ended"))
+                        }
+                        outcome = control.serve(hello, &sandbox) => match outcome? {
+                            Outcome::Shutdown(grace) => Ok(grace),
+                            Outcome::Disconnected => Err(io::Error::other("the control port is gone")),
+                        },
                     }
                 }
                 Channel::Vsock(port) => {

@@ -51,7 +51,7 @@ impl ProcessService {
     /// Starts a process; its events until its end.
     pub async fn start(
         &self,
-        session: &Session,
+        session: &Arc<Session>,
         request: StartRequest,
         headers: HeaderMap,
     ) -> Result<impl FuturesStream<Item = Result<ProcessEvent, Error>> + Send + 'static + use<>, Error> {
@@ -63,11 +63,14 @@ impl ProcessService {
         let config = request
             .process
             .ok_or_else(|| Error::new(Code::InvalidArgument, "the request has no process to start"))?;
-        self.table.check_room()?;
         let user = session.user(&self.sandbox, &headers).await?;
-        let process = self.launch(session, &user, config, request.tag, request.stdin.unwrap_or(true)).await?;
-        let reader = process.log().attach();
-        Ok(events(process, reader, keepalive, deadline))
+        let order = Order { config, tag: request.tag, stdin: request.stdin.unwrap_or(true), deadline };
+        // In a task of its own: a client that goes away now must not leave a process that nobody knows.
+        let (service, session) = (self.clone(), Arc::clone(session));
+        let launched = tokio::spawn(async move { service.launch(&session, &user, order).await });
+        let lost = |error| Error::new(Code::Internal, format!("starting the process: {error}"));
+        let (process, reader) = launched.await.map_err(lost)??;
+        Ok(events(process, reader, keepalive))
     }
 
     /// Attaches to a process; its events from now on.
@@ -79,7 +82,7 @@ impl ProcessService {
         let keepalive = keepalive(headers)?;
         let process = self.table.find(selector(&request.process))?;
         let reader = process.log().attach();
-        Ok(events(process, reader, keepalive, None))
+        Ok(events(process, reader, keepalive))
     }
 
     /// The processes that are alive.
@@ -129,13 +132,25 @@ impl ProcessService {
         &self,
         session: &Session,
         user: &User,
-        config: ProcessConfig,
-        tag: Option<String>,
-        stdin: bool,
-    ) -> Result<Arc<Process>, Error> {
+        Order { config, tag, stdin, deadline }: Order,
+    ) -> Result<(Arc<Process>, Reader), Error> {
         if config.cmd.is_empty() {
             return Err(Error::new(Code::InvalidArgument, "the request has no command to run"));
         }
+        let envs = config.envs.iter().flat_map(|(name, value)| [name, value]);
+        if config
+            .args
+            .iter()
+            .chain([&config.cmd])
+            .chain(&config.cwd)
+            .chain(envs)
+            .any(|text| text.contains('\0'))
+        {
+            let message =
+                "a command, an argument, the cwd or the environment has a NUL byte, which no program can get";
+            return Err(Error::new(Code::InvalidArgument, message));
+        }
+        let room = self.table.reserve(&config)?;
         let cwd = session.working_directory(user, config.cwd.as_deref().unwrap_or(""));
         self.check_directory(&cwd).await?;
         let env = environment(session, user, &config);
@@ -157,7 +172,7 @@ impl ProcessService {
         let launched =
             self.sandbox.spawner().launch(launch).await.map_err(|error| launch_error(&config.cmd, &error))?;
         let pipes = ends.into_pipes().map_err(io_error)?;
-        Ok(self.table.insert(launched, config, tag, pipes))
+        Ok(self.table.insert(launched, config, tag, pipes, deadline, room))
     }
 
     async fn check_directory(&self, cwd: &str) -> Result<(), Error> {
@@ -169,6 +184,14 @@ impl ProcessService {
         }
         Err(Error::new(Code::InvalidArgument, format!("cwd '{cwd}' does not exist")))
     }
+}
+
+/// A process that a client wants.
+struct Order {
+    config: ProcessConfig,
+    tag: Option<String>,
+    stdin: bool,
+    deadline: Option<Instant>,
 }
 
 /// Both ends of a process's pipes.
@@ -260,12 +283,11 @@ enum Phase {
     Over,
 }
 
-/// The events of a process: its start, its output, its end. At the deadline it is killed.
+/// The events of a process: its start, its output, its end.
 fn events(
     process: Arc<Process>,
     reader: Reader,
     keepalive: Duration,
-    deadline: Option<Instant>,
 ) -> impl FuturesStream<Item = Result<ProcessEvent, Error>> + Send + 'static {
     let event = |event| Some(ProcessEvent { event: Some(event) });
     futures::stream::unfold((process, reader, Phase::Start), move |(process, mut reader, phase)| async move {
@@ -275,23 +297,15 @@ fn events(
                 return start.map(|start| (start, (process, reader, Phase::Running)));
             }
             Phase::Over => return None,
-            Phase::Running => {
-                let wake = Instant::now() + keepalive;
-                let limit = deadline.map_or(wake, |deadline| deadline.min(wake));
-                tokio::time::timeout_at(limit, reader.next()).await
-            }
+            Phase::Running => tokio::time::timeout(keepalive, reader.next()).await,
         };
         let (result, phase) = match item {
             Ok(Item::Data(stream, bytes)) => (Ok(data(stream, bytes)), Phase::Running),
+            Ok(Item::End(_)) if process.is_overdue() => (Err(Error::deadline()), Phase::Over),
             Ok(Item::End(end)) => (Ok(Event::End(end_event(end))), Phase::Over),
             Ok(Item::CutOff) => {
                 let message = "this reader took no output for too long and was cut off; the process goes on";
                 (Err(Error::new(Code::ResourceExhausted, message)), Phase::Over)
-            }
-            Err(_) if deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
-                // The deadline is the process's lifetime; an error means that it ended by itself just now.
-                let _ = process.signal(rustix::process::Signal::KILL);
-                (Err(Error::deadline()), Phase::Over)
             }
             Err(_) => (Ok(Event::Keepalive(KeepAlive {})), Phase::Running),
         };

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,14 +13,19 @@ use envd_proto::process::{ProcessConfig, ProcessInfo, process_selector};
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::log::{End, OutputLog, Stream};
+use super::log::{End, OutputLog, Reader, Stream};
 use crate::connect::{Code, Error};
 use crate::spawner::Launched;
 
-/// Processes that run at one time; each holds three descriptors and a log.
-pub(super) const MAX_PROCESSES: usize = 4096;
+/// Processes that run or are remembered at one time; each holds up to four descriptors and a log.
+const MAX_PROCESSES: usize = 4096;
+
+/// What the commands, arguments and environments of those together may take: List tells them all.
+const MAX_CONFIGS: usize = 64 << 20;
 
 /// How long the end of a process can be asked for.
 const KEEP_ENDED: Duration = Duration::from_secs(30);
@@ -35,7 +41,17 @@ pub struct Process {
     tag: Option<String>,
     pidfd: OwnedFd,
     stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
+    /// Interrupts a write that waits for a process that reads no more.
+    stdin_closed: CancellationToken,
     log: Arc<OutputLog>,
+    overdue: AtomicBool,
+}
+
+/// Room for a process in the table, and for its configuration.
+#[derive(Debug)]
+pub struct Room {
+    _place: OwnedSemaphorePermit,
+    _bytes: OwnedSemaphorePermit,
 }
 
 /// The agent's ends of a process's pipes.
@@ -70,7 +86,11 @@ impl Process {
         let closed = || Error::new(Code::Internal, "stdin not enabled or closed");
         let mut stdin = self.stdin.lock().await;
         let pipe = stdin.as_mut().ok_or_else(closed)?;
-        match pipe.write_all(bytes).await {
+        let written = tokio::select! {
+            written = pipe.write_all(bytes) => written,
+            () = self.stdin_closed.cancelled() => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        match written {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 *stdin = None;
@@ -82,7 +102,13 @@ impl Process {
 
     /// Closes its standard input; no error when it is closed.
     pub async fn close_stdin(&self) {
+        self.stdin_closed.cancel();
         *self.stdin.lock().await = None;
+    }
+
+    /// Whether it was killed because its time was over.
+    pub fn is_overdue(&self) -> bool {
+        self.overdue.load(Ordering::Relaxed)
     }
 
     /// Sends it a signal. It may have ended in the meantime, which is no error.
@@ -95,42 +121,66 @@ impl Process {
 }
 
 /// All processes, the ended ones for a while.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ProcessTable {
     processes: Arc<Mutex<HashMap<u32, Arc<Process>>>>,
+    places: Arc<Semaphore>,
+    config_bytes: Arc<Semaphore>,
+}
+
+impl Default for ProcessTable {
+    fn default() -> Self {
+        Self {
+            processes: Arc::default(),
+            places: Arc::new(Semaphore::new(MAX_PROCESSES)),
+            config_bytes: Arc::new(Semaphore::new(MAX_CONFIGS)),
+        }
+    }
 }
 
 impl ProcessTable {
-    /// Whether there is room for one more.
-    pub fn check_room(&self) -> Result<(), Error> {
-        let running = self.lock().values().filter(|process| process.log.end().is_none()).count();
-        if running < MAX_PROCESSES {
-            return Ok(());
-        }
-        Err(Error::new(
-            Code::ResourceExhausted,
-            format!("{running} processes run, at most {MAX_PROCESSES} may"),
-        ))
+    /// Room for one more process.
+    pub fn reserve(&self, config: &ProcessConfig) -> Result<Room, Error> {
+        let exhausted = |what: String| Error::new(Code::ResourceExhausted, what);
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            exhausted(format!(
+                "{MAX_PROCESSES} processes run or ended less than {KEEP_ENDED:?} ago: no more at a time"
+            ))
+        })?;
+        // A message is bounded far below u32.
+        let length = prost::Message::encoded_len(config) as u32;
+        let bytes = Arc::clone(&self.config_bytes).try_acquire_many_owned(length).map_err(|_| {
+            exhausted(format!(
+                "the arguments and environments of all processes take more than {MAX_CONFIGS} bytes"
+            ))
+        })?;
+        Ok(Room { _place: place, _bytes: bytes })
     }
 
-    /// Takes a process that was just launched and carries its output to its log until it ends.
+    /// Takes a process that was just launched and carries its output to its log until it ends, or kills it at its
+    /// deadline. The reader gets everything from the beginning.
     pub fn insert(
         &self,
         launched: Launched,
         config: ProcessConfig,
         tag: Option<String>,
         pipes: Pipes,
-    ) -> Arc<Process> {
+        deadline: Option<Instant>,
+        room: Room,
+    ) -> (Arc<Process>, Reader) {
         let Launched { pid, pidfd, exit } = launched;
         let Pipes { stdin, stdout, stderr } = pipes;
         let log = OutputLog::new();
+        let reader = log.attach();
         let process = Arc::new(Process {
             pid,
             config,
             tag,
             pidfd,
             stdin: tokio::sync::Mutex::new(stdin),
+            stdin_closed: CancellationToken::new(),
             log: Arc::clone(&log),
+            overdue: AtomicBool::new(false),
         });
         // An older process of the same pid has ended, or the kernel would not have given it out again.
         self.lock().insert(pid, Arc::clone(&process));
@@ -142,17 +192,33 @@ impl ProcessTable {
             let out = pump(stdout, Stream::Stdout, &log, &exited);
             let err = pump(stderr, Stream::Stderr, &log, &exited);
             let wait = async {
-                let end = exit.await.map_or(End::Unknown, End::from);
+                let mut exit = exit;
+                let late = async {
+                    match deadline {
+                        Some(deadline) => tokio::time::sleep_until(deadline).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                let end = tokio::select! {
+                    end = &mut exit => end,
+                    () = late => {
+                        watched.overdue.store(true, Ordering::Relaxed);
+                        // An error means that it ended by itself just now.
+                        let _ = watched.signal(Signal::KILL);
+                        exit.await
+                    }
+                };
                 exited.cancel();
-                end
+                end.map_or(End::Unknown, End::from)
             };
             let ((), (), end) = tokio::join!(out, err, wait);
-            watched.close_stdin().await;
             log.finish(end);
+            watched.close_stdin().await;
             tokio::time::sleep(KEEP_ENDED).await;
             table.forget(&watched);
+            drop(room);
         });
-        process
+        (process, reader)
     }
 
     /// The process that a selector means, also one that has ended a short while ago.
@@ -211,8 +277,8 @@ async fn pump(mut pipe: pipe::Receiver, stream: Stream, log: &OutputLog, exited:
         buffer.reserve(MAX_OUTPUT_CHUNK);
         let read = tokio::select! {
             biased;
-            read = pipe.read_buf(&mut buffer) => read,
             () = exited.cancelled() => break,
+            read = pipe.read_buf(&mut buffer) => read,
         };
         // A pipe gives no error but the end.
         if read.unwrap_or(0) == 0 {
@@ -220,13 +286,17 @@ async fn pump(mut pipe: pipe::Receiver, stream: Stream, log: &OutputLog, exited:
         }
         append(log, stream, &mut buffer).await;
     }
-    // Everything that the process itself wrote is in the pipe by now; an empty pipe is the end of it. The kernel is asked,
-    // not tokio: its readiness can lag behind the exit, and what was written last would be lost.
+    // Everything that the process itself wrote is in the pipe by now: as much as is in it now is taken and no more, since a
+    // grandchild may go on writing. The kernel is asked, not tokio: its readiness can lag behind the exit, and what was
+    // written last would be lost.
+    let mut left = rustix::io::ioctl_fionread(&pipe).unwrap_or(0);
     let mut bytes = vec![0; MAX_OUTPUT_CHUNK];
-    loop {
-        match rustix::io::read(&pipe, &mut bytes) {
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(MAX_OUTPUT_CHUNK).min(MAX_OUTPUT_CHUNK);
+        match rustix::io::read(&pipe, &mut bytes[..most]) {
             Ok(0) => return,
             Ok(count) => {
+                left = left.saturating_sub(count as u64);
                 buffer.extend_from_slice(&bytes[..count]);
                 append(log, stream, &mut buffer).await;
             }

@@ -156,7 +156,6 @@ impl Spawner {
 
     async fn send(&self, id: u64, launch: Launch<'_>) -> Result<(), LaunchError> {
         let start = Start {
-            id,
             programs: launch.programs,
             argv: launch.argv,
             env: launch.env,
@@ -183,7 +182,12 @@ impl Spawner {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
                 let mut control = SendAncillaryBuffer::new(&mut space);
                 control.push(SendAncillaryMessage::ScmRights(&fds));
-                sendmsg(&self.shared.socket, &[IoSlice::new(&[1])], &mut control, SendFlags::NOSIGNAL)?;
+                sendmsg(
+                    &self.shared.socket,
+                    &[IoSlice::new(&id.to_ne_bytes())],
+                    &mut control,
+                    SendFlags::NOSIGNAL,
+                )?;
                 Ok(())
             })
             .await
@@ -210,7 +214,11 @@ impl Shared {
         let mut waiting = self.lock();
         match event.kind {
             Some(EventKind::Started(started)) => {
-                let (Some(reply), Some(pidfd)) = (waiting.starts.remove(&started.id), pidfd) else { return };
+                let Some(reply) = waiting.starts.remove(&started.id) else { return };
+                let Some(pidfd) = pidfd else {
+                    let _ = reply.send(Err(LaunchError::Io(rustix::io::Errno::MFILE.into())));
+                    return;
+                };
                 let (exited, exit) = oneshot::channel();
                 waiting.exits.insert(started.pid, exited);
                 // A caller that went away leaves the process to run.

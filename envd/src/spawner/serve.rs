@@ -96,9 +96,9 @@ impl Server<'_> {
     fn receive(&mut self) -> io::Result<bool> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut byte = [0u8; 1];
+        let mut id = [0; size_of::<u64>()];
         let received =
-            recvmsg(self.socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+            recvmsg(self.socket, &mut [IoSliceMut::new(&mut id)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
         if received.bytes == 0 {
             return Ok(false);
         }
@@ -108,20 +108,22 @@ impl Server<'_> {
                 fds.extend(rights);
             }
         }
-        let Some((request, fds)) = fds.split_first() else { return Ok(true) };
-        match read_start(request) {
-            Ok(start) => {
-                if let Err((stage, errno)) = self.start(&start, fds) {
-                    self.fail(start.id, stage, errno)?;
-                }
-            }
-            // Without the request there is no id to answer to: the agent, who wrote it, sees id 0 and logs it.
-            Err(error) => self.fail(0, FailedStage::Request, error.raw_os_error().unwrap_or(EINVAL))?,
+        // Whatever is wrong with the request, its id is answered: somebody waits for it.
+        let id = u64::from_ne_bytes(id);
+        let started = match fds.split_first() {
+            Some((request, fds)) => read_start(request)
+                .map_err(|error| (FailedStage::Request, error.raw_os_error().unwrap_or(EINVAL)))
+                .and_then(|start| self.start(id, &start, fds)),
+            // The kernel drops descriptors that this process has no room for.
+            None => Err((FailedStage::Request, rustix::io::Errno::MFILE.raw_os_error())),
+        };
+        if let Err((stage, errno)) = started {
+            self.fail(id, stage, errno)?;
         }
         Ok(true)
     }
 
-    fn start(&mut self, start: &Start, fds: &[OwnedFd]) -> Result<(), (FailedStage, i32)> {
+    fn start(&mut self, id: u64, start: &Start, fds: &[OwnedFd]) -> Result<(), (FailedStage, i32)> {
         let request = |_| (FailedStage::Request, EINVAL);
         let strings = |texts: &[Vec<u8>]| {
             texts
@@ -148,7 +150,7 @@ impl Server<'_> {
         let spawned =
             spawn.start().map_err(|error| (FailedStage::Clone, error.raw_os_error().unwrap_or(EINVAL)))?;
         self.starting.push(Starting {
-            id: start.id,
+            id,
             pid: spawned.pid,
             pidfd: spawned.pidfd,
             failure: File::from(spawned.failure),

@@ -11,11 +11,10 @@ pub(super) const MAX_EVENT: usize = 128;
 /// Descriptors of a start: the memfd with a [`Start`], stdin, stdout, stderr, and the cgroup when there is one.
 pub(super) const MAX_FDS: usize = 5;
 
-/// A program to start. Sent in a memfd, since arguments and environment are longer than a datagram may be.
+/// A program to start. Sent in a memfd, since arguments and environment are longer than a datagram may be; the datagram
+/// itself is the request's id.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Start {
-    #[prost(uint64, tag = "1")]
-    pub(super) id: u64,
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub(super) programs: Vec<Vec<u8>>,
     #[prost(bytes = "vec", repeated, tag = "3")]

@@ -5,12 +5,13 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 
 use envd_channel::record::Encoder;
-use envd_proto::control::{FromAgent, Hello, from_agent};
+use envd_proto::control::{BootPhase, FromAgent, Hello, from_agent};
 use envd_proto::{FIRST_GENERATION, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, boot};
 use prost::Message;
 use rustix::mount::{MountFlags, mount};
 
 fn main() -> io::Result<()> {
+    let start_us = microseconds_since_boot();
     for (kind, at) in [("devtmpfs", "/dev"), ("sysfs", "/sys")] {
         match mount(kind, at, kind, MountFlags::empty(), None) {
             // The kernel may have mounted /dev itself.
@@ -29,6 +30,7 @@ fn main() -> io::Result<()> {
             protocol_version: PROTOCOL_VERSION,
             oldest_protocol_version: OLDEST_PROTOCOL_VERSION,
             generation: FIRST_GENERATION,
+            phases: vec![BootPhase { name: "init".to_owned(), start_us, end_us: microseconds_since_boot() }],
             ..Hello::default()
         };
         let message = FromAgent { message: Some(from_agent::Message::Hello(hello)) };
@@ -41,4 +43,10 @@ fn main() -> io::Result<()> {
         }
     }
     Err(io::Error::other("the machine has no control port"))
+}
+
+fn microseconds_since_boot() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    // Neither is negative on this clock.
+    now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1000
 }

@@ -55,7 +55,10 @@ fn main() {
     ];
     let mut samples = [const { Vec::new() }; 3];
     for round in 0..ROUNDS {
-        for (n, (_, image, extra)) in guests.iter().enumerate() {
+        for turn in 0..guests.len() {
+            // Each guest comes after each other one equally often.
+            let n = (round + turn) % guests.len();
+            let (_, image, extra) = guests[n];
             let sample = runtime.block_on(boot(folder.path(), image, extra)).unwrap();
             if round > 0 {
                 samples[n].push(sample);
@@ -110,7 +113,19 @@ async fn boot(folder: &Path, image: &Path, extra: &str) -> io::Result<Sample> {
     let message = tokio::time::timeout(DEADLINE, reader.receive()).await??;
     let wall = start.elapsed();
     match message.and_then(|(_, message)| message.message) {
-        Some(from_agent::Message::Hello(_)) => {}
+        Some(from_agent::Message::Hello(hello)) => {
+            if std::env::var_os("PHASES").is_some() {
+                for phase in &hello.phases {
+                    eprint!(" {} {}..{}", phase.name, phase.start_us / 1000, phase.end_us / 1000);
+                }
+                eprintln!(
+                    " container {} wall {} cpu {}",
+                    hello.container,
+                    wall.as_millis(),
+                    cpu_time(vm.0.id())?.as_millis()
+                );
+            }
+        }
         other => return Err(io::Error::other(format!("expected a hello, got {other:?}"))),
     }
     Ok(Sample { cpu: cpu_time(vm.0.id())?, wall })

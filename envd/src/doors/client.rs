@@ -1,20 +1,20 @@
 //! The client door: HTTP/1.1 and HTTP/2 with prior knowledge.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::response::Response;
-use axum::routing::{get, post};
+use axum::extract::Query;
+use axum::response::{IntoResponse, Response};
 use envd_proto::{filesystem, process};
 use futures::TryStreamExt;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use crate::connect::{self, Code, Error};
@@ -34,8 +34,7 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The client door of a sandbox.
 #[derive(Clone, Debug)]
 pub struct ClientDoor {
-    sandbox: Arc<Sandbox>,
-    router: Router,
+    services: Services,
 }
 
 #[derive(Clone, Debug)]
@@ -48,25 +47,14 @@ struct Services {
 impl ClientDoor {
     /// The door of `sandbox`.
     pub fn new(sandbox: Arc<Sandbox>) -> Self {
-        let services = Services {
-            sandbox: Arc::clone(&sandbox),
-            processes: ProcessService::new(Arc::clone(&sandbox), ProcessTable::default()),
-            filesystem: FilesystemService::new(Arc::clone(&sandbox)),
-        };
-        let router = Router::new()
-            .route("/health", get(StatusCode::NO_CONTENT))
-            .route("/process.Process/{method}", post(process_call))
-            .route("/filesystem.Filesystem/{method}", post(filesystem_call))
-            // A file is streamed to the disk: its size is the disk's business.
-            .route("/files", get(download).post(upload).layer(DefaultBodyLimit::disable()))
-            .fallback(not_found)
-            .with_state(services);
-        Self { sandbox, router }
+        let processes = ProcessService::new(Arc::clone(&sandbox), ProcessTable::default());
+        let filesystem = FilesystemService::new(Arc::clone(&sandbox));
+        Self { services: Services { sandbox, processes, filesystem } }
     }
 
     /// Whether somebody owns the sandbox.
     pub(super) fn is_configured(&self) -> bool {
-        self.sandbox.session().is_some()
+        self.services.sandbox.session().is_some()
     }
 
     /// Serves the requests of one connection.
@@ -80,7 +68,11 @@ impl ClientDoor {
         let Ok(Ok(stream)) = tokio::time::timeout(HEADER_TIMEOUT, until_version(stream)).await else {
             return;
         };
-        let service = TowerToHyperService::new(self.router.clone());
+        let services = self.services.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let services = services.clone();
+            async move { Ok::<_, Infallible>(services.answer(request.map(Body::new)).await) }
+        });
         // A client that breaks off is no event.
         let _ = builder.serve_connection(TokioIo::new(stream), service).await;
     }
@@ -102,6 +94,32 @@ where
 }
 
 impl Services {
+    /// A match is all the routing that five paths need; a router would be built at each boot.
+    async fn answer(self, request: Request<Body>) -> Response {
+        let path = request.uri().path().to_owned();
+        if let Some(method) = path.strip_prefix("/process.Process/") {
+            return match *request.method() {
+                Method::POST => self.process_call(method, request).await,
+                _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+            };
+        }
+        if let Some(method) = path.strip_prefix("/filesystem.Filesystem/") {
+            return match *request.method() {
+                Method::POST => self.filesystem_call(method, request).await,
+                _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+            };
+        }
+        match (request.method(), path.as_str()) {
+            (&Method::GET, "/health") => StatusCode::NO_CONTENT.into_response(),
+            (&Method::GET | &Method::POST, "/files") => self.files(request).await,
+            (_, "/health" | "/files") => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+            (method, path) => {
+                let message = format!("{method} {path} is not served on the client door");
+                files::error_response(&Error::new(Code::NotFound, message))
+            }
+        }
+    }
+
     /// The session, for a call that may be made: the sandbox is configured and the token is right.
     fn authorize(&self, headers: &HeaderMap) -> Result<Arc<Session>, Error> {
         let session = self.sandbox.session().ok_or_else(|| {
@@ -112,120 +130,105 @@ impl Services {
         }
         Err(Error::new(Code::Unauthenticated, "unauthorized: X-Access-Token is missing or wrong"))
     }
-}
 
-async fn process_call(
-    State(services): State<Services>,
-    Path(method): Path<String>,
-    request: Request<Body>,
-) -> Response {
-    let session = match services.authorize(request.headers()) {
-        Ok(session) => session,
-        Err(error) => return error.into_unary_response(),
-    };
-    let service = services.processes;
-    match method.as_str() {
-        "Start" => {
-            connect::server_stream(request, |start: process::StartRequest, headers| async move {
-                let events = service.start(&session, start, headers).await?;
-                Ok(events.map_ok(|event| process::StartResponse { event: Some(event) }))
-            })
-            .await
-        }
-        "Connect" => {
-            connect::server_stream(request, |connect: process::ConnectRequest, headers| async move {
-                let events = service.connect(&connect, &headers)?;
-                Ok(events.map_ok(|event| process::ConnectResponse { event: Some(event) }))
-            })
-            .await
-        }
-        "List" => {
-            connect::unary(request, |list: process::ListRequest, _| async move { Ok(service.list(&list)) })
+    async fn process_call(self, method: &str, request: Request<Body>) -> Response {
+        let session = match self.authorize(request.headers()) {
+            Ok(session) => session,
+            Err(error) => return error.into_unary_response(),
+        };
+        let service = self.processes;
+        match method {
+            "Start" => {
+                connect::server_stream(request, |start: process::StartRequest, headers| async move {
+                    let events = service.start(&session, start, headers).await?;
+                    Ok(events.map_ok(|event| process::StartResponse { event: Some(event) }))
+                })
                 .await
+            }
+            "Connect" => {
+                connect::server_stream(request, |connect: process::ConnectRequest, headers| async move {
+                    let events = service.connect(&connect, &headers)?;
+                    Ok(events.map_ok(|event| process::ConnectResponse { event: Some(event) }))
+                })
+                .await
+            }
+            "List" => {
+                connect::unary(
+                    request,
+                    |list: process::ListRequest, _| async move { Ok(service.list(&list)) },
+                )
+                .await
+            }
+            "SendInput" => {
+                connect::unary(request, |input, _| async move { service.send_input(input).await }).await
+            }
+            "CloseStdin" => {
+                connect::unary(request, |close, _| async move { service.close_stdin(close).await }).await
+            }
+            "SendSignal" => {
+                connect::unary(request, |signal, _| async move { service.send_signal(&signal) }).await
+            }
+            other => unknown_method("process.Process", other),
         }
-        "SendInput" => {
-            connect::unary(request, |input, _| async move { service.send_input(input).await }).await
-        }
-        "CloseStdin" => {
-            connect::unary(request, |close, _| async move { service.close_stdin(close).await }).await
-        }
-        "SendSignal" => {
-            connect::unary(request, |signal, _| async move { service.send_signal(&signal) }).await
-        }
-        other => unknown_method("process.Process", other),
     }
-}
 
-async fn filesystem_call(
-    State(services): State<Services>,
-    Path(method): Path<String>,
-    request: Request<Body>,
-) -> Response {
-    let session = match services.authorize(request.headers()) {
-        Ok(session) => session,
-        Err(error) => return error.into_unary_response(),
-    };
-    let service = services.filesystem;
-    match method.as_str() {
-        "Stat" => {
-            let call = |stat: filesystem::StatRequest, headers: HeaderMap| async move {
-                service.stat(&session, stat, &headers).await
-            };
-            connect::unary(request, call).await
+    async fn filesystem_call(self, method: &str, request: Request<Body>) -> Response {
+        let session = match self.authorize(request.headers()) {
+            Ok(session) => session,
+            Err(error) => return error.into_unary_response(),
+        };
+        let service = self.filesystem;
+        match method {
+            "Stat" => {
+                let call = |stat: filesystem::StatRequest, headers: HeaderMap| async move {
+                    service.stat(&session, stat, &headers).await
+                };
+                connect::unary(request, call).await
+            }
+            "ListDir" => {
+                connect::unary(request, |list, headers| async move {
+                    service.list_dir(&session, list, &headers).await
+                })
+                .await
+            }
+            "MakeDir" => {
+                connect::unary(request, |make, headers| async move {
+                    service.make_dir(&session, make, &headers).await
+                })
+                .await
+            }
+            "Move" => {
+                connect::unary(request, |rename, headers| async move {
+                    service.rename(&session, rename, &headers).await
+                })
+                .await
+            }
+            "Remove" => {
+                connect::unary(request, |remove, headers| async move {
+                    service.remove(&session, remove, &headers).await
+                })
+                .await
+            }
+            other => unknown_method("filesystem.Filesystem", other),
         }
-        "ListDir" => {
-            connect::unary(request, |list, headers| async move {
-                service.list_dir(&session, list, &headers).await
-            })
-            .await
-        }
-        "MakeDir" => {
-            connect::unary(request, |make, headers| async move {
-                service.make_dir(&session, make, &headers).await
-            })
-            .await
-        }
-        "Move" => {
-            connect::unary(request, |rename, headers| async move {
-                service.rename(&session, rename, &headers).await
-            })
-            .await
-        }
-        "Remove" => {
-            connect::unary(request, |remove, headers| async move {
-                service.remove(&session, remove, &headers).await
-            })
-            .await
-        }
-        other => unknown_method("filesystem.Filesystem", other),
     }
-}
 
-async fn download(
-    State(services): State<Services>,
-    query: Query<FilesQuery>,
-    headers: HeaderMap,
-) -> Response {
-    match services.authorize(&headers) {
-        Ok(session) => files::download(&services.sandbox, &session, query.0, &headers).await,
-        Err(error) => files::error_response(&error),
+    async fn files(self, request: Request<Body>) -> Response {
+        let session = match self.authorize(request.headers()) {
+            Ok(session) => session,
+            Err(error) => return files::error_response(&error),
+        };
+        let query = match Query::<FilesQuery>::try_from_uri(request.uri()) {
+            Ok(Query(query)) => query,
+            Err(error) => {
+                return files::error_response(&Error::new(Code::InvalidArgument, error.to_string()));
+            }
+        };
+        match *request.method() {
+            Method::GET => files::download(&self.sandbox, &session, query, request.headers()).await,
+            _ => files::upload(&self.sandbox, &session, query, request).await,
+        }
     }
-}
-
-async fn upload(
-    State(services): State<Services>,
-    query: Query<FilesQuery>,
-    request: Request<Body>,
-) -> Response {
-    match services.authorize(request.headers()) {
-        Ok(session) => files::upload(&services.sandbox, &session, query.0, request).await,
-        Err(error) => files::error_response(&error),
-    }
-}
-
-async fn not_found(request: Request<Body>) -> Response {
-    let message = format!("{} {} is not served on the client door", request.method(), request.uri().path());
-    files::error_response(&Error::new(Code::NotFound, message))
 }
 
 fn unknown_method(service: &str, method: &str) -> Response {

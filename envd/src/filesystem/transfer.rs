@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{FromRequest, Multipart};
+use axum::extract::{DefaultBodyLimit, FromRequest, Multipart};
 use axum::response::Response;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -188,6 +188,9 @@ async fn receive(
         );
         return Err(Error::new(Code::InvalidArgument, message));
     }
+    // A file is streamed to the disk: its size is the disk's business.
+    let mut request = request;
+    DefaultBodyLimit::disable().apply(&mut request);
     let mut parts = Multipart::from_request(request, &()).await.map_err(|error| {
         Error::new(Code::InvalidArgument, format!("the multipart body cannot be read: {error}"))
     })?;

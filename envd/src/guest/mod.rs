@@ -79,8 +79,14 @@ pub fn run() -> ! {
     power::off()
 }
 
+/// With one CPU a second thread for tasks has nothing to run on, and costs its start at each boot.
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+    let one_cpu = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() == 1);
+    let mut builder = match one_cpu {
+        true => tokio::runtime::Builder::new_current_thread(),
+        false => tokio::runtime::Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()
 }
 
 /// Tells the host why the boot failed, if there is a host that listens.

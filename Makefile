@@ -17,7 +17,7 @@ VHOST_DEVICE_VSOCK_VERSION := 0.3.0
 NEXTEST_VERSION := 0.9.143
 
 # Debian packages, by what needs them: the builds, the guest kernel, running, and only the tests.
-PACKAGES := gcc libc6-dev libseccomp-dev ca-certificates \
+PACKAGES := gcc libc6-dev libseccomp-dev pkg-config ca-certificates curl \
 	linux-source-6.1 make flex bison bc libelf-dev libssl-dev xz-utils \
 	qemu-system-x86 mmdebstrap \
 	e2fsprogs skopeo umoci attr busybox-static cpio

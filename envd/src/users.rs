@@ -35,17 +35,19 @@ pub struct UserDatabase {
 }
 
 impl UserDatabase {
-    /// Reads the sandbox's files. A missing file is an empty one: an image from scratch has neither.
+    /// Reads the sandbox's files.
     pub async fn read(root: &Root) -> io::Result<Self> {
-        root.run(|| {
-            let read = |path| match crate::filesystem::read_bounded(path, MAX_FILE) {
-                Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-                Err(error) => Err(error),
-            };
-            Ok(Self { passwd: read("/etc/passwd")?, group: read("/etc/group")? })
-        })
-        .await
+        root.run(Self::load).await
+    }
+
+    /// Reads the files on a thread of the sandbox's root. A missing one is empty: an image from scratch has neither.
+    pub(crate) fn load() -> io::Result<Self> {
+        let read = |path| match crate::filesystem::read_bounded(path, MAX_FILE) {
+            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(error) => Err(error),
+        };
+        Ok(Self { passwd: read("/etc/passwd")?, group: read("/etc/group")? })
     }
 
     /// The user that `USER` of an image or a client names: `name`, `uid`, `name:group` or `uid:gid`; empty is root.

@@ -70,6 +70,8 @@ impl TestSandboxBuilder {
             .arg(&spec)
             .arg("--dir")
             .arg(folder.path().join("dir"))
+            // What host-shim finds out about this host is kept beside the tests' templates.
+            .env("TIFFIN_DATA_DIR", made("TIFFIN_E2E_DATA"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -19,6 +19,13 @@ async fn a_sandbox_boots_and_says_hello_on_every_channel() {
     }
 }
 
+#[test]
+fn the_static_agent_is_small() {
+    const LIMIT: u64 = 6 << 20;
+    let size = std::fs::metadata(e2e::made("TIFFIN_AGENT")).unwrap().len();
+    assert!(size <= LIMIT, "envd has {size} bytes, at most {LIMIT} wanted");
+}
+
 #[tokio::test]
 async fn the_container_is_a_container_of_the_image() {
     let sandbox = TestSandbox::of(Channel::Serial).set("hostname", "lunchbox").start().await;

@@ -3,7 +3,7 @@
 //! ```text
 //! cache/layers/
 //!   <first half of the chain id>/   one layer's own files, in overlayfs' form
-//!   .new-XXXXXX/{fs,work,merged}    a layer being made
+//!   .new-*/{fs,work,merged}         a layer being made
 //! ```
 //!
 //! A layer's files depend on the layers below it (a whiteout, a hard link to a lower file), so the key is the chain id

@@ -46,7 +46,9 @@ fn write(path: &str, text: &str) {
             file.write_all(text.as_bytes())
         });
     match written {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => eprintln!("envd: writing {path}: {error}"),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            crate::log::warn(format_args!("writing {path}: {error}"))
+        }
         _ => {}
     }
 }

@@ -12,9 +12,11 @@
 pub mod agent;
 pub mod connect;
 pub mod doors;
+pub mod events;
 pub mod filesystem;
 pub mod guest;
 mod hostname;
+mod log;
 pub mod process;
 pub mod root;
 pub mod sandbox;

@@ -125,7 +125,7 @@ impl Pool {
         let mut state = self.lock();
         if let Err(error) = entered {
             // The container is gone: whoever waits is told by the drop of its job.
-            eprintln!("envd: cannot enter the sandbox's root: {error}");
+            crate::log::warn(format_args!("cannot enter the sandbox's root: {error}"));
             state.jobs.clear();
             state.threads -= 1;
             state.idle -= 1;

@@ -11,6 +11,7 @@ use http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
 
 use crate::connect::{Code, Error};
+use crate::events::Events;
 use crate::root::Root;
 use crate::spawner::Spawner;
 use crate::users::{User, UserDatabase};
@@ -20,9 +21,32 @@ use crate::users::{User, UserDatabase};
 pub struct Sandbox {
     root: Root,
     spawner: Spawner,
-    user_cgroup: Option<OwnedFd>,
+    leaves: Option<Leaves>,
+    events: Events,
     can_change_user: bool,
     session: RwLock<Option<Arc<Session>>>,
+}
+
+/// The classes of processes, each with a cgroup and limits of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaf {
+    /// What clients start.
+    User,
+    /// What clients start on a terminal.
+    Pty,
+    /// What the agent itself starts inside.
+    System,
+}
+
+/// The directories of the classes' cgroups.
+#[derive(Debug)]
+pub struct Leaves {
+    /// Of [`Leaf::User`].
+    pub user: OwnedFd,
+    /// Of [`Leaf::Pty`].
+    pub pty: OwnedFd,
+    /// Of [`Leaf::System`].
+    pub system: OwnedFd,
 }
 
 /// The sandbox was configured before.
@@ -32,9 +56,10 @@ pub struct AlreadyConfigured;
 
 impl Sandbox {
     /// A sandbox that nobody has configured: it refuses client calls.
-    pub fn new(root: Root, spawner: Spawner, user_cgroup: Option<OwnedFd>) -> Arc<Self> {
+    pub fn new(root: Root, spawner: Spawner, leaves: Option<Leaves>) -> Arc<Self> {
         let can_change_user = rustix::process::geteuid().is_root();
-        Arc::new(Self { root, spawner, user_cgroup, can_change_user, session: RwLock::new(None) })
+        let events = Events::default();
+        Arc::new(Self { root, spawner, leaves, events, can_change_user, session: RwLock::new(None) })
     }
 
     /// The root that paths mean.
@@ -47,9 +72,19 @@ impl Sandbox {
         &self.spawner
     }
 
-    /// The cgroup of the tenant's processes.
-    pub fn user_cgroup(&self) -> Option<BorrowedFd<'_>> {
-        self.user_cgroup.as_ref().map(AsFd::as_fd)
+    /// The cgroup that a process of this class is born in; `None` where the agent has no cgroups.
+    pub fn cgroup(&self, leaf: Leaf) -> Option<BorrowedFd<'_>> {
+        let leaves = self.leaves.as_ref()?;
+        Some(match leaf {
+            Leaf::User => leaves.user.as_fd(),
+            Leaf::Pty => leaves.pty.as_fd(),
+            Leaf::System => leaves.system.as_fd(),
+        })
+    }
+
+    /// What happens in it.
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// Whether processes and files can belong to another user than the agent's: not when it runs as an ordinary user.

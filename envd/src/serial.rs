@@ -71,7 +71,7 @@ fn spawn(name: String, work: impl FnOnce() -> io::Result<()> + Send + 'static) -
     let report = name.clone();
     std::thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
         if let Err(error) = work() {
-            eprintln!("envd: serial port {report}: {error}");
+            crate::log::warn(format_args!("serial port {report}: {error}"));
         }
     })?;
     Ok(())

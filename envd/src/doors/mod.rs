@@ -117,7 +117,7 @@ async fn accept_failed(error: io::Error) -> io::Result<()> {
     match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
         Some(rustix::io::Errno::BADF | rustix::io::Errno::INVAL | rustix::io::Errno::NOTSOCK) => Err(error),
         _ => {
-            eprintln!("envd: accepting a connection failed: {error}");
+            crate::log::warn(format_args!("accepting a connection failed: {error}"));
             // Without this a lack of descriptors would spin.
             tokio::time::sleep(Duration::from_millis(20)).await;
             Ok(())

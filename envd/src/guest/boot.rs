@@ -10,6 +10,7 @@ use envd_proto::control::BootPhase;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Channel, cgroups, container, mounts};
+use crate::sandbox::Leaves;
 use crate::serial;
 use crate::spawner;
 
@@ -116,8 +117,8 @@ pub(super) struct Booted {
     pub container: Option<u32>,
     /// The agent's end of the spawner's socket.
     pub spawner: OwnedFd,
-    /// The cgroup of the tenant's processes.
-    pub user_cgroup: OwnedFd,
+    /// The cgroups of the tenant's processes.
+    pub leaves: Leaves,
     /// The steps' times.
     pub phases: Vec<BootPhase>,
 }
@@ -141,8 +142,8 @@ pub(super) fn boot() -> Result<Booted, BootError> {
             Ok((None, spawner::start_child()?))
         }
     })?;
-    let user_cgroup = steps.run(Step::Cgroups, || cgroups::enter(container))?;
-    Ok(Booted { arguments, container, spawner, user_cgroup, phases: steps.phases })
+    let leaves = steps.run(Step::Cgroups, || cgroups::enter(container))?;
+    Ok(Booted { arguments, container, spawner, leaves, phases: steps.phases })
 }
 
 struct Steps {

@@ -18,6 +18,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::sandbox::Leaves;
 use procfs::{Current, Meminfo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -69,7 +70,7 @@ pub(super) fn prepare() -> io::Result<()> {
 }
 
 /// Moves the container's init to its leaf and opens the leaf for clients' processes.
-pub(super) fn enter(init: Option<u32>) -> io::Result<OwnedFd> {
+pub(super) fn enter(init: Option<u32>) -> io::Result<Leaves> {
     let main = format!("{ROOT}{BOX_PATH}");
     for leaf in LEAVES {
         fs::create_dir_all(format!("{main}/{leaf}"))?;
@@ -82,7 +83,8 @@ pub(super) fn enter(init: Option<u32>) -> io::Result<OwnedFd> {
     for leaf in LEAVES {
         write(&format!("{main}/{leaf}/pids.max"), &LEAF_PIDS.to_string())?;
     }
-    Ok(File::open(format!("{main}/user"))?.into())
+    let leaf = |name: &str| File::open(format!("{main}/{name}")).map(OwnedFd::from);
+    Ok(Leaves { user: leaf("user")?, pty: leaf("pty")?, system: leaf("system")? })
 }
 
 /// Ends every process of the box: SIGTERM for clients' processes, SIGKILL for all after `grace`.
@@ -101,10 +103,10 @@ pub(super) fn end_box(grace: Duration) {
     }
     let killed = write(&format!("{main}/cgroup.kill"), "1");
     if let Err(error) = killed {
-        eprintln!("envd: {error}");
+        crate::log::warn(format_args!("{error}"));
     }
     if !wait_empty(&main, Instant::now() + KILL_TIMEOUT) {
-        eprintln!("envd: the box still has processes {KILL_TIMEOUT:?} after they were killed");
+        crate::log::warn(format_args!("the box still has processes {KILL_TIMEOUT:?} after they were killed"));
     }
 }
 

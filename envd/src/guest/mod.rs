@@ -63,16 +63,16 @@ pub enum Channel {
 pub fn run() -> ! {
     let limit = Rlimit { current: Some(AGENT_OPEN_FILES), maximum: Some(OPEN_FILES_HARD) };
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        eprintln!("envd: raising the limit of open files: {error}");
+        crate::log::warn(format_args!("raising the limit of open files: {error}"));
     }
     let outcome = boot::boot();
     match outcome {
         Ok(booted) => match serve(booted) {
             Ok(()) => {}
-            Err(error) => eprintln!("envd: fatal: {error}"),
+            Err(error) => crate::log::error(format_args!("{error}")),
         },
         Err(error) => {
-            eprintln!("envd: fatal: {error}");
+            crate::log::error(format_args!("{error}"));
             report(&error);
         }
     }
@@ -106,7 +106,7 @@ fn report(error: &BootError) {
         .await
     });
     if !matches!(told, Ok(Ok(()))) {
-        eprintln!("envd: the host could not be told");
+        crate::log::warn(format_args!("the host could not be told"));
     }
 }
 
@@ -120,7 +120,7 @@ fn serve(booted: Booted) -> io::Result<()> {
             None => Root::own(),
         };
         let spawner = Spawner::connect(booted.spawner)?;
-        let sandbox = Sandbox::new(root, spawner.clone(), Some(booted.user_cgroup));
+        let sandbox = Sandbox::new(root, spawner.clone(), Some(booted.leaves));
         let doors = Doors::new(ClientDoor::new(std::sync::Arc::clone(&sandbox)));
         let hello = Hello {
             protocol_version: PROTOCOL_VERSION,
@@ -154,7 +154,7 @@ fn serve(booted: Booted) -> io::Result<()> {
                         let doors = doors.clone();
                         tokio::spawn(async move {
                             if let Err(error) = doors.serve_vsock(door).await {
-                                eprintln!("envd: vsock port {door}: {error}");
+                                crate::log::warn(format_args!("vsock port {door}: {error}"));
                             }
                         });
                     }
@@ -182,7 +182,7 @@ async fn serve_host(port: u32, hello: &Hello, sandbox: &std::sync::Arc<Sandbox>)
         match Control::new(stream, FIRST_GENERATION).serve(hello.clone(), sandbox).await {
             Ok(Outcome::Shutdown(grace)) => return grace,
             Ok(Outcome::Disconnected) => {}
-            Err(error) => eprintln!("envd: the control connection broke: {error}"),
+            Err(error) => crate::log::warn(format_args!("the control connection broke: {error}")),
         }
         // A host that accepts and hangs up at once must not make us spin.
         tokio::time::sleep(FIRST_REDIAL).await;
@@ -196,7 +196,7 @@ async fn dial(port: u32) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpi
         match VsockStream::connect(VsockAddr::new(HOST_CID, port)).await {
             Ok(stream) => return Ok(stream),
             Err(error) if pause == FIRST_REDIAL => {
-                eprintln!("envd: no host at vsock port {port} yet: {error}")
+                crate::log::warn(format_args!("no host at vsock port {port} yet: {error}"))
             }
             Err(_) => {}
         }

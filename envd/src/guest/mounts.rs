@@ -128,7 +128,7 @@ pub(super) fn unmount_box() {
         if let Err(error) = unmount(at, UnmountFlags::empty())
             && error != rustix::io::Errno::INVAL
         {
-            eprintln!("envd: unmounting {at}: {error}");
+            crate::log::warn(format_args!("unmounting {at}: {error}"));
         }
     }
 }

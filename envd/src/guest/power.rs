@@ -8,7 +8,7 @@ use rustix::system::{RebootCommand, reboot};
 pub(super) fn off() -> ! {
     rustix::fs::sync();
     let failed = reboot(RebootCommand::Restart);
-    eprintln!("envd: the machine cannot be reset: {failed:?}; panicking instead");
+    crate::log::error(format_args!("the machine cannot be reset: {failed:?}; panicking instead"));
     // The kernel panics when its init ends, and panic=-1 resets at once.
     std::process::exit(1)
 }

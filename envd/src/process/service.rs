@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::log::{End, Item, Reader, Stream};
 use super::table::{Pipes, Process, ProcessTable};
 use crate::connect::{self, Code, Error};
-use crate::sandbox::{Sandbox, Session};
+use crate::sandbox::{Leaf, Sandbox, Session};
 use crate::spawner::{Launch, LaunchError};
 use crate::users::User;
 
@@ -167,7 +167,7 @@ impl ProcessService {
             credentials: self.sandbox.can_change_user().then(|| user.credentials.clone()),
             oom_score_adj: Some(OOM_SCORE_ADJ),
             stdio: [ends.child[0].as_fd(), ends.child[1].as_fd(), ends.child[2].as_fd()],
-            cgroup: self.sandbox.user_cgroup(),
+            cgroup: self.sandbox.cgroup(Leaf::User),
         };
         let launched =
             self.sandbox.spawner().launch(launch).await.map_err(|error| launch_error(&config.cmd, &error))?;

@@ -127,7 +127,7 @@ impl Spawner {
         tokio::spawn(async move {
             let end = receiver.receive_all().await;
             if let Err(error) = end {
-                eprintln!("envd: the spawner's socket failed: {error}");
+                crate::log::warn(format_args!("the spawner's socket failed: {error}"));
             }
             *receiver.lock() = Waiting::default();
             ended.send_replace(true);

@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
+use super::seats::Seat;
 use crate::connect::{self, Code, Error};
 use crate::filesystem::{self as files, FilesQuery, FilesystemService};
 use crate::process::{ProcessService, ProcessTable};
@@ -58,7 +59,7 @@ impl ClientDoor {
     }
 
     /// Serves the requests of one connection.
-    pub(super) async fn serve<S>(&self, stream: S)
+    pub(super) async fn serve<S>(&self, stream: S, seat: Arc<Seat>)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -71,6 +72,9 @@ impl ClientDoor {
         let services = self.services.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let services = services.clone();
+            if services.authorize(request.headers()).is_ok() {
+                seat.used();
+            }
             async move { Ok::<_, Infallible>(services.answer(request.map(Body::new)).await) }
         });
         // A client that breaks off is no event.

@@ -12,6 +12,7 @@
 mod client;
 mod control;
 mod ports;
+mod seats;
 
 use std::io;
 use std::sync::Arc;
@@ -21,15 +22,18 @@ use envd_channel::mux::MuxAcceptor;
 use envd_proto::{CLIENT_PORT, HOST_CID, PORTS_PORT};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 pub use client::ClientDoor;
 pub use control::{Control, Outcome};
 use envd_proto::limits::MAX_MUX_STREAMS;
+use seats::Seats;
 
-/// Connections that each door serves at one time, so that one door cannot shut the other; more are turned away.
+/// Connections that each door serves at one time, so that one door cannot shut the other.
 const MAX_CONNECTIONS: usize = MAX_MUX_STREAMS;
+
+/// Connections that wait to be accepted: a busy agent shall not look like one that does not listen.
+const BACKLOG: i32 = 1024;
 
 /// How long an opener may take to say which door it wants.
 const PORT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,15 +42,14 @@ const PORT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Doors {
     client: ClientDoor,
-    client_connections: Arc<Semaphore>,
-    ports_connections: Arc<Semaphore>,
+    client_seats: Seats,
+    ports_seats: Seats,
 }
 
 impl Doors {
     /// The client door and the ports door beside it.
     pub fn new(client: ClientDoor) -> Self {
-        let connections = || Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        Self { client, client_connections: connections(), ports_connections: connections() }
+        Self { client, client_seats: Seats::new(MAX_CONNECTIONS), ports_seats: Seats::new(MAX_CONNECTIONS) }
     }
 
     /// Serves client connections on a Unix socket. Runs until the listener fails.
@@ -62,6 +65,8 @@ impl Doors {
     /// Serves one door's port on vsock. Runs until the listener fails.
     pub async fn serve_vsock(&self, port: u32) -> io::Result<()> {
         let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
+        // The crate asks for 128; a connection beyond the backlog is refused as if nobody listened.
+        rustix::net::listen(&listener, BACKLOG)?;
         loop {
             match listener.accept().await {
                 // vsock has no namespaces: programs in the sandbox can dial these ports too, and are nobody's clients.
@@ -95,18 +100,23 @@ impl Doors {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let connections = match port {
-            CLIENT_PORT => &self.client_connections,
-            PORTS_PORT if self.client.is_configured() => &self.ports_connections,
+        let seats = match port {
+            CLIENT_PORT => &self.client_seats,
+            PORTS_PORT if self.client.is_configured() => &self.ports_seats,
             _ => return,
         };
-        let Ok(permit) = Arc::clone(connections).try_acquire_owned() else { return };
+        let Some(seat) = seats.take().map(Arc::new) else { return };
         let client = self.client.clone();
         tokio::spawn(async move {
-            let _permit = permit;
-            match port {
-                CLIENT_PORT => client.serve(stream).await,
-                _ => ports::serve(stream).await,
+            let serve = async {
+                match port {
+                    CLIENT_PORT => client.serve(stream, Arc::clone(&seat)).await,
+                    _ => ports::serve(stream, &seat).await,
+                }
+            };
+            tokio::select! {
+                () = serve => {}
+                () = seat.given_away() => {}
             }
         });
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::seats::Seat;
+
 /// `CONNECT 65535\n` and some room for spaces.
 const MAX_LINE: usize = 32;
 
@@ -17,14 +19,15 @@ const LINE_TIMEOUT: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(60);
 
 /// Serves one stream. A port where nobody listens is an end of the stream without `OK`.
-pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, seat: &Seat) {
     // Whatever goes wrong, the client sees its stream end.
-    let _ = connect_and_copy(&mut stream).await;
+    let _ = connect_and_copy(&mut stream, seat).await;
 }
 
-async fn connect_and_copy<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<()> {
+async fn connect_and_copy<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, seat: &Seat) -> io::Result<()> {
     let port = tokio::time::timeout(LINE_TIMEOUT, read_port(stream)).await??;
     let mut connection = connect(port).await?;
+    seat.used();
     connection.set_nodelay(true)?;
     stream.write_all(b"OK\n").await?;
     stream.flush().await?;
@@ -84,7 +87,8 @@ mod tests {
 
     async fn talk(line: &str) -> String {
         let (mut near, far) = tokio::io::duplex(1024);
-        let serving = tokio::spawn(serve(far));
+        let seat = super::super::seats::Seats::new(1).take().unwrap();
+        let serving = tokio::spawn(async move { serve(far, &seat).await });
         near.write_all(line.as_bytes()).await.unwrap();
         near.shutdown().await.unwrap();
         let mut answer = String::new();

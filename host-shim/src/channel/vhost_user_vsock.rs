@@ -16,9 +16,9 @@ use crate::{Error, tools};
 /// How long the daemon may take to listen; it opens two sockets and nothing else.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Attempts to reach a port, each after twice the wait of the one before: 10 ms to 1.3 s together. A guest that is
+/// Attempts to reach a port, each after twice the wait of the one before: 10 ms to 5 s together. A guest that is
 /// busy can take that long to accept.
-const DIAL_ATTEMPTS: u32 = 8;
+const DIAL_ATTEMPTS: u32 = 10;
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 
 /// The longest answer to a CONNECT: `OK 4294967295\n`.

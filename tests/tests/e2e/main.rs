@@ -6,4 +6,5 @@ mod command;
 mod faults;
 mod isolation;
 mod processes;
+mod survival;
 mod transfer;

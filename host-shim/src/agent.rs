@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use envd_channel::control::{ControlReader, ControlWriter};
+use envd_channel::control::{ControlReader, ControlWriter, Framing};
 use envd_proto::control::from_agent::Message;
 use envd_proto::control::from_host::Request;
 use envd_proto::control::{Configure, FromAgent, FromHost, Hello, Response, Shutdown, error::Code};
@@ -99,9 +99,13 @@ struct Writer {
 
 impl Agent {
     /// Waits for the Hello of `generation`. The caller sets the deadline.
-    pub async fn handshake(stream: Stream, generation: u64) -> Result<(Self, Hello), AgentError> {
+    pub async fn handshake(
+        stream: Stream,
+        framing: Framing,
+        generation: u64,
+    ) -> Result<(Self, Hello), AgentError> {
         let (read, write) = tokio::io::split(stream);
-        let mut reader = ControlReader::<_, FromAgent>::new(read);
+        let mut reader = ControlReader::<_, FromAgent>::new(read, framing);
         let (got, message) = reader.receive().await?.ok_or(AgentError::Ended)?;
         let hello = match message.message {
             Some(Message::Hello(hello)) => hello,
@@ -128,7 +132,7 @@ impl Agent {
         let route = route(reader, generation, Arc::clone(&pending), end);
         let agent = Self {
             generation,
-            writer: AsyncMutex::new(Writer { writer: ControlWriter::new(write), last_id: 0 }),
+            writer: AsyncMutex::new(Writer { writer: ControlWriter::new(write, framing), last_id: 0 }),
             pending,
             ended,
             _reader: AbortOnDropHandle::new(tokio::spawn(route)),
@@ -246,6 +250,7 @@ mod tests {
     use tokio::io::{AsyncWriteExt, DuplexStream};
 
     const GENERATION: u64 = 1;
+    const FRAMING: Framing = Framing::Lines;
 
     fn hello() -> Hello {
         Hello {
@@ -270,7 +275,8 @@ mod tests {
         fn new() -> (Self, Stream) {
             let (host, guest) = tokio::io::duplex(1 << 16);
             let (read, write) = tokio::io::split(guest);
-            (Self { writer: ControlWriter::new(write), reader: ControlReader::new(read) }, Box::new(host))
+            let writer = ControlWriter::new(write, FRAMING);
+            (Self { writer, reader: ControlReader::new(read, FRAMING) }, Box::new(host))
         }
 
         async fn say(&mut self, said: Message) {
@@ -288,14 +294,14 @@ mod tests {
     async fn ready() -> (Fake, Agent) {
         let (mut fake, stream) = Fake::new();
         fake.say(Message::Hello(hello())).await;
-        let (agent, _) = Agent::handshake(stream, GENERATION).await.unwrap();
+        let (agent, _) = Agent::handshake(stream, FRAMING, GENERATION).await.unwrap();
         (fake, agent)
     }
 
     async fn refused(first: Message, generation: u64) -> String {
         let (mut fake, stream) = Fake::new();
         fake.writer.send(generation, &message(first)).await.unwrap();
-        Agent::handshake(stream, GENERATION).await.map(|_| ()).unwrap_err().to_string()
+        Agent::handshake(stream, FRAMING, GENERATION).await.map(|_| ()).unwrap_err().to_string()
     }
 
     #[tokio::test]
@@ -335,16 +341,18 @@ mod tests {
     async fn an_agent_that_still_speaks_our_version_is_accepted() {
         let (mut fake, stream) = Fake::new();
         fake.say(Message::Hello(Hello { protocol_version: PROTOCOL_VERSION + 1, ..hello() })).await;
-        Agent::handshake(stream, GENERATION).await.map(drop).unwrap();
+        Agent::handshake(stream, FRAMING, GENERATION).await.map(drop).unwrap();
     }
 
     #[tokio::test]
     async fn garbage_and_silence_end_with_the_connection() {
-        let (host, mut guest) = tokio::io::duplex(1 << 16);
-        guest.write_all(&[0x89; 5000]).await.unwrap();
-        drop(guest);
-        let ended = Agent::handshake(Box::new(host), GENERATION).await.map(drop);
-        assert!(matches!(ended, Err(AgentError::Ended)));
+        for framing in [Framing::Records, Framing::Lines] {
+            let (host, mut guest) = tokio::io::duplex(1 << 16);
+            guest.write_all(&[0x89; 5000]).await.unwrap();
+            drop(guest);
+            let ended = Agent::handshake(Box::new(host), framing, GENERATION).await.map(drop);
+            assert!(matches!(ended, Err(AgentError::Ended)));
+        }
     }
 
     #[tokio::test]

@@ -289,8 +289,9 @@ impl Ground {
         let ready = async {
             let control = prepared.control().await?;
             waiting_for.set("the agent's Hello");
+            let framing = prepared.control_framing();
             let handshake = async {
-                let (agent, hello) = Agent::handshake(control, FIRST_GENERATION).await?;
+                let (agent, hello) = Agent::handshake(control, framing, FIRST_GENERATION).await?;
                 waiting_for.set("the start of the stream multiplexer");
                 Ok::<_, AgentError>((agent, hello))
             };

@@ -45,6 +45,7 @@ pub mod filesystem {
 )]
 pub mod control {
     include!(concat!(env!("OUT_DIR"), "/tiffin.control.v1.rs"));
+    include!(concat!(env!("OUT_DIR"), "/tiffin.control.v1.serde.rs"));
 }
 
 /// The version of the control protocol that this build speaks.

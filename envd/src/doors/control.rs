@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envd_channel::control::{ControlReader, ControlWriter};
+use envd_channel::control::{ControlReader, ControlWriter, Framing};
 use envd_proto::control::{
     Configure, Error as WireError, Failed, FromAgent, FromHost, Hello, Response, error::Code, from_agent,
     from_host,
@@ -32,9 +32,10 @@ pub enum Outcome {
 
 impl<S: AsyncRead + AsyncWrite> Control<S> {
     /// The door over a stream to the host.
-    pub fn new(stream: S, generation: u64) -> Self {
+    pub fn new(stream: S, framing: Framing, generation: u64) -> Self {
         let (read, write) = tokio::io::split(stream);
-        Self { reader: ControlReader::new(read), writer: ControlWriter::new(write), generation }
+        let (reader, writer) = (ControlReader::new(read, framing), ControlWriter::new(write, framing));
+        Self { reader, writer, generation }
     }
 
     /// Tells the host that the boot has failed.
@@ -46,7 +47,15 @@ impl<S: AsyncRead + AsyncWrite> Control<S> {
     pub async fn serve(&mut self, hello: Hello, sandbox: &Arc<Sandbox>) -> io::Result<Outcome> {
         self.send(from_agent::Message::Hello(hello)).await?;
         loop {
-            let Some((generation, message)) = self.reader.receive().await? else {
+            let received = self.reader.receive().await;
+            if let Err(broken) = &received
+                && broken.kind() == io::ErrorKind::InvalidData
+            {
+                // Whoever writes a host of their own sees here what was wrong, under an id that no request has.
+                let response = Response { id: 0, error: Some(error(Code::Invalid, broken.to_string())) };
+                self.send(from_agent::Message::Response(response)).await?;
+            }
+            let Some((generation, message)) = received? else {
                 return Ok(Outcome::Disconnected);
             };
             // A message of another generation was meant for another life of this machine.
@@ -148,10 +157,17 @@ mod tests {
         let (near, far) = tokio::io::duplex(8192);
         let serving = tokio::spawn({
             let sandbox = Arc::clone(&sandbox);
-            async move { Control::new(far, 5).serve(Hello { generation: 5, ..Hello::default() }, &sandbox).await }
+            async move {
+                Control::new(far, Framing::Lines, 5)
+                    .serve(Hello { generation: 5, ..Hello::default() }, &sandbox)
+                    .await
+            }
         });
         let (read, write) = tokio::io::split(near);
-        let mut host = Host { reader: ControlReader::new(read), writer: ControlWriter::new(write) };
+        let mut host = Host {
+            reader: ControlReader::new(read, Framing::Lines),
+            writer: ControlWriter::new(write, Framing::Lines),
+        };
         assert!(matches!(host.receive().await, from_agent::Message::Hello(hello) if hello.generation == 5));
 
         let shutdown = |grace_ms| from_host::Request::Shutdown(envd_proto::control::Shutdown { grace_ms });

@@ -16,6 +16,7 @@ mod power;
 use std::io;
 use std::time::Duration;
 
+use envd_channel::control::Framing;
 use envd_proto::control::{Failed, Hello};
 use envd_proto::{
     CLIENT_PORT, FIRST_GENERATION, HOST_CID, OLDEST_PROTOCOL_VERSION, PORTS_PORT, PROTOCOL_VERSION,
@@ -98,9 +99,11 @@ fn report(error: &BootError) {
             match Arguments::read().channel {
                 Channel::Serial => {
                     let port = serial::open(names::CONTROL_SERIAL_PORT)?;
-                    Control::new(port, FIRST_GENERATION).fail(failed).await
+                    Control::new(port, Framing::Records, FIRST_GENERATION).fail(failed).await
                 }
-                Channel::Vsock(port) => Control::new(dial(port).await?, FIRST_GENERATION).fail(failed).await,
+                Channel::Vsock(port) => {
+                    Control::new(dial(port).await?, Framing::Lines, FIRST_GENERATION).fail(failed).await
+                }
             }
         })
         .await
@@ -136,7 +139,7 @@ fn serve(booted: Booted) -> io::Result<()> {
                 Channel::Serial => {
                     let mux = serial::open(names::MUX_SERIAL_PORT)?;
                     let port = serial::open(names::CONTROL_SERIAL_PORT)?;
-                    let mut control = Control::new(port, FIRST_GENERATION);
+                    let mut control = Control::new(port, Framing::Records, FIRST_GENERATION);
                     tokio::select! {
                         // Without the mux nobody can reach the sandbox any more: its host shall see an end.
                         ended = doors.serve_mux(mux, FIRST_GENERATION) => {
@@ -179,7 +182,7 @@ fn serve(booted: Booted) -> io::Result<()> {
 async fn serve_host(port: u32, hello: &Hello, sandbox: &std::sync::Arc<Sandbox>) -> Duration {
     loop {
         let Ok(stream) = dial(port).await else { continue };
-        match Control::new(stream, FIRST_GENERATION).serve(hello.clone(), sandbox).await {
+        match Control::new(stream, Framing::Lines, FIRST_GENERATION).serve(hello.clone(), sandbox).await {
             Ok(Outcome::Shutdown(grace)) => return grace,
             Ok(Outcome::Disconnected) => {}
             Err(error) => crate::log::warn(format_args!("the control connection broke: {error}")),

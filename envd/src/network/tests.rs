@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::*;
 
-/// Runs a test in a new network namespace with a dummy interface, or says loudly why not.
+/// Runs a test in a new network namespace with two pairs of interfaces, or says loudly why not.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
@@ -17,12 +17,13 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
         }
         for words in [
             "link set lo up",
-            "link add dummy0 type dummy",
+            "link add net0 type veth peer name net1",
+            "link set net1 up",
             "link add veth0 type veth peer name veth1",
             "link set veth1 up",
         ] {
             if !ip(words) {
-                eprintln!("SKIPPED: `ip {words}` failed: no iproute2, or a kernel without dummy or veth");
+                eprintln!("SKIPPED: `ip {words}` failed: no iproute2, or a kernel without veth");
                 return;
             }
         }
@@ -94,15 +95,15 @@ fn plan(name: &str, addresses: &[&str], via: &[(&str, &str)], change: impl FnOnc
 fn an_interface_gets_its_addresses_routes_mtu_and_mac_and_a_clone_replaces_them() {
     in_namespace(|| {
         let first = plan(
-            "dummy0",
+            "net0",
             &["10.0.0.2/24", "192.0.2.9/32", "fd00::2/64"],
             &[("", "10.0.0.1"), ("10.7.0.0/16", ""), ("", "fd00::1")],
             |one| one.mtu = 1400,
         );
         let _ = apply(&first).unwrap();
-        assert_eq!(addresses("dummy0"), ["10.0.0.2/24", "192.0.2.9/32", "fd00::2/64"]);
-        assert_eq!(routes("dummy0"), ["10.7.0.0/16 -", "default 10.0.0.1", "default fd00::1"]);
-        let link = &ip_json("addr show dev dummy0")[0];
+        assert_eq!(addresses("net0"), ["10.0.0.2/24", "192.0.2.9/32", "fd00::2/64"]);
+        assert_eq!(routes("net0"), ["10.7.0.0/16 -", "default 10.0.0.1", "default fd00::1"]);
+        let link = &ip_json("addr show dev net0")[0];
         assert_eq!(link["mtu"], 1400);
         assert!(link["flags"].as_array().unwrap().iter().any(|flag| flag == "UP"));
         assert_eq!(link["addr_info"][0]["broadcast"], "10.0.0.255");
@@ -115,13 +116,13 @@ fn an_interface_gets_its_addresses_routes_mtu_and_mac_and_a_clone_replaces_them(
         );
 
         // A clone finds the source's configuration and ends with its own alone.
-        let clone = plan("dummy0", &["10.0.5.7/16", "fd05::7/64"], &[("", "10.0.0.1")], |one| {
+        let clone = plan("net0", &["10.0.5.7/16", "fd05::7/64"], &[("", "10.0.0.1")], |one| {
             one.new_mac = "02:00:00:00:05:07".into();
         });
         let _ = apply(&clone).unwrap();
-        assert_eq!(addresses("dummy0"), ["10.0.5.7/16", "fd05::7/64"]);
-        assert_eq!(routes("dummy0"), ["default 10.0.0.1"]);
-        assert_eq!(ip_json("link show dev dummy0")[0]["address"], "02:00:00:00:05:07");
+        assert_eq!(addresses("net0"), ["10.0.5.7/16", "fd05::7/64"]);
+        assert_eq!(routes("net0"), ["default 10.0.0.1"]);
+        assert_eq!(ip_json("link show dev net0")[0]["address"], "02:00:00:00:05:07");
     });
 }
 

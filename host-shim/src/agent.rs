@@ -1,7 +1,10 @@
 //! The control connection: what the host says to the agent, and what it believes of the agent's words.
 //!
 //! The first message must be the Hello of this generation, and there is one: whoever has root in the guest can speak
-//! on this connection's other end, so everything that is not an answer to a request ends it.
+//! on this connection's other end, so everything that is not an answer, a log line or an event ends it. Lines and events go
+//! to the shim's log, a bounded number of them in each second.
+
+mod news;
 
 use std::collections::HashMap;
 use std::io;
@@ -18,6 +21,7 @@ use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::channel::Stream;
+use news::News;
 
 /// The longest text of the agent that is shown.
 const MAX_TEXT: usize = 2 << 10;
@@ -114,6 +118,7 @@ impl Agent {
                 return Err(AgentError::BootFailed { step, message });
             }
             Some(Message::Response(_)) => return Err(protocol("a Hello", "a Response")),
+            Some(Message::Log(_) | Message::Event(_)) => return Err(protocol("a Hello", "news")),
             None => return Err(protocol("a Hello", "a message of an unknown kind")),
         };
         for found in [got, hello.generation] {
@@ -200,6 +205,7 @@ async fn route(
     pending: Arc<Mutex<Pending>>,
     end: watch::Sender<Option<String>>,
 ) {
+    let mut news = News::default();
     let reason = loop {
         let message = match reader.receive().await {
             Ok(Some((got, message))) if got == generation => message.message,
@@ -217,6 +223,8 @@ async fn route(
                     None => break format!("an answer to {}, which is no open request", response.id),
                 }
             }
+            Some(Message::Log(line)) => news.log(&line),
+            Some(Message::Event(event)) => news.event(event),
             Some(Message::Hello(_)) => break "a second Hello".to_owned(),
             Some(Message::Failed(failed)) => {
                 break format!(
@@ -286,7 +294,7 @@ mod tests {
         async fn answer(&mut self, error: Option<WireError>) -> FromHost {
             let (generation, request) = self.reader.receive().await.unwrap().unwrap();
             assert_eq!(generation, GENERATION);
-            self.say(Message::Response(Response { id: request.id, error })).await;
+            self.say(Message::Response(Response { id: request.id, error, result: None })).await;
             request
         }
     }
@@ -359,7 +367,7 @@ mod tests {
     async fn what_must_not_be_said_ends_the_connection() {
         for (said, expected) in [
             (Message::Hello(hello()), "a second Hello"),
-            (Message::Response(Response { id: 99, error: None }), "an answer to 99"),
+            (Message::Response(Response { id: 99, ..Response::default() }), "an answer to 99"),
             (
                 Message::Failed(Failed { step: "late".into(), message: "x".into() }),
                 "the agent failed: late: x",
@@ -371,6 +379,19 @@ mod tests {
             assert!(reason.contains(expected), "{reason}");
             assert!(matches!(agent.configure(Configure::default()).await, Err(AgentError::Ended)));
         }
+    }
+
+    #[tokio::test]
+    async fn news_are_no_breach_and_answers_come_between_them() {
+        use envd_proto::control::{Event, LogLine, event};
+        let (mut fake, agent) = ready().await;
+        fake.say(Message::Log(LogLine { message: "x\x1b[2J".repeat(1000), ..LogLine::default() })).await;
+        let port = event::Port { address: "127.0.0.1".into(), port: 8080 };
+        for event in [Some(event::Event::PortOpened(port)), Some(event::Event::Lost(3)), None] {
+            fake.say(Message::Event(Event { event })).await;
+        }
+        let (done, _) = tokio::join!(agent.configure(Configure::default()), fake.answer(None));
+        done.unwrap();
     }
 
     #[tokio::test]

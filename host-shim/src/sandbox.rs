@@ -404,6 +404,7 @@ fn configure(spec: &CheckedSpec) -> Configure {
         default_workdir: spec.workdir.clone(),
         access_token: spec.access_token.clone(),
         unix_time_ns: i64::try_from(since_epoch.as_nanos()).unwrap_or(0),
+        ..Configure::default()
     }
 }
 

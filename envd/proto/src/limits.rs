@@ -18,3 +18,6 @@ pub const MAX_MUX_STREAMS: usize = 512;
 
 /// What a mux session may buffer for all its streams together. yamux wants at least 256 KiB for each stream.
 pub const MAX_MUX_BUFFER: usize = MAX_MUX_STREAMS * (256 << 10);
+
+/// The longest line of the agent's log, as text; one record then carries it.
+pub const MAX_LOG_LINE: usize = 768;

@@ -28,6 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_vsock::{VsockAddr, VsockStream};
 
 use crate::doors::{ClientDoor, Control, Doors, Outcome};
+use crate::machine::Machine;
 use crate::root::Root;
 use crate::sandbox::Sandbox;
 use crate::serial;
@@ -125,6 +126,7 @@ fn serve(booted: Booted) -> io::Result<()> {
         let spawner = Spawner::connect(booted.spawner)?;
         let sandbox = Sandbox::new(root, spawner.clone(), Some(booted.leaves));
         let doors = Doors::new(ClientDoor::new(std::sync::Arc::clone(&sandbox)));
+        let machine = Machine::new(std::sync::Arc::clone(&sandbox));
         let hello = Hello {
             protocol_version: PROTOCOL_VERSION,
             oldest_protocol_version: OLDEST_PROTOCOL_VERSION,
@@ -133,6 +135,8 @@ fn serve(booted: Booted) -> io::Result<()> {
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
             container: booted.container.is_some(),
             phases: booted.phases,
+            // Said by the door, which knows it.
+            frozen: false,
         };
         let control = async {
             match channel {
@@ -142,11 +146,11 @@ fn serve(booted: Booted) -> io::Result<()> {
                     let mut control = Control::new(port, Framing::Records, FIRST_GENERATION);
                     tokio::select! {
                         // Without the mux nobody can reach the sandbox any more: its host shall see an end.
-                        ended = doors.serve_mux(mux, FIRST_GENERATION) => {
+                        ended = doors.serve_mux_sessions(mux) => {
                             ended?;
                             Err(io::Error::other("the mux session has ended"))
                         }
-                        outcome = control.serve(hello, &sandbox) => match outcome? {
+                        outcome = control.serve(hello, &machine) => match outcome? {
                             Outcome::Shutdown(grace) => Ok(grace),
                             Outcome::Disconnected => Err(io::Error::other("the control port is gone")),
                         },
@@ -161,7 +165,7 @@ fn serve(booted: Booted) -> io::Result<()> {
                             }
                         });
                     }
-                    Ok(serve_host(port, &hello, &sandbox).await)
+                    Ok(serve_host(port, &hello, &machine).await)
                 }
             }
         };
@@ -179,10 +183,10 @@ fn serve(booted: Booted) -> io::Result<()> {
 }
 
 /// Keeps a connection to the host until it wants a shutdown. A reset is how a restore shows, so it is dialled again.
-async fn serve_host(port: u32, hello: &Hello, sandbox: &std::sync::Arc<Sandbox>) -> Duration {
+async fn serve_host(port: u32, hello: &Hello, machine: &Machine) -> Duration {
     loop {
         let Ok(stream) = dial(port).await else { continue };
-        match Control::new(stream, Framing::Lines, FIRST_GENERATION).serve(hello.clone(), sandbox).await {
+        match Control::new(stream, Framing::Lines, FIRST_GENERATION).serve(hello.clone(), machine).await {
             Ok(Outcome::Shutdown(grace)) => return grace,
             Ok(Outcome::Disconnected) => {}
             Err(error) => crate::log::warn(format_args!("the control connection broke: {error}")),

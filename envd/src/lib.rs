@@ -17,6 +17,7 @@ pub mod filesystem;
 pub mod guest;
 mod hostname;
 mod log;
+mod pidfd;
 pub mod process;
 pub mod root;
 pub mod sandbox;

@@ -59,6 +59,7 @@ impl Sandbox {
     pub fn new(root: Root, spawner: Spawner, leaves: Option<Leaves>) -> Arc<Self> {
         let can_change_user = rustix::process::geteuid().is_root();
         let events = Events::default();
+        spawner.tell(events.clone());
         Arc::new(Self { root, spawner, leaves, events, can_change_user, session: RwLock::new(None) })
     }
 

@@ -2,8 +2,16 @@
 //!
 //! Everything else that the agent asks of the kernel goes through `rustix` and `nix`.
 
+mod bpf;
+mod fork;
 mod interface;
+mod seccomp;
+mod signal;
 mod spawn;
 
+pub use bpf::{Device, DeviceKind, DeviceRules};
+pub use fork::{Forked, fork};
 pub use interface::bring_up;
+pub use seccomp::SeccompFilter;
+pub use signal::send_real_time_signal;
 pub use spawn::{Credentials, Failure, Spawn, Spawned, Stage};

@@ -238,10 +238,9 @@ impl SandboxSpec {
         within("disk", disk_mib, MIN_DISK_MIB, MAX_DISK_MIB, " MiB")?;
         let boot_timeout_s = self.boot_timeout_s.unwrap_or(DEFAULT_BOOT_TIMEOUT_S);
         within("boot timeout", boot_timeout_s, 1, 24 * 3600, " s")?;
-        let init: boot::Init =
-            self.init.parse().map_err(|error: boot::InvalidChoice| {
-                Error::invalid(error.what, format!("expected {}, got {:?}", error.expected, error.got))
-            })?;
+        let init: boot::Init = self.init.parse().map_err(|error: boot::InvalidChoice| {
+            Error::invalid(error.what, format!("expected {}, got {:?}", error.expected, error.got))
+        })?;
         let volumes = check_volumes(&volumes)?;
         for (name, value) in &self.env {
             check_env(name, value)?;
@@ -348,12 +347,16 @@ fn check_volumes(declared: &[String]) -> Result<Vec<String>, Error> {
     for path in declared {
         let normal = boot::normal_volume(path);
         volumes.push(normal.ok_or_else(|| {
-            Error::invalid("volume", format!("the image declares {path:?}, expected an absolute path below /"))
+            Error::invalid(
+                "volume",
+                format!("the image declares {path:?}, expected an absolute path below /"),
+            )
         })?);
     }
     volumes.sort();
     volumes.dedup();
-    let length: usize = volumes.iter().map(|path| boot::encode_path(path).len() + boot::ARG_VOLUME.len() + 2).sum();
+    let length: usize =
+        volumes.iter().map(|path| boot::encode_path(path).len() + boot::ARG_VOLUME.len() + 2).sum();
     // One place is the agent's own.
     if volumes.len() >= boot::MAX_VOLUMES || length > boot::MAX_VOLUME_ARGUMENTS {
         let reason = format!(

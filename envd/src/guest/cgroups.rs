@@ -25,6 +25,7 @@ use crate::sandbox::Leaves;
 use envd_sys::DeviceRules;
 use procfs::{Current, Meminfo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::WaitOptions;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -47,6 +48,9 @@ const AGENT_OOM_SCORE: &str = "-1000";
 
 /// How long killed processes have to go; a process stuck in the kernel goes with the machine.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// It only waits.
+const REAPER_STACK: usize = 64 << 10;
 
 fn write(path: &str, value: &str) -> io::Result<()> {
     fs::write(path, value)
@@ -110,6 +114,13 @@ pub(super) fn enter(init: Option<u32>) -> io::Result<Leaves> {
 /// Ends every process of the box: SIGTERM for clients' processes, and what it understands for an init of the image;
 /// SIGKILL for all after `grace`.
 pub(super) fn end_box(grace: Duration, init: Option<&ContainerInit>) {
+    // The init of a pid namespace ends only once every process of it is reaped, also those that came from outside.
+    let reaper = std::thread::Builder::new().name("reaper".into()).stack_size(REAPER_STACK).spawn(|| {
+        while !matches!(rustix::process::wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
+    });
+    if let Err(error) = reaper {
+        crate::log::warn(format_args!("no reaper for the end of the box: {error}"));
+    }
     let main = format!("{ROOT}{BOX_PATH}");
     let clients = ["user", "pty"].map(|leaf| format!("{main}/{leaf}"));
     for leaf in &clients {
@@ -123,8 +134,10 @@ pub(super) fn end_box(grace: Duration, init: Option<&ContainerInit>) {
     for leaf in &clients {
         wait_empty(leaf, deadline);
     }
-    if let Some(init) = init {
-        init.wait_ended(deadline);
+    if let Some(init) = init
+        && !init.wait_ended(deadline)
+    {
+        crate::log::warn(format_args!("the container's init did not end in {grace:?}: it is killed"));
     }
     let killed = write(&format!("{main}/cgroup.kill"), "1");
     if let Err(error) = killed {

@@ -78,15 +78,15 @@ impl ContainerInit {
         asked.is_ok()
     }
 
-    /// Waits for its end until the deadline, on a thread that may block.
-    pub(super) fn wait_ended(&self, deadline: Instant) {
+    /// Waits for its end until the deadline, on a thread that may block; false when it still runs.
+    pub(super) fn wait_ended(&self, deadline: Instant) -> bool {
         loop {
-            let Ok(timeout) = Timespec::try_from(deadline.saturating_duration_since(Instant::now())) else {
-                return;
-            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(timeout) = Timespec::try_from(left) else { return false };
             match poll(&mut [PollFd::new(&*self.pidfd, PollFlags::IN)], Some(&timeout)) {
                 Err(rustix::io::Errno::INTR) => {}
-                _ => return,
+                Ok(0) | Err(_) => return false,
+                Ok(_) => return true,
             }
         }
     }

@@ -41,7 +41,7 @@ const CONTAINER_ID: &str = "main";
 /// libcontainer's own state.
 const STATE: &str = "/run/containers";
 
-/// The subcommand of the helper; its arguments are those of [`Choices::to_arguments`].
+/// The subcommand of the helper; its arguments are the profile and the init.
 pub const HELPER: &str = "container-init";
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

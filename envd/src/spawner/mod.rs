@@ -7,7 +7,7 @@
 //!   Exited{pid, status} ◄────────────────────  reaps; what it did not start, it only reaps
 //! ```
 //!
-//! Where it is not PID 1 it can die alone ([`kept`]): it is made again, what it had started is followed by pidfd.
+//! Where it is not PID 1 it can die alone (kept.rs): it is made again, what it had started is followed by pidfd.
 //!
 //! It lives where the programs live, so a start needs no new namespaces and no shell, and it is the parent of all, so
 //! no exit status is lost. The agent takes its messages for hostile: root in the container can be its master.

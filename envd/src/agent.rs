@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use envd_proto::control::Configure;
 use tokio::net::UnixListener;
@@ -12,17 +12,27 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::doors::{ClientDoor, Doors};
 use crate::root::Root;
 use crate::sandbox::Sandbox;
-use crate::spawner::{self, Spawner};
+use crate::spawner::{self, Respawn, Spawner};
 
 /// Serves the client door on a Unix socket, in the agent's own root, until SIGTERM or SIGINT.
 ///
 /// There is no host here, so there is nobody to wait for: the sandbox is configured with the defaults.
 pub fn serve_unix(path: &Path) -> io::Result<()> {
-    let socket = spawner::start_child()?;
+    let (socket, child) = spawner::start_child()?;
+    let last = Mutex::new(child);
+    let respawn: Respawn = Box::new(move || {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        // Its socket is closed, so it is as good as dead; nobody else reaps it.
+        last.kill()?;
+        last.wait()?;
+        let (socket, child) = spawner::start_child()?;
+        *last = child;
+        Ok(socket)
+    });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let served = runtime.block_on(async {
-        let spawner = Spawner::connect(socket)?;
-        let sandbox = Sandbox::new(Root::own(), spawner.clone(), None);
+        let spawner = Spawner::keep(socket, respawn)?;
+        let sandbox = Sandbox::new(Root::own(), spawner, None);
         sandbox.configure(Configure::default()).map_err(io::Error::other)?;
         let listener = UnixListener::bind(path).map_err(|error| {
             io::Error::new(error.kind(), format!("listening at {}: {error}", path.display()))
@@ -34,7 +44,6 @@ pub fn serve_unix(path: &Path) -> io::Result<()> {
             served = doors.serve_unix(listener) => served,
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
-            () = spawner.wait_gone() => Err(io::Error::other("the spawner is gone")),
         }
     });
     runtime.shutdown_background();

@@ -21,6 +21,7 @@ mod log;
 pub mod machine;
 mod metrics;
 mod network;
+mod pidfd;
 pub mod process;
 mod replace;
 pub mod root;

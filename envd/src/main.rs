@@ -25,6 +25,13 @@ Kernel arguments, as PID 1:
   envd.channel=serial|vsock   how the host is reached (default: serial where the machine has the ports, else vsock)
   envd.control_port=N         the vsock port that the host listens on (default 1024)
   envd.container=none         no container: client calls act in envd's own root
+  envd.profile=PROFILE        what the container may do: sandbox (default: all capabilities, the machine is the boundary)
+                              or restricted (Docker's capabilities, seccomp and device rules, no new privileges)
+  envd.init=INIT              PID 1 of the container: envd (default), image (its /sbin/init, as systemd), or the absolute
+                              path of a program in the image
+  envd.volume=PATH            a directory of the container that sits on the writable disk itself, not on the overlay;
+                              any number of times, as /var/lib/docker always does
+                              (in PATH and INIT, what is no letter, digit or one of /._-+ is percent-encoded)
   envd.rootfs=DEVICE          the root file system (default: the virtio disk with serial 'rootfs')
   envd.scratch=DEVICE         the writable disk (default: the virtio disk with serial 'scratch')
 
@@ -35,7 +42,10 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let first = arguments.first().and_then(|argument| argument.to_str());
     if first == Some(guest::CONTAINER_HELPER) {
-        return finish(guest::container_init());
+        return finish(guest::container_init(words(&arguments)));
+    }
+    if first == Some(guest::SPAWNER_HELPER) {
+        return finish(guest::enter_container(words(&arguments)));
     }
     if first == Some(spawner::CHILD) {
         return finish(spawner::child());
@@ -54,6 +64,11 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The arguments of a helper, which the agent itself wrote.
+fn words(arguments: &[OsString]) -> impl Iterator<Item = String> {
+    arguments.iter().skip(1).map(|argument| argument.to_string_lossy().into_owned())
 }
 
 enum Command {

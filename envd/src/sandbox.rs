@@ -69,11 +69,13 @@ impl Sandbox {
                 .inspect_err(|error| crate::log::warn(format_args!("the container's cgroup: {error}")))
                 .ok()
         });
+        let events = Events::default();
+        spawner.tell(events.clone());
         Arc::new(Self {
             root,
             spawner,
             leaves,
-            events: Events::default(),
+            events,
             lifecycle: Lifecycle::default(),
             freezer: freezer.map(Arc::new),
             ssh_keys: SshKeys::default(),

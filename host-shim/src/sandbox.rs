@@ -253,6 +253,9 @@ impl Ground {
             memory_mib: spec.memory_mib,
             accelerator,
             wiring: prepared.wiring.clone(),
+            profile: spec.profile,
+            init: spec.init.clone(),
+            volumes: spec.volumes.clone(),
         };
         self.timings.end("channel");
 

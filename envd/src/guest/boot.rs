@@ -3,16 +3,19 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use envd_proto::CONTROL_PORT;
 use envd_proto::boot as names;
 use envd_proto::control::BootPhase;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Channel, cgroups, container, mounts};
+use super::container::Choices;
+use super::init::ContainerInit;
+use super::{Channel, cgroups, container, enter, mounts};
 use crate::sandbox::Leaves;
 use crate::serial;
-use crate::spawner;
+use crate::spawner::{self, Respawn};
 
 /// A step of the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +78,12 @@ pub struct Arguments {
     pub channel: Channel,
     /// Whether client calls act in a container.
     pub container: bool,
+    /// What the container may do; checked in its step.
+    pub profile: Option<String>,
+    /// What its PID 1 is; checked in its step.
+    pub init: Option<String>,
+    /// Its volumes; checked in its step.
+    pub volumes: Vec<String>,
     /// The device of the root file system, where it is not found by its serial.
     pub rootfs: Option<String>,
     /// The device of the scratch disk, where it is not found by its serial.
@@ -88,7 +97,7 @@ impl Arguments {
         Self::parse(&words, serial::exists(names::CONTROL_SERIAL_PORT))
     }
 
-    fn parse(words: &[String], has_serial: bool) -> Self {
+    pub(super) fn parse(words: &[String], has_serial: bool) -> Self {
         let value = |name: &str| {
             words.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
         };
@@ -102,6 +111,12 @@ impl Arguments {
         Self {
             channel,
             container: value(names::ARG_CONTAINER).as_deref() != Some("none"),
+            profile: value(names::ARG_PROFILE),
+            init: value(names::ARG_INIT),
+            volumes: words
+                .iter()
+                .filter_map(|word| word.strip_prefix(names::ARG_VOLUME)?.strip_prefix('=').map(str::to_owned))
+                .collect(),
             rootfs: value(names::ARG_ROOTFS),
             scratch: value(names::ARG_SCRATCH),
         }
@@ -109,14 +124,15 @@ impl Arguments {
 }
 
 /// A machine that is ready to say hello.
-#[derive(Debug)]
 pub(super) struct Booted {
     /// What the command line said.
     pub arguments: Arguments,
-    /// The pid of the container's init, when there is a container.
-    pub container: Option<u32>,
+    /// The container's init, when there is a container.
+    pub container: Option<ContainerInit>,
     /// The agent's end of the spawner's socket.
     pub spawner: OwnedFd,
+    /// Makes another spawner; `None` where it is the container's init, with which all ends.
+    pub respawn: Option<Respawn>,
     /// The cgroups of the tenant's processes.
     pub leaves: Leaves,
     /// The steps' times.
@@ -134,16 +150,29 @@ pub(super) fn boot() -> Result<Booted, BootError> {
     steps.run(Step::Scratch, || mounts::scratch(arguments.scratch.as_deref()))?;
     steps.run(Step::Overlay, mounts::overlay)?;
     steps.run(Step::Network, || envd_sys::bring_up("lo"))?;
-    let (container, spawner) = steps.run(Step::Container, || {
-        if arguments.container {
-            let (init, spawner) = container::create()?;
-            Ok((Some(init), spawner))
-        } else {
-            Ok((None, spawner::start_child()?))
-        }
+    if !arguments.container {
+        let (spawner, _) = steps.run(Step::Container, spawner::start_child)?;
+        let leaves = steps.run(Step::Cgroups, || cgroups::enter(None))?;
+        // Those that end are reaped with the orphans.
+        let respawn: Option<Respawn> = Some(Box::new(|| spawner::start_child().map(|(socket, _)| socket)));
+        return Ok(Booted { arguments, container: None, spawner, respawn, leaves, phases: steps.phases });
+    }
+    let (choices, init, spawner) = steps.run(Step::Container, || {
+        let choices = Choices::parse(&arguments)?;
+        let (init, spawner) = container::create(&choices)?;
+        Ok((choices, init, spawner))
     })?;
-    let leaves = steps.run(Step::Cgroups, || cgroups::enter(container))?;
-    Ok(Booted { arguments, container, spawner, leaves, phases: steps.phases })
+    let leaves = steps.run(Step::Cgroups, || cgroups::enter(spawner.is_some().then(|| init.pid())))?;
+    let (spawner, respawn) = match spawner {
+        Some(spawner) => (spawner, None),
+        None => {
+            let pidfd = Arc::clone(init.pidfd());
+            let respawn: Respawn = Box::new(move || enter::start(&pidfd, choices.profile));
+            (steps.run(Step::Container, &respawn)?, Some(respawn))
+        }
+    };
+    let container = Some(init);
+    Ok(Booted { arguments, container, spawner, respawn, leaves, phases: steps.phases })
 }
 
 struct Steps {

@@ -4,7 +4,9 @@
 //! /agent            the agent: memory reserved
 //! /box              every sandbox container, below what the agent needs
 //!   main            the container; the root of its cgroup namespace, free of processes
-//!     init          its PID 1, the spawner
+//!     init          its PID 1: the spawner, or the image's init with all that it manages (then the root of the
+//!                   container's cgroup namespace is here)
+//!     spawner       the spawner, where PID 1 is the image's
 //!     user          what clients start
 //!     pty           what clients start on a terminal
 //!     system        what the agent itself starts inside
@@ -14,18 +16,24 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::init::ContainerInit;
 use crate::sandbox::Leaves;
+use envd_sys::DeviceRules;
 use procfs::{Current, Meminfo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::WaitOptions;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// The container's cgroup, as libcontainer names it.
 pub(super) const BOX_PATH: &str = "/box/main";
+
+/// The container's cgroup where its PID 1 is the image's own and manages what it sees.
+pub(super) const INIT_PATH: &str = "/box/main/init";
 
 const LEAVES: [&str; 4] = ["init", "user", "pty", "system"];
 
@@ -40,6 +48,9 @@ const AGENT_OOM_SCORE: &str = "-1000";
 
 /// How long killed processes have to go; a process stuck in the kernel goes with the machine.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// It only waits.
+const REAPER_STACK: usize = 64 << 10;
 
 fn write(path: &str, value: &str) -> io::Result<()> {
     fs::write(path, value)
@@ -69,7 +80,20 @@ pub(super) fn prepare() -> io::Result<()> {
     write("/proc/self/oom_score_adj", AGENT_OOM_SCORE)
 }
 
-/// Moves the container's init to its leaf and opens the leaf for clients' processes.
+/// Sets the device rules of everything in the box. Above the container's cgroup namespace: nobody in there can undo them.
+pub(super) fn attach(rules: &DeviceRules) -> io::Result<()> {
+    let attached = File::open(format!("{ROOT}/box")).and_then(|cgroup| rules.attach(cgroup.as_fd()));
+    attached.map_err(|error| io::Error::new(error.kind(), format!("device rules for {ROOT}/box: {error}")))
+}
+
+/// Moves the calling process to the leaf of a spawner that is not PID 1.
+pub(super) fn enter_spawner_leaf() -> io::Result<()> {
+    let leaf = format!("{ROOT}{BOX_PATH}/spawner");
+    fs::create_dir_all(&leaf)?;
+    write(&format!("{leaf}/cgroup.procs"), "0")
+}
+
+/// Moves the container's init to its leaf, when it is not there yet, and opens the leaf for clients' processes.
 pub(super) fn enter(init: Option<u32>) -> io::Result<Leaves> {
     let main = format!("{ROOT}{BOX_PATH}");
     for leaf in LEAVES {
@@ -87,8 +111,16 @@ pub(super) fn enter(init: Option<u32>) -> io::Result<Leaves> {
     Ok(Leaves { user: leaf("user")?, pty: leaf("pty")?, system: leaf("system")? })
 }
 
-/// Ends every process of the box: SIGTERM for clients' processes, SIGKILL for all after `grace`.
-pub(super) fn end_box(grace: Duration) {
+/// Ends every process of the box: SIGTERM for clients' processes, and what it understands for an init of the image;
+/// SIGKILL for all after `grace`.
+pub(super) fn end_box(grace: Duration, init: Option<&ContainerInit>) {
+    // The init of a pid namespace ends only once every process of it is reaped, also those that came from outside.
+    let reaper = std::thread::Builder::new().name("reaper".into()).stack_size(REAPER_STACK).spawn(|| {
+        while !matches!(rustix::process::wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
+    });
+    if let Err(error) = reaper {
+        crate::log::warn(format_args!("no reaper for the end of the box: {error}"));
+    }
     let main = format!("{ROOT}{BOX_PATH}");
     let clients = ["user", "pty"].map(|leaf| format!("{main}/{leaf}"));
     for leaf in &clients {
@@ -97,9 +129,15 @@ pub(super) fn end_box(grace: Duration) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
     }
+    let init = init.filter(|init| init.ask_to_end());
     let deadline = Instant::now() + grace;
     for leaf in &clients {
         wait_empty(leaf, deadline);
+    }
+    if let Some(init) = init
+        && !init.wait_ended(deadline)
+    {
+        crate::log::warn(format_args!("the container's init did not end in {grace:?}: it is killed"));
     }
     let killed = write(&format!("{main}/cgroup.kill"), "1");
     if let Err(error) = killed {

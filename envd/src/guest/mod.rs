@@ -10,8 +10,14 @@
 mod boot;
 mod cgroups;
 mod container;
+mod enter;
+mod init;
 mod mounts;
 mod power;
+mod profile;
+mod runtime_spec;
+mod seccomp;
+mod volumes;
 
 use std::io;
 use std::time::Duration;
@@ -34,9 +40,11 @@ use crate::sandbox::Sandbox;
 use crate::serial;
 use crate::spawner::Spawner;
 use boot::Booted;
+use init::ContainerInit;
 
 pub use boot::{Arguments, BootError};
 pub use container::{HELPER as CONTAINER_HELPER, init as container_init};
+pub use enter::{HELPER as SPAWNER_HELPER, enter as enter_container};
 
 /// How long a host has to take the news of a failed boot before the machine goes off.
 const FAILURE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,7 +57,7 @@ const MAX_REDIAL: Duration = Duration::from_secs(2);
 /// Open files that a process may ask for; what Docker and systemd allow.
 const OPEN_FILES_HARD: u64 = 1_048_576;
 
-/// Open files of the agent: each process of the table takes four, each connection one.
+/// Open files of the agent: each process of the table takes five, each connection one.
 const AGENT_OPEN_FILES: u64 = 65_536;
 
 /// How the agent reaches its host.
@@ -119,12 +127,15 @@ fn serve(booted: Booted) -> io::Result<()> {
     let channel = booted.arguments.channel;
     let grace = runtime.block_on(async {
         tokio::spawn(reap_orphans(signal(SignalKind::child())?));
-        let root = match booted.container {
-            Some(init) => Root::of_container(init)?,
+        let root = match &booted.container {
+            Some(init) => Root::of_container(init.pid())?,
             None => Root::own(),
         };
-        let spawner = Spawner::connect(booted.spawner)?;
-        let sandbox = Sandbox::new(root, spawner.clone(), Some(booted.leaves));
+        let spawner = match booted.respawn {
+            Some(respawn) => Spawner::keep(booted.spawner, respawn)?,
+            None => Spawner::connect(booted.spawner)?,
+        };
+        let sandbox = Sandbox::new(root, spawner, Some(booted.leaves));
         let doors = Doors::new(ClientDoor::new(std::sync::Arc::clone(&sandbox)));
         let machine = Machine::new(std::sync::Arc::clone(&sandbox));
         let hello = Hello {
@@ -171,15 +182,23 @@ fn serve(booted: Booted) -> io::Result<()> {
         };
         tokio::select! {
             grace = control => grace,
-            () = spawner.wait_gone() => Err(io::Error::other("the container's init is gone")),
+            error = ended(booted.container.as_ref()) => Err(error),
         }
     });
     // Threads of the root may hang in a tenant's mounts; they end with the machine.
     runtime.shutdown_background();
     let grace = grace?;
-    cgroups::end_box(grace);
+    cgroups::end_box(grace, booted.container.as_ref());
     mounts::unmount_box();
     Ok(())
+}
+
+/// Waits for the end of the container, if there is one.
+async fn ended(container: Option<&ContainerInit>) -> io::Error {
+    match container {
+        Some(init) => init.ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Keeps a connection to the host until it wants a shutdown. A reset is how a restore shows, so it is dialled again.

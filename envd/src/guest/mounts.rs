@@ -3,21 +3,23 @@
 //! ```text
 //! /                 tmpfs, the agent's own
 //! /disk/rootfs      ext4, read-only, shared by every sandbox of the template
-//! /disk/scratch     ext4, this sandbox's: upper/ and work/ of the overlay
+//! /disk/scratch     ext4, this sandbox's: upper/ and work/ of the overlay, volumes/
 //! /box/rootfs       the overlay: the container's root
 //! ```
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use envd_proto::boot::{ROOTFS_SERIAL, SCRATCH_SERIAL};
+use envd_sys::{Device, DeviceKind};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, mount_remount, unmount,
 };
 
 const ROOTFS: &str = "/disk/rootfs";
-const SCRATCH: &str = "/disk/scratch";
+pub(super) const SCRATCH: &str = "/disk/scratch";
 
 /// Where the container's bundle is: config.json and rootfs/.
 pub(super) const BUNDLE: &str = "/box";
@@ -120,6 +122,33 @@ pub(super) fn overlay() -> io::Result<()> {
     // index keeps hard links together on copy-up, redirect_dir lets directories of the image be renamed.
     let data = format!("lowerdir={ROOTFS},upperdir={upper},workdir={work},index=on,redirect_dir=on");
     mount_new("overlay", BOX_ROOT, "overlay", MountFlags::empty(), &data)
+}
+
+/// The disks below the box's file systems, each with the whole disk that a partition is of.
+pub(super) fn disks() -> io::Result<Vec<Device>> {
+    let mut disks = Vec::new();
+    for at in [ROOTFS, SCRATCH] {
+        let number = fs::metadata(at)?.dev();
+        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+        disks.push(Device { kind: DeviceKind::Block, major, minor: Some(minor) });
+        let node = format!("/sys/dev/block/{major}:{minor}");
+        if fs::exists(format!("{node}/partition"))? {
+            let whole = fs::read_to_string(format!("{node}/../dev"))?;
+            let numbers = whole
+                .trim_end()
+                .split_once(':')
+                .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+            let (major, minor) =
+                numbers.ok_or_else(|| io::Error::other(format!("{node}/../dev says '{whole}'")))?;
+            disks.push(Device { kind: DeviceKind::Block, major, minor: Some(minor) });
+        }
+    }
+    Ok(disks)
+}
+
+/// Device nodes of the image lead nowhere; those of the container are on file systems of its own.
+pub(super) fn forbid_devices() -> io::Result<()> {
+    mounted("without devices", BOX_ROOT, mount_remount(BOX_ROOT, MountFlags::BIND | MountFlags::NODEV, ""))
 }
 
 /// Undoes the box's mounts, so that the scratch disk is left whole. What is busy is left to the sync of the power-off.

@@ -272,7 +272,7 @@ fn launch_error(command: &str, error: &LaunchError) -> Error {
         LaunchError::Exec(_) | LaunchError::Cwd(_) | LaunchError::TooLong { .. } => Code::InvalidArgument,
         LaunchError::Clone(_) => Code::ResourceExhausted,
         LaunchError::Prepare { .. } | LaunchError::Io(_) => Code::Internal,
-        LaunchError::Gone => Code::Unavailable,
+        LaunchError::Gone | LaunchError::Restarting | LaunchError::Lost => Code::Unavailable,
     };
     Error::new(code, format!("error starting process '{command}': {error}"))
 }

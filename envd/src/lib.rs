@@ -15,6 +15,7 @@ pub mod doors;
 pub mod events;
 pub mod filesystem;
 pub mod guest;
+pub mod host;
 mod hostname;
 mod listening;
 mod log;

@@ -62,6 +62,11 @@ impl ClientDoor {
         &self.services.sandbox
     }
 
+    /// The processes that its clients started.
+    pub fn processes(&self) -> &ProcessTable {
+        self.services.processes.table()
+    }
+
     /// Serves the requests of one connection.
     pub(super) async fn serve<S>(&self, stream: S)
     where

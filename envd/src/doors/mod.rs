@@ -53,11 +53,11 @@ impl Doors {
         Self { client, client_connections: connections(), ports_connections: connections() }
     }
 
-    /// Serves client connections on a Unix socket. Runs until the listener fails.
-    pub async fn serve_unix(&self, listener: UnixListener) -> io::Result<()> {
+    /// Serves one door's port on a Unix socket. Runs until the listener fails.
+    pub async fn serve_unix(&self, port: u32, listener: UnixListener) -> io::Result<()> {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => self.spawn(CLIENT_PORT, stream),
+                Ok((stream, _)) => self.spawn(port, stream),
                 Err(error) => accept_failed(error).await?,
             }
         }

@@ -12,6 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::container::Choices;
 use super::init::ContainerInit;
+use super::mounts::Origin;
 use super::{Channel, cgroups, container, enter, mounts};
 use crate::sandbox::Leaves;
 use crate::serial;
@@ -88,6 +89,8 @@ pub struct Arguments {
     pub rootfs: Option<String>,
     /// The device of the scratch disk, where it is not found by its serial.
     pub scratch: Option<String>,
+    /// Whether the container's root is an overlay, which volumes are kept from. Not on the command line: the boot knows.
+    pub(super) has_overlay: bool,
 }
 
 impl Arguments {
@@ -119,6 +122,7 @@ impl Arguments {
                 .collect(),
             rootfs: value(names::ARG_ROOTFS),
             scratch: value(names::ARG_SCRATCH),
+            has_overlay: true,
         }
     }
 }
@@ -135,6 +139,8 @@ pub(super) struct Booted {
     pub respawn: Option<Respawn>,
     /// The cgroups of the tenant's processes.
     pub leaves: Leaves,
+    /// What the machine was started from.
+    pub origin: Origin,
     /// The steps' times.
     pub phases: Vec<BootPhase>,
 }
@@ -142,27 +148,50 @@ pub(super) struct Booted {
 /// Goes through all steps. Call it in a process with one thread.
 pub(super) fn boot() -> Result<Booted, BootError> {
     let mut steps = Steps { phases: Vec::new() };
-    steps.run(Step::EarlyMounts, mounts::early)?;
-    steps.run(Step::SwitchRoot, mounts::switch_root)?;
-    let arguments = Arguments::read();
-    steps.run(Step::Cgroups, cgroups::prepare)?;
-    steps.run(Step::Rootfs, || mounts::rootfs(arguments.rootfs.as_deref()))?;
-    steps.run(Step::Scratch, || mounts::scratch(arguments.scratch.as_deref()))?;
-    steps.run(Step::Overlay, mounts::overlay)?;
+    let origin = Origin::detect().map_err(|error| failed(Step::EarlyMounts, error))?;
+    let arguments = match origin {
+        Origin::GuestImage => {
+            steps.run(Step::EarlyMounts, mounts::early)?;
+            steps.run(Step::SwitchRoot, mounts::switch_root)?;
+            let arguments = Arguments::read();
+            steps.run(Step::Cgroups, || cgroups::prepare().and_then(|()| cgroups::protect_agent()))?;
+            steps.run(Step::Rootfs, || mounts::rootfs(arguments.rootfs.as_deref()))?;
+            steps.run(Step::Scratch, || mounts::scratch(arguments.scratch.as_deref(), false).map(drop))?;
+            steps.run(Step::Overlay, mounts::overlay)?;
+            arguments
+        }
+        Origin::Disk => {
+            steps.run(Step::EarlyMounts, mounts::missing)?;
+            let mut arguments = Arguments::read();
+            steps.run(Step::Cgroups, || cgroups::prepare().and_then(|()| cgroups::protect_agent()))?;
+            if arguments.container {
+                container_root_of_disk(&mut steps, &mut arguments)?;
+            }
+            arguments
+        }
+    };
     steps.run(Step::Network, || envd_sys::bring_up("lo"))?;
     if !arguments.container {
         let (spawner, _) = steps.run(Step::Container, spawner::start_child)?;
-        let leaves = steps.run(Step::Cgroups, || cgroups::enter(None))?;
+        let leaves = steps.run(Step::Cgroups, || cgroups::enter(None, true))?;
         // Those that end are reaped with the orphans.
         let respawn: Option<Respawn> = Some(Box::new(|| spawner::start_child().map(|(socket, _)| socket)));
-        return Ok(Booted { arguments, container: None, spawner, respawn, leaves, phases: steps.phases });
+        return Ok(Booted {
+            arguments,
+            container: None,
+            spawner,
+            respawn,
+            leaves,
+            origin,
+            phases: steps.phases,
+        });
     }
     let (choices, init, spawner) = steps.run(Step::Container, || {
         let choices = Choices::parse(&arguments)?;
         let (init, spawner) = container::create(&choices)?;
         Ok((choices, init, spawner))
     })?;
-    let leaves = steps.run(Step::Cgroups, || cgroups::enter(spawner.is_some().then(|| init.pid())))?;
+    let leaves = steps.run(Step::Cgroups, || cgroups::enter(spawner.is_some().then(|| init.pid()), true))?;
     let (spawner, respawn) = match spawner {
         Some(spawner) => (spawner, None),
         None => {
@@ -172,7 +201,26 @@ pub(super) fn boot() -> Result<Booted, BootError> {
         }
     };
     let container = Some(init);
-    Ok(Booted { arguments, container, spawner, respawn, leaves, phases: steps.phases })
+    Ok(Booted { arguments, container, spawner, respawn, leaves, origin, phases: steps.phases })
+}
+
+/// Where the root is somebody's disk: that disk, or the one that is named, below a scratch disk where there is one.
+fn container_root_of_disk(steps: &mut Steps, arguments: &mut Arguments) -> Result<(), BootError> {
+    steps.run(Step::Rootfs, || match arguments.rootfs.as_deref() {
+        Some(device) => mounts::rootfs(Some(device)),
+        None => mounts::own_root(),
+    })?;
+    if steps.run(Step::Scratch, || mounts::scratch(arguments.scratch.as_deref(), true))? {
+        return steps.run(Step::Overlay, mounts::overlay);
+    }
+    if !arguments.volumes.is_empty() {
+        crate::log::warn(format_args!(
+            "{} is ignored: without a scratch disk there is no overlay that a volume could not be on",
+            names::ARG_VOLUME
+        ));
+    }
+    arguments.has_overlay = false;
+    steps.run(Step::Overlay, mounts::bare)
 }
 
 struct Steps {
@@ -182,11 +230,15 @@ struct Steps {
 impl Steps {
     fn run<T>(&mut self, step: Step, work: impl FnOnce() -> io::Result<T>) -> Result<T, BootError> {
         let start_us = microseconds_since_boot();
-        let result = work().map_err(|error| BootError { step, message: error.to_string() })?;
+        let result = work().map_err(|error| failed(step, error))?;
         let end_us = microseconds_since_boot();
         self.phases.push(BootPhase { name: step.name().to_owned(), start_us, end_us });
         Ok(result)
     }
+}
+
+fn failed(step: Step, error: io::Error) -> BootError {
+    BootError { step, message: error.to_string() }
 }
 
 fn microseconds_since_boot() -> u64 {

@@ -43,7 +43,7 @@ const AGENT_MEMORY: u64 = 32 << 20;
 /// Processes in each leaf; together below the kernel's default pid_max (32768).
 const LEAF_PIDS: u32 = 7000;
 
-/// The agent is the last that the kernel kills.
+/// The least that there is.
 const AGENT_OOM_SCORE: &str = "-1000";
 
 /// How long killed processes have to go; a process stuck in the kernel goes with the machine.
@@ -69,15 +69,35 @@ pub(super) fn prepare() -> io::Result<()> {
     for name in ["agent", "box", "box/main"] {
         fs::create_dir_all(format!("{ROOT}/{name}"))?;
     }
+    // Where the root is a cgroup of somebody's tree, only one without processes can hand controllers on.
+    write(&format!("{ROOT}/agent/cgroup.procs"), "0")?;
     enable_controllers(ROOT)?;
     enable_controllers(&format!("{ROOT}/box"))?;
     write(&format!("{ROOT}/agent/memory.min"), &AGENT_MEMORY.to_string())?;
     let total = Meminfo::current().map_err(io::Error::other)?.mem_total;
     // The box's limit is the machine less the agent's share, but never nothing.
     let limit = total.saturating_sub(AGENT_MEMORY).max(total / 2);
-    write(&format!("{ROOT}/box/memory.max"), &limit.to_string())?;
-    write(&format!("{ROOT}/agent/cgroup.procs"), "0")?;
+    write(&format!("{ROOT}/box/memory.max"), &limit.to_string())
+}
+
+/// Makes the agent the last that the kernel kills.
+pub(super) fn protect_agent() -> io::Result<()> {
     write("/proc/self/oom_score_adj", AGENT_OOM_SCORE)
+}
+
+/// The box's cgroups where nobody delegated any: they hold its processes together, without limits.
+pub(super) fn prepare_without_limits() -> io::Result<()> {
+    fs::create_dir_all(format!("{ROOT}{BOX_PATH}"))
+        .map_err(|error| io::Error::new(error.kind(), format!("making {ROOT}{BOX_PATH}: {error}")))
+}
+
+/// Takes the box's cgroups away. What still has processes stays.
+pub(super) fn remove_box() {
+    let main = format!("{ROOT}{BOX_PATH}");
+    for leaf in LEAVES {
+        let _ = fs::remove_dir(format!("{main}/{leaf}"));
+    }
+    let _ = fs::remove_dir(&main).and_then(|()| fs::remove_dir(format!("{ROOT}/box")));
 }
 
 /// Sets the device rules of everything in the box. Above the container's cgroup namespace: nobody in there can undo them.
@@ -94,7 +114,7 @@ pub(super) fn enter_spawner_leaf() -> io::Result<()> {
 }
 
 /// Moves the container's init to its leaf, when it is not there yet, and opens the leaf for clients' processes.
-pub(super) fn enter(init: Option<u32>) -> io::Result<Leaves> {
+pub(super) fn enter(init: Option<u32>, limits: bool) -> io::Result<Leaves> {
     let main = format!("{ROOT}{BOX_PATH}");
     for leaf in LEAVES {
         fs::create_dir_all(format!("{main}/{leaf}"))?;
@@ -103,9 +123,14 @@ pub(super) fn enter(init: Option<u32>) -> io::Result<Leaves> {
         write(&format!("{main}/init/cgroup.procs"), &init.to_string())?;
     }
     // Only a cgroup without processes of its own can hand controllers on, so the init had to leave first.
-    enable_controllers(&main)?;
+    if limits {
+        enable_controllers(&main)?;
+    }
     for leaf in LEAVES {
-        write(&format!("{main}/{leaf}/pids.max"), &LEAF_PIDS.to_string())?;
+        let file = format!("{main}/{leaf}/pids.max");
+        if limits || fs::exists(&file)? {
+            write(&file, &LEAF_PIDS.to_string())?;
+        }
     }
     let leaf = |name: &str| File::open(format!("{main}/{name}")).map(OwnedFd::from);
     Ok(Leaves { user: leaf("user")?, pty: leaf("pty")?, system: leaf("system")? })

@@ -31,7 +31,7 @@ use oci_spec::runtime::Spec;
 use super::boot::Arguments;
 use super::init::{self, ContainerInit};
 use super::mounts::BUNDLE;
-use super::runtime_spec::runtime_spec;
+use super::runtime_spec::{INIT_OOM_SCORE, runtime_spec};
 use super::volumes::{self, Volume};
 use super::{cgroups, mounts, profile};
 use crate::spawner::{self, Spawner};
@@ -39,7 +39,7 @@ use crate::spawner::{self, Spawner};
 const CONTAINER_ID: &str = "main";
 
 /// libcontainer's own state.
-const STATE: &str = "/run/containers";
+const STATE: &str = "/run/envd-box/state";
 
 /// The subcommand of the helper; its arguments are the profile and the init.
 pub const HELPER: &str = "container-init";
@@ -52,6 +52,8 @@ pub(super) struct Choices {
     pub(super) profile: Profile,
     pub(super) init: Init,
     pub(super) volumes: Vec<String>,
+    /// The score of its PID 1 when memory runs out.
+    pub(super) oom_score_adj: i32,
 }
 
 impl Choices {
@@ -73,6 +75,10 @@ impl Choices {
             let count = volumes.len();
             return Err(invalid(format!("{count} volumes, at most {} are possible", names::MAX_VOLUMES)));
         }
+        // What is on a disk itself already needs no other place.
+        if !arguments.has_overlay {
+            volumes.clear();
+        }
         // The outer ones first: they are mounted in this order.
         volumes.sort();
         volumes.dedup();
@@ -80,6 +86,7 @@ impl Choices {
             profile: profile.map_err(|error| invalid(error.to_string()))?.unwrap_or_default(),
             init: init.map_err(|error| invalid(error.to_string()))?.unwrap_or_default(),
             volumes,
+            oom_score_adj: INIT_OOM_SCORE,
         })
     }
 
@@ -89,7 +96,12 @@ impl Choices {
 
     fn from_arguments(mut arguments: impl Iterator<Item = String>) -> Result<Self, BoxError> {
         let mut next = || arguments.next().ok_or("an argument is missing");
-        Ok(Self { profile: next()?.parse()?, init: next()?.parse()?, volumes: Vec::new() })
+        Ok(Self {
+            profile: next()?.parse()?,
+            init: next()?.parse()?,
+            volumes: Vec::new(),
+            oom_score_adj: INIT_OOM_SCORE,
+        })
     }
 }
 

@@ -88,6 +88,14 @@ pub(super) fn capabilities(profile: Profile) -> Vec<Capability> {
     }
 }
 
+/// Whether the agent has a capability itself: a service may lack some, and can give only what it has.
+pub(super) fn is_held(capability: &Capability) -> bool {
+    // The list is in the order of the kernel's numbers.
+    let number = ALL_CAPABILITIES.iter().position(|known| known == capability);
+    let held = rustix::thread::capabilities(None).map(|sets| sets.permitted);
+    matches!((number, held), (Some(number), Ok(held)) if held.bits() & (1 << number) != 0)
+}
+
 /// The same for a process that takes them itself; `None` leaves it all.
 pub(super) fn capability_set(profile: Profile) -> Option<CapabilitySet> {
     match profile {

@@ -8,6 +8,8 @@ use oci_spec::runtime::{
     ProcessBuilder, RootBuilder, Spec, SpecBuilder,
 };
 
+use rustix::process::{Resource, getrlimit};
+
 use super::cgroups::{BOX_PATH, INIT_PATH};
 use super::container::Choices;
 use super::mounts::BOX_ROOT;
@@ -35,7 +37,8 @@ pub(super) fn init_program(init: &Init) -> Option<&str> {
 /// The container: namespaces of its own, the machine's network.
 pub(super) fn runtime_spec(choices: &Choices, volumes: &[Volume]) -> Result<Spec, OciSpecError> {
     let profile = choices.profile;
-    let capabilities: Capabilities = profile::capabilities(profile).into_iter().collect();
+    let capabilities: Capabilities =
+        profile::capabilities(profile).into_iter().filter(profile::is_held).collect();
     let capabilities = LinuxCapabilitiesBuilder::default()
         .bounding(capabilities.clone())
         .effective(capabilities.clone())
@@ -49,18 +52,20 @@ pub(super) fn runtime_spec(choices: &Choices, volumes: &[Volume]) -> Result<Spec
         Some(_) => vec!["container=tiffin".to_owned(), format!("PATH={PATH}")],
         None => Vec::new(),
     };
+    // A service may have less than a machine's PID 1, and cannot give more than it has.
+    let hard = getrlimit(Resource::Nofile).maximum;
     let process = ProcessBuilder::default()
         .cwd("/")
         .args([program.unwrap_or("spawner").to_owned()])
         .env(env)
         .capabilities(capabilities)
-        .oom_score_adj(INIT_OOM_SCORE)
+        .oom_score_adj(choices.oom_score_adj)
         // It comes with the filter, in what the init starts.
         .no_new_privileges(false)
         .rlimits([PosixRlimitBuilder::default()
             .typ(PosixRlimitType::RlimitNofile)
             .soft(OPEN_FILES_SOFT)
-            .hard(super::OPEN_FILES_HARD)
+            .hard(hard.unwrap_or(super::OPEN_FILES_HARD).min(super::OPEN_FILES_HARD))
             .build()?])
         .build()?;
     let namespaces = [

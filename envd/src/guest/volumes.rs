@@ -1,7 +1,7 @@
 //! Volumes: directories of the container that sit on the scratch disk itself, not on the overlay.
 //!
 //! ```text
-//! /disk/scratch/volumes/%2Fvar%2Flib%2Fdocker ──bind──► /var/lib/docker of the container
+//! /run/envd-box/scratch/volumes/%2Fvar%2Flib%2Fdocker ──bind──► /var/lib/docker of the container
 //! ```
 //!
 //! A database writes there without a copy-up, and a container engine can mount overlays there: the kernel takes no overlay

@@ -85,6 +85,11 @@ impl ProcessService {
         Ok(events(process, reader, keepalive))
     }
 
+    /// The processes that it started.
+    pub fn table(&self) -> &ProcessTable {
+        &self.table
+    }
+
     /// The processes that are alive.
     pub fn list(&self, _: &ListRequest) -> ListResponse {
         ListResponse { processes: self.table.alive().iter().map(|process| process.info()).collect() }

@@ -9,6 +9,7 @@ SHELL := /bin/bash
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tiffin
 TOOLS := $(CACHE)/tools
 GUEST := target/guest
+comma := ,
 TARGET := $(shell uname -m)-unknown-linux-gnu
 AGENT := target/$(TARGET)/agent/envd
 PREFIX ?= /usr/local
@@ -90,10 +91,21 @@ test-binaries: packages
 	$(call say,workspace)
 	cargo build --locked --workspace --bins
 
+# An image with an init of its own, for the tests. Named by what it is made of: another list makes another file.
+SYSTEMD_INCLUDE := systemd,systemd-sysv,dbus
+SYSTEMD_ROOT := $(CACHE)/debian-bookworm-$(shell uname -m)-$(subst $(comma),-,$(SYSTEMD_INCLUDE)).tar
+
+$(SYSTEMD_ROOT): | packages
+	$(call say,Debian with systemd)
+	mkdir -p $(CACHE)
+	mmdebstrap --variant=minbase --include=$(SYSTEMD_INCLUDE) --aptopt='Apt::Install-Recommends "false"' \
+		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+		--dpkgopt='path-exclude=/usr/share/locale/*' bookworm $@.$$$$.tmp.tar && mv $@.$$$$.tmp.tar $@
+
 .PHONY: test-guest
-test-guest: kernel agent test-binaries
+test-guest: kernel agent test-binaries $(SYSTEMD_ROOT)
 	target/debug/rootfs-tools guest-image --envd $(AGENT) -o $(GUEST)/guest-image.cpio
-	tests/prepare.sh target/debug target/e2e
+	tests/prepare.sh target/debug target/e2e $(SYSTEMD_ROOT)
 
 E2E_ENV := PATH="$$PATH:$(TOOLS)/bin" TIFFIN_BIN=$(CURDIR)/target/debug TIFFIN_AGENT=$(CURDIR)/$(AGENT) \
 	TIFFIN_KERNEL=$(CURDIR)/$(GUEST)/vmlinux TIFFIN_GUEST_IMAGE=$(CURDIR)/$(GUEST)/guest-image.cpio \

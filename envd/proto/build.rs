@@ -21,10 +21,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_fds(descriptors)?;
 
     // Newer clients send fields that this version does not know: they are ignored, as protobuf's JSON mapping allows.
-    pbjson_build::Builder::new()
-        .register_descriptors(&encoded)?
-        .ignore_unknown_fields()
-        .build(&[".process", ".filesystem"])?;
+    pbjson_build::Builder::new().register_descriptors(&encoded)?.ignore_unknown_fields().build(&[
+        ".process",
+        ".filesystem",
+        ".tiffin.control",
+    ])?;
 
     // A tripwire for the tests: the contract as text.
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);

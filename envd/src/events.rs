@@ -30,7 +30,7 @@ pub struct OutOfMemory {
 }
 
 /// A TCP port where somebody listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Port {
     /// The address: a loopback address, or an unspecified one for all.
     pub address: std::net::IpAddr,

@@ -6,7 +6,7 @@
 //!                                       └ spawner: a process in the container, for processes
 //! ```
 //!
-//! [`guest`] boots the machine and makes the container; [`doors`] is who may say what; [`sandbox`] is where processes and
+//! [`guest`] boots the machine and makes the container; [`machine`] is what the host does to it afterwards; [`doors`] is who may say what; [`sandbox`] is where processes and
 //! paths live and whose it is; [`process`] and [`filesystem`] are the two services; [`connect`] is their protocol.
 
 pub mod agent;
@@ -15,9 +15,16 @@ pub mod doors;
 pub mod events;
 pub mod filesystem;
 pub mod guest;
+pub mod host;
 mod hostname;
+mod listening;
 mod log;
+pub mod machine;
+mod metrics;
+mod network;
+mod pidfd;
 pub mod process;
+mod replace;
 pub mod root;
 pub mod sandbox;
 mod serial;

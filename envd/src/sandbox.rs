@@ -12,6 +12,8 @@ use subtle::ConstantTimeEq;
 
 use crate::connect::{Code, Error};
 use crate::events::Events;
+use crate::machine::{Freezer, Lifecycle, SshKeys};
+use crate::metrics::Metrics;
 use crate::root::Root;
 use crate::spawner::Spawner;
 use crate::users::{User, UserDatabase};
@@ -23,6 +25,10 @@ pub struct Sandbox {
     spawner: Spawner,
     leaves: Option<Leaves>,
     events: Events,
+    lifecycle: Lifecycle,
+    freezer: Option<Arc<Freezer>>,
+    ssh_keys: SshKeys,
+    metrics: Metrics,
     can_change_user: bool,
     session: RwLock<Option<Arc<Session>>>,
 }
@@ -58,8 +64,25 @@ impl Sandbox {
     /// A sandbox that nobody has configured: it refuses client calls.
     pub fn new(root: Root, spawner: Spawner, leaves: Option<Leaves>) -> Arc<Self> {
         let can_change_user = rustix::process::geteuid().is_root();
+        let freezer = leaves.as_ref().and_then(|leaves| {
+            Freezer::of_parent(leaves.user.as_fd())
+                .inspect_err(|error| crate::log::warn(format_args!("the container's cgroup: {error}")))
+                .ok()
+        });
         let events = Events::default();
-        Arc::new(Self { root, spawner, leaves, events, can_change_user, session: RwLock::new(None) })
+        spawner.tell(events.clone());
+        Arc::new(Self {
+            root,
+            spawner,
+            leaves,
+            events,
+            lifecycle: Lifecycle::default(),
+            freezer: freezer.map(Arc::new),
+            ssh_keys: SshKeys::default(),
+            metrics: Metrics::default(),
+            can_change_user,
+            session: RwLock::new(None),
+        })
     }
 
     /// The root that paths mean.
@@ -87,6 +110,26 @@ impl Sandbox {
         &self.events
     }
 
+    /// Which life of the machine this is, and whether its processes are held.
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.lifecycle
+    }
+
+    /// What holds its processes; `None` where the agent has no cgroups.
+    pub(crate) fn freezer(&self) -> Option<&Arc<Freezer>> {
+        self.freezer.as_ref()
+    }
+
+    /// What makes SSH host keys.
+    pub(crate) fn ssh_keys(&self) -> &SshKeys {
+        &self.ssh_keys
+    }
+
+    /// What it uses.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Whether processes and files can belong to another user than the agent's: not when it runs as an ordinary user.
     pub fn can_change_user(&self) -> bool {
         self.can_change_user
@@ -102,6 +145,12 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Makes it somebody else's: a clone of what it was. Its old token opens nothing from now on.
+    pub(crate) fn replace_session(&self, configure: Configure) {
+        let session = Arc::new(Session::new(configure));
+        *self.session.write().unwrap_or_else(PoisonError::into_inner) = Some(session);
+    }
+
     /// What Configure said, once it did.
     pub fn session(&self) -> Option<Arc<Session>> {
         self.session.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -115,6 +164,7 @@ pub struct Session {
     default_user: String,
     default_workdir: String,
     access_token: Option<String>,
+    report_ports: bool,
 }
 
 impl Session {
@@ -124,12 +174,18 @@ impl Session {
             default_user: configure.default_user,
             default_workdir: configure.default_workdir,
             access_token: configure.access_token,
+            report_ports: configure.report_ports,
         }
     }
 
     /// Environment of every process.
     pub fn env(&self) -> &BTreeMap<String, String> {
         &self.env
+    }
+
+    /// Whether the host wants to know the ports where programs listen.
+    pub(crate) fn reports_ports(&self) -> bool {
+        self.report_ports
     }
 
     /// Whether a call carries the token that Configure set. Takes the same time for every wrong token of one length.

@@ -1,14 +1,17 @@
 //! The control connection: what the host says to the agent, and what it believes of the agent's words.
 //!
 //! The first message must be the Hello of this generation, and there is one: whoever has root in the guest can speak
-//! on this connection's other end, so everything that is not an answer to a request ends it.
+//! on this connection's other end, so everything that is not an answer, a log line or an event ends it. Lines and events go
+//! to the shim's log, a bounded number of them in each second.
+
+mod news;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use envd_channel::control::{ControlReader, ControlWriter};
+use envd_channel::control::{ControlReader, ControlWriter, Framing};
 use envd_proto::control::from_agent::Message;
 use envd_proto::control::from_host::Request;
 use envd_proto::control::{Configure, FromAgent, FromHost, Hello, Response, Shutdown, error::Code};
@@ -18,6 +21,7 @@ use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::channel::Stream;
+use news::News;
 
 /// The longest text of the agent that is shown.
 const MAX_TEXT: usize = 2 << 10;
@@ -99,9 +103,13 @@ struct Writer {
 
 impl Agent {
     /// Waits for the Hello of `generation`. The caller sets the deadline.
-    pub async fn handshake(stream: Stream, generation: u64) -> Result<(Self, Hello), AgentError> {
+    pub async fn handshake(
+        stream: Stream,
+        framing: Framing,
+        generation: u64,
+    ) -> Result<(Self, Hello), AgentError> {
         let (read, write) = tokio::io::split(stream);
-        let mut reader = ControlReader::<_, FromAgent>::new(read);
+        let mut reader = ControlReader::<_, FromAgent>::new(read, framing);
         let (got, message) = reader.receive().await?.ok_or(AgentError::Ended)?;
         let hello = match message.message {
             Some(Message::Hello(hello)) => hello,
@@ -110,6 +118,7 @@ impl Agent {
                 return Err(AgentError::BootFailed { step, message });
             }
             Some(Message::Response(_)) => return Err(protocol("a Hello", "a Response")),
+            Some(Message::Log(_) | Message::Event(_)) => return Err(protocol("a Hello", "news")),
             None => return Err(protocol("a Hello", "a message of an unknown kind")),
         };
         for found in [got, hello.generation] {
@@ -128,7 +137,7 @@ impl Agent {
         let route = route(reader, generation, Arc::clone(&pending), end);
         let agent = Self {
             generation,
-            writer: AsyncMutex::new(Writer { writer: ControlWriter::new(write), last_id: 0 }),
+            writer: AsyncMutex::new(Writer { writer: ControlWriter::new(write, framing), last_id: 0 }),
             pending,
             ended,
             _reader: AbortOnDropHandle::new(tokio::spawn(route)),
@@ -196,6 +205,7 @@ async fn route(
     pending: Arc<Mutex<Pending>>,
     end: watch::Sender<Option<String>>,
 ) {
+    let mut news = News::default();
     let reason = loop {
         let message = match reader.receive().await {
             Ok(Some((got, message))) if got == generation => message.message,
@@ -213,6 +223,8 @@ async fn route(
                     None => break format!("an answer to {}, which is no open request", response.id),
                 }
             }
+            Some(Message::Log(line)) => news.log(&line),
+            Some(Message::Event(event)) => news.event(event),
             Some(Message::Hello(_)) => break "a second Hello".to_owned(),
             Some(Message::Failed(failed)) => {
                 break format!(
@@ -246,6 +258,7 @@ mod tests {
     use tokio::io::{AsyncWriteExt, DuplexStream};
 
     const GENERATION: u64 = 1;
+    const FRAMING: Framing = Framing::Lines;
 
     fn hello() -> Hello {
         Hello {
@@ -270,7 +283,8 @@ mod tests {
         fn new() -> (Self, Stream) {
             let (host, guest) = tokio::io::duplex(1 << 16);
             let (read, write) = tokio::io::split(guest);
-            (Self { writer: ControlWriter::new(write), reader: ControlReader::new(read) }, Box::new(host))
+            let writer = ControlWriter::new(write, FRAMING);
+            (Self { writer, reader: ControlReader::new(read, FRAMING) }, Box::new(host))
         }
 
         async fn say(&mut self, said: Message) {
@@ -280,7 +294,7 @@ mod tests {
         async fn answer(&mut self, error: Option<WireError>) -> FromHost {
             let (generation, request) = self.reader.receive().await.unwrap().unwrap();
             assert_eq!(generation, GENERATION);
-            self.say(Message::Response(Response { id: request.id, error })).await;
+            self.say(Message::Response(Response { id: request.id, error, result: None })).await;
             request
         }
     }
@@ -288,14 +302,14 @@ mod tests {
     async fn ready() -> (Fake, Agent) {
         let (mut fake, stream) = Fake::new();
         fake.say(Message::Hello(hello())).await;
-        let (agent, _) = Agent::handshake(stream, GENERATION).await.unwrap();
+        let (agent, _) = Agent::handshake(stream, FRAMING, GENERATION).await.unwrap();
         (fake, agent)
     }
 
     async fn refused(first: Message, generation: u64) -> String {
         let (mut fake, stream) = Fake::new();
         fake.writer.send(generation, &message(first)).await.unwrap();
-        Agent::handshake(stream, GENERATION).await.map(|_| ()).unwrap_err().to_string()
+        Agent::handshake(stream, FRAMING, GENERATION).await.map(|_| ()).unwrap_err().to_string()
     }
 
     #[tokio::test]
@@ -335,23 +349,25 @@ mod tests {
     async fn an_agent_that_still_speaks_our_version_is_accepted() {
         let (mut fake, stream) = Fake::new();
         fake.say(Message::Hello(Hello { protocol_version: PROTOCOL_VERSION + 1, ..hello() })).await;
-        Agent::handshake(stream, GENERATION).await.map(drop).unwrap();
+        Agent::handshake(stream, FRAMING, GENERATION).await.map(drop).unwrap();
     }
 
     #[tokio::test]
     async fn garbage_and_silence_end_with_the_connection() {
-        let (host, mut guest) = tokio::io::duplex(1 << 16);
-        guest.write_all(&[0x89; 5000]).await.unwrap();
-        drop(guest);
-        let ended = Agent::handshake(Box::new(host), GENERATION).await.map(drop);
-        assert!(matches!(ended, Err(AgentError::Ended)));
+        for framing in [Framing::Records, Framing::Lines] {
+            let (host, mut guest) = tokio::io::duplex(1 << 16);
+            guest.write_all(&[0x89; 5000]).await.unwrap();
+            drop(guest);
+            let ended = Agent::handshake(Box::new(host), framing, GENERATION).await.map(drop);
+            assert!(matches!(ended, Err(AgentError::Ended)));
+        }
     }
 
     #[tokio::test]
     async fn what_must_not_be_said_ends_the_connection() {
         for (said, expected) in [
             (Message::Hello(hello()), "a second Hello"),
-            (Message::Response(Response { id: 99, error: None }), "an answer to 99"),
+            (Message::Response(Response { id: 99, ..Response::default() }), "an answer to 99"),
             (
                 Message::Failed(Failed { step: "late".into(), message: "x".into() }),
                 "the agent failed: late: x",
@@ -363,6 +379,19 @@ mod tests {
             assert!(reason.contains(expected), "{reason}");
             assert!(matches!(agent.configure(Configure::default()).await, Err(AgentError::Ended)));
         }
+    }
+
+    #[tokio::test]
+    async fn news_are_no_breach_and_answers_come_between_them() {
+        use envd_proto::control::{Event, LogLine, event};
+        let (mut fake, agent) = ready().await;
+        fake.say(Message::Log(LogLine { message: "x\x1b[2J".repeat(1000), ..LogLine::default() })).await;
+        let port = event::Port { address: "127.0.0.1".into(), port: 8080 };
+        for event in [Some(event::Event::PortOpened(port)), Some(event::Event::Lost(3)), None] {
+            fake.say(Message::Event(Event { event })).await;
+        }
+        let (done, _) = tokio::join!(agent.configure(Configure::default()), fake.answer(None));
+        done.unwrap();
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use host_shim::spec::{AcceleratorChoice, ChannelChoice, SandboxSpec};
+use host_shim::spec::{AcceleratorChoice, ChannelChoice, ProfileChoice, SandboxSpec};
 use host_shim::{Error, tools};
 use template::{DataDir, RuntimeConfig, TEMPLATE_FILE, TemplateFolder};
 
@@ -140,6 +140,14 @@ pub(crate) struct Machine {
     #[arg(long, value_enum, default_value_t, conflicts_with = "spec")]
     accel: AcceleratorChoice,
 
+    /// What the container may do.
+    #[arg(long, value_enum, default_value_t, conflicts_with = "spec")]
+    profile: ProfileChoice,
+
+    /// PID 1 of the container: `envd`, `image` (its /sbin/init, as systemd), or the path of a program in the image.
+    #[arg(long, value_name = "INIT", default_value = "envd", conflicts_with = "spec")]
+    init: String,
+
     /// Seconds until the sandbox must be ready.
     #[arg(long, value_name = "SECONDS", default_value_t = host_shim::spec::DEFAULT_BOOT_TIMEOUT_S, conflicts_with = "spec")]
     boot_timeout: u64,
@@ -229,6 +237,8 @@ impl Run {
             disk_mib: machine.disk,
             channel: machine.channel,
             accelerator: machine.accel,
+            profile: machine.profile,
+            init: machine.init.clone(),
             env: environment(&machine.env)?,
             user: machine.user.clone(),
             workdir: machine.workdir.clone(),

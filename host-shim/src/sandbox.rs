@@ -253,6 +253,9 @@ impl Ground {
             memory_mib: spec.memory_mib,
             accelerator,
             wiring: prepared.wiring.clone(),
+            profile: spec.profile,
+            init: spec.init.clone(),
+            volumes: spec.volumes.clone(),
         };
         self.timings.end("channel");
 
@@ -289,8 +292,9 @@ impl Ground {
         let ready = async {
             let control = prepared.control().await?;
             waiting_for.set("the agent's Hello");
+            let framing = prepared.control_framing();
             let handshake = async {
-                let (agent, hello) = Agent::handshake(control, FIRST_GENERATION).await?;
+                let (agent, hello) = Agent::handshake(control, framing, FIRST_GENERATION).await?;
                 waiting_for.set("the start of the stream multiplexer");
                 Ok::<_, AgentError>((agent, hello))
             };
@@ -403,6 +407,7 @@ fn configure(spec: &CheckedSpec) -> Configure {
         default_workdir: spec.workdir.clone(),
         access_token: spec.access_token.clone(),
         unix_time_ns: i64::try_from(since_epoch.as_nanos()).unwrap_or(0),
+        ..Configure::default()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use envd_proto::boot;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use template::{RuntimeConfig, TemplateFolder};
@@ -62,6 +63,13 @@ pub struct SandboxSpec {
     /// What runs the guest's instructions.
     #[serde(default)]
     pub accelerator: AcceleratorChoice,
+    /// What the container may do.
+    #[serde(default)]
+    pub profile: ProfileChoice,
+    /// PID 1 of the container: `envd` (the agent's own), `image` (the image's /sbin/init), or the absolute path of a
+    /// program in the image.
+    #[serde(default = "default_init")]
+    pub init: String,
     /// Environment of every process, over the template's.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -113,6 +121,30 @@ pub enum AcceleratorChoice {
     Tcg,
 }
 
+/// What the container may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProfileChoice {
+    /// All capabilities; the virtual machine is the boundary.
+    #[default]
+    Sandbox,
+    /// Docker's capabilities, seccomp and device rules, no new privileges: the container is a boundary too.
+    Restricted,
+}
+
+impl From<ProfileChoice> for boot::Profile {
+    fn from(choice: ProfileChoice) -> Self {
+        match choice {
+            ProfileChoice::Sandbox => Self::Sandbox,
+            ProfileChoice::Restricted => Self::Restricted,
+        }
+    }
+}
+
+fn default_init() -> String {
+    boot::Init::default().to_string()
+}
+
 impl SandboxSpec {
     /// A spec that asks for nothing but a template.
     pub fn new(template: impl Into<PathBuf>) -> Self {
@@ -127,6 +159,8 @@ impl SandboxSpec {
             disk_mib: None,
             channel: ChannelChoice::default(),
             accelerator: AcceleratorChoice::default(),
+            profile: ProfileChoice::default(),
+            init: default_init(),
             env: BTreeMap::new(),
             user: None,
             workdir: None,
@@ -194,7 +228,7 @@ impl SandboxSpec {
     pub fn check(self) -> Result<CheckedSpec, Error> {
         let template = TemplateFolder::open(&self.template)?;
         let machine = template.template().machine;
-        let RuntimeConfig { mut env, user, workdir, .. } = template.template().runtime.clone();
+        let RuntimeConfig { mut env, user, workdir, volumes, .. } = template.template().runtime.clone();
 
         let cpus = self.cpus.unwrap_or(machine.cpus);
         within("cpus", u64::from(cpus), 1, u64::from(MAX_CPUS), "")?;
@@ -204,6 +238,10 @@ impl SandboxSpec {
         within("disk", disk_mib, MIN_DISK_MIB, MAX_DISK_MIB, " MiB")?;
         let boot_timeout_s = self.boot_timeout_s.unwrap_or(DEFAULT_BOOT_TIMEOUT_S);
         within("boot timeout", boot_timeout_s, 1, 24 * 3600, " s")?;
+        let init: boot::Init = self.init.parse().map_err(|error: boot::InvalidChoice| {
+            Error::invalid(error.what, format!("expected {}, got {:?}", error.expected, error.got))
+        })?;
+        let volumes = check_volumes(&volumes)?;
         for (name, value) in &self.env {
             check_env(name, value)?;
         }
@@ -243,6 +281,9 @@ impl SandboxSpec {
             disk_mib,
             channel: self.channel,
             accelerator: self.accelerator,
+            profile: self.profile.into(),
+            init,
+            volumes,
             env,
             user: self.user.unwrap_or(user),
             workdir,
@@ -278,6 +319,12 @@ pub struct CheckedSpec {
     pub channel: ChannelChoice,
     /// The accelerator that was asked for.
     pub accelerator: AcceleratorChoice,
+    /// What the container may do.
+    pub profile: boot::Profile,
+    /// PID 1 of the container.
+    pub init: boot::Init,
+    /// The image's volumes, as absolute paths.
+    pub volumes: Vec<String>,
     /// The template's environment with the caller's over it.
     pub env: BTreeMap<String, String>,
     /// Default user; empty means root.
@@ -292,6 +339,35 @@ pub struct CheckedSpec {
     pub labels: BTreeMap<String, String>,
     /// Time from the VMM's start to the agent's readiness.
     pub boot_timeout: std::time::Duration,
+}
+
+/// The paths that the image declares, as the agent takes them; they travel on the kernel's command line.
+fn check_volumes(declared: &[String]) -> Result<Vec<String>, Error> {
+    let mut volumes = Vec::with_capacity(declared.len());
+    for path in declared {
+        let normal = boot::normal_volume(path);
+        volumes.push(normal.ok_or_else(|| {
+            Error::invalid(
+                "volume",
+                format!("the image declares {path:?}, expected an absolute path below /"),
+            )
+        })?);
+    }
+    volumes.sort();
+    volumes.dedup();
+    let length: usize =
+        volumes.iter().map(|path| boot::encode_path(path).len() + boot::ARG_VOLUME.len() + 2).sum();
+    // One place is the agent's own.
+    if volumes.len() >= boot::MAX_VOLUMES || length > boot::MAX_VOLUME_ARGUMENTS {
+        let reason = format!(
+            "the image declares {} that take {length} bytes, at most {} and {} bytes are possible",
+            volumes.len(),
+            boot::MAX_VOLUMES - 1,
+            boot::MAX_VOLUME_ARGUMENTS
+        );
+        return Err(Error::invalid("volumes", reason));
+    }
+    Ok(volumes)
 }
 
 /// A variable that execve(2) can pass on.
@@ -362,6 +438,8 @@ mod tests {
             (r#""disk_mib":1"#, "invalid disk: expected 16 to"),
             (r#""boot_timeout_s":0"#, "invalid boot timeout: expected 1 to"),
             (r#""cpu":1"#, "unknown field `cpu`, expected one of"),
+            (r#""profile":"none""#, "unknown variant `none`, expected `sandbox` or `restricted`"),
+            (r#""init":"systemd""#, "invalid init: expected envd, image or the absolute path"),
             (r#""channel":"tcp""#, "unknown variant `tcp`"),
             (r#""id":"A""#, "invalid sandbox id \"A\""),
             (r#""hostname":"a_b""#, "invalid hostname"),

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::apply::Applier;
-use crate::ext4::{self, BLOCK_SIZE, Capacity, Identity, LOST_FOUND, Plan, PlanError};
+use crate::ext4::{self, BLOCK_SIZE, Capacity, DataSource, Identity, LOST_FOUND, Plan, PlanError};
 use crate::layers::{self, Layers};
 use crate::output::Output;
 use crate::tree::{Attributes, Content, Node, NodeId, Tree};
@@ -103,43 +103,66 @@ pub fn build(
     output: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<BuildReport, Error> {
-    let started = Instant::now();
-    let capacity = options.size.capacity()?;
-    // First of all, so that a bad path costs nothing.
-    let mut file = Output::create_hashed(output)?;
-    let mut applier = Applier::new();
-    let layers = image.layers.len();
-    for (layer, number) in image.layers.iter().zip(1..) {
-        progress(Progress::Indexing { layer: number, layers });
-        layers::index(layer, &mut applier)?;
-    }
-    let (mut tree, dropped_xattrs) = applier.finish();
-    add_lost_found(&mut tree);
-    let indexed = Instant::now();
-
     let identity = Identity::derive(image.digest.to_string().as_bytes());
-    let plan = Plan::new(&tree, capacity, identity, b"").map_err(|error| explain(&tree, error))?;
-    let total = plan.length();
-    let mut source = Layers::new(image);
-    ext4::write(&plan, &tree, &mut source, &mut file, &mut |done| {
-        progress(Progress::Writing { done, total })
-    })?;
-    source.finish()?;
-    let written = Instant::now();
+    // First of all, so that a bad path costs nothing.
+    let file = Output::create_hashed(output)?;
+    let writing = Writing { size: options.size, identity, file };
+    writing.run(image, |_| Ok(()), Layers::new(image), Layers::finish, progress)
+}
 
-    progress(Progress::Syncing);
-    let digest = file.publish_hashed()?;
-    Ok(BuildReport {
-        image: image.digest.clone(),
-        digest,
-        size: total,
-        entries: plan.entries(),
-        data: plan.data_bytes(&tree),
-        dropped_xattrs,
-        index_ms: milliseconds(indexed - started),
-        write_ms: milliseconds(written - indexed),
-        sync_ms: milliseconds(written.elapsed()),
-    })
+/// An image on its way to a file.
+pub(crate) struct Writing {
+    pub(crate) size: Size,
+    pub(crate) identity: Identity,
+    pub(crate) file: Output,
+}
+
+impl Writing {
+    /// Writes `image` with what `add` puts on top of its layers. The data is `source`'s; only after `finish` it is trusted.
+    pub(crate) fn run<S: DataSource>(
+        self,
+        image: &Image,
+        add: impl FnOnce(&mut Tree) -> Result<(), Error>,
+        mut source: S,
+        finish: impl FnOnce(S) -> Result<(), Error>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<BuildReport, Error> {
+        let started = Instant::now();
+        let Self { size, identity, mut file } = self;
+        let capacity = size.capacity()?;
+        let mut applier = Applier::new();
+        let layers = image.layers.len();
+        for (layer, number) in image.layers.iter().zip(1..) {
+            progress(Progress::Indexing { layer: number, layers });
+            layers::index(layer, &mut applier)?;
+        }
+        let (mut tree, dropped_xattrs) = applier.finish();
+        add(&mut tree)?;
+        add_lost_found(&mut tree);
+        let indexed = Instant::now();
+
+        let plan = Plan::new(&tree, capacity, identity, b"").map_err(|error| explain(&tree, error))?;
+        let total = plan.length();
+        ext4::write(&plan, &tree, &mut source, &mut file, &mut |done| {
+            progress(Progress::Writing { done, total })
+        })?;
+        finish(source)?;
+        let written = Instant::now();
+
+        progress(Progress::Syncing);
+        let digest = file.publish_hashed()?;
+        Ok(BuildReport {
+            image: image.digest.clone(),
+            digest,
+            size: total,
+            entries: plan.entries(),
+            data: plan.data_bytes(&tree),
+            dropped_xattrs,
+            index_ms: milliseconds(indexed - started),
+            write_ms: milliseconds(written - indexed),
+            sync_ms: milliseconds(written.elapsed()),
+        })
+    }
 }
 
 /// e2fsck wants the directory; an image that has one keeps its own.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use oci::ImageReference;
-use rootfs_tools::Size;
+use rootfs_tools::{AgentPath, Size};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -25,6 +25,16 @@ The same image and options always give the same bytes.
 
 ";
 
+const BAKE_EXAMPLES: &str = "\
+Examples:
+  rootfs-tools bake debian:bookworm --envd envd -o disk.ext4 --free 512
+  rootfs-tools bake oci:./layout:v1 --envd envd -o disk.ext4 --init-link       /sbin/init is the agent, too
+  rootfs-tools bake app --envd envd -o disk.ext4 --path /usr/lib/tiffin/envd
+
+The same image, binary and options always give the same bytes. How to boot the disk is in envd/README.md.
+
+";
+
 /// Turns OCI images into ext4 root file systems, without root, mounts or mkfs.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXIT_CODES)]
@@ -38,6 +48,9 @@ pub(crate) enum Command {
     /// Write an image's layers as one ext4 file system
     #[command(after_help = format!("{BUILD_EXAMPLES}{EXIT_CODES}"))]
     Build(BuildArgs),
+    /// Write an image's layers with the agent among them: a disk that boots with init=/sbin/envd
+    #[command(after_help = format!("{BAKE_EXAMPLES}{EXIT_CODES}"))]
+    Bake(BakeArgs),
     /// Write an empty ext4 file system, sparse and ready in milliseconds
     #[command(after_help = format!(
         "Example:\n  rootfs-tools empty --size 1024 -o scratch.ext4\n\n\
@@ -71,6 +84,21 @@ pub(crate) struct BuildArgs {
     /// Print the report as one line of JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BakeArgs {
+    #[command(flatten)]
+    pub(crate) build: BuildArgs,
+    /// The agent's binary, statically linked
+    #[arg(long, value_name = "FILE")]
+    pub(crate) envd: PathBuf,
+    /// Where it goes in the image
+    #[arg(long, value_name = "PATH", default_value_t)]
+    pub(crate) path: AgentPath,
+    /// Make /sbin/init a link to it, in place of what the image has there
+    #[arg(long)]
+    pub(crate) init_link: bool,
 }
 
 /// 16 TiB, the library's limit.

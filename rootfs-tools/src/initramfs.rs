@@ -37,15 +37,7 @@ pub struct GuestImageReport {
 ///
 /// The binary must be a statically linked ELF file: the guest image has no loader and no libraries.
 pub fn guest_image(envd: &Path, output: &Path) -> Result<GuestImageReport, Error> {
-    let mut binary = Vec::new();
-    let file = File::open(envd).map_err(at(envd))?;
-    file.take(MAX_BINARY + 1).read_to_end(&mut binary).map_err(at(envd))?;
-    let refuse = |reason: String| Error::Invalid { what: envd.display().to_string(), reason };
-    if binary.len() as u64 > MAX_BINARY {
-        return Err(refuse(format!("the binary has more than {MAX_BINARY} bytes")));
-    }
-    check_static_elf(&binary).map_err(|reason| refuse(reason.to_owned()))?;
-
+    let binary = read_static_binary(envd)?;
     let mut archive = Archive { output: Output::create_hashed(output)?, inode: 0 };
     archive.entry("dev", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[])?;
     // The kernel opens it as init's stdin, stdout and stderr before anything is mounted.
@@ -60,6 +52,19 @@ pub fn guest_image(envd: &Path, output: &Path) -> Result<GuestImageReport, Error
     file.seek_forward(size)?;
     let digest = file.publish_hashed()?;
     Ok(GuestImageReport { digest, size })
+}
+
+/// The agent's binary, checked: it runs where there is no loader.
+pub(crate) fn read_static_binary(envd: &Path) -> Result<Vec<u8>, Error> {
+    let mut binary = Vec::new();
+    let file = File::open(envd).map_err(at(envd))?;
+    file.take(MAX_BINARY + 1).read_to_end(&mut binary).map_err(at(envd))?;
+    let refuse = |reason: String| Error::Invalid { what: envd.display().to_string(), reason };
+    if binary.len() as u64 > MAX_BINARY {
+        return Err(refuse(format!("the binary has more than {MAX_BINARY} bytes")));
+    }
+    check_static_elf(&binary).map_err(|reason| refuse(reason.to_owned()))?;
+    Ok(binary)
 }
 
 struct Archive {

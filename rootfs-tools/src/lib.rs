@@ -8,10 +8,11 @@
 //! ```
 //!
 //! [`build()`] makes the read-only root file system of a template, [`empty()`] the scratch disk of a sandbox, and
-//! [`guest_image()`] the initramfs that both boot from. A layer never touches the host's file system: its paths are keys of
+//! [`guest_image()`] the initramfs that both boot from; [`bake()`] puts the agent into the root file system instead. A layer never touches the host's file system: its paths are keys of
 //! an in-memory tree, so there is nothing outside to escape to.
 
 mod apply;
+mod bake;
 mod build;
 mod empty;
 mod error;
@@ -21,6 +22,7 @@ mod layers;
 mod output;
 mod tree;
 
+pub use bake::{AgentPath, BakeOptions, bake};
 pub use build::{BuildOptions, BuildReport, Progress, Size, build};
 pub use empty::{MAX_LABEL, empty};
 pub use error::Error;

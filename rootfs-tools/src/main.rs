@@ -10,16 +10,17 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use oci::{Archive, Image, ImageReference, Store};
-use rootfs_tools::{BuildOptions, BuildReport};
+use rootfs_tools::{BakeOptions, BuildOptions, BuildReport};
 use serde_json::json;
 use template::DataDir;
 
-use cli::{BuildArgs, Cli, Command, EmptyArgs, GuestImageArgs};
+use cli::{BakeArgs, BuildArgs, Cli, Command, EmptyArgs, GuestImageArgs};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Build(args) => build(args),
+        Command::Bake(args) => bake(args),
         Command::Empty(args) => empty(args),
         Command::GuestImage(args) => guest_image(args),
     };
@@ -53,6 +54,21 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
         return print_json(&report);
     }
     summarise(&args.output, &report)
+}
+
+fn bake(args: BakeArgs) -> anyhow::Result<()> {
+    let BakeArgs { build, envd, path, init_link } = args;
+    let (image, _archive) = open_image(&build)?;
+    let options = BakeOptions { size: build.size(), path, init_link };
+    let mut shown = show::Shown::new();
+    let report =
+        rootfs_tools::bake(&image, &envd, &options, &build.output, &mut |progress| shown.update(progress));
+    shown.finish();
+    let report = report.with_context(|| format!("baking {} into {}", envd.display(), build.image))?;
+    if build.json {
+        return print_json(&report);
+    }
+    summarise(&build.output, &report)
 }
 
 fn open_image(args: &BuildArgs) -> anyhow::Result<(Image, Option<Archive>)> {

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use e2e::{DEADLINE, made, template};
-use envd_channel::control::ControlReader;
+use envd_channel::control::{ControlReader, Framing};
+use envd_proto::boot;
 use envd_proto::control::{FromAgent, from_agent};
 use host_shim::vmm::{Accelerator, VmSpec, Wiring, qemu};
 use tokio::net::UnixStream;
@@ -93,6 +94,9 @@ async fn boot(folder: &Path, image: &Path, extra: &str) -> io::Result<Sample> {
         memory_mib: 256,
         accelerator: Accelerator::Tcg,
         wiring: Wiring::Serial,
+        profile: boot::Profile::default(),
+        init: boot::Init::default(),
+        volumes: Vec::new(),
     };
     let mut arguments = qemu::arguments(&spec);
     if let Some(at) = arguments.iter().position(|argument| argument == "-append") {
@@ -109,7 +113,7 @@ async fn boot(folder: &Path, image: &Path, extra: &str) -> io::Result<Sample> {
     let start = Instant::now();
     let vm = Vm(command.spawn()?);
     control.set_nonblocking(true)?;
-    let mut reader = ControlReader::<_, FromAgent>::new(UnixStream::from_std(control)?);
+    let mut reader = ControlReader::<_, FromAgent>::new(UnixStream::from_std(control)?, Framing::Records);
     let message = tokio::time::timeout(DEADLINE, reader.receive()).await??;
     let wall = start.elapsed();
     match message.and_then(|(_, message)| message.message) {

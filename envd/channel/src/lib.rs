@@ -3,11 +3,12 @@
 //! ```text
 //!                    vsock (kernel, or a VMM's hybrid)        virtio-serial (no vsock on the host)
 //!  client, ports     one vsock connection each                port `mux`: preamble, yamux, stream header
-//!  control           the agent dials the host, records        port `ctl`: records
+//!  control           the agent dials the host, JSON lines     port `ctl`: records
 //! ```
 //!
-//! [`record`] is the framing of control messages, the same on both: a serial port can lose its host in the middle of a
-//! record, so records are of one size, checksummed, and found again after garbage. [`preamble`] marks where a mux
+//! Control messages have two framings. [`line`] is JSON for streams that lose nothing, simple enough to write by hand.
+//! [`record`] is for a serial port, which can lose its host in the middle of a message: records are of one size,
+//! checksummed, and found again after garbage. [`preamble`] marks where a mux
 //! session begins, since after a restore a serial port delivers what the snapshot's source had half sent. [`mux`]
 //! turns one byte stream into many. [`envelope`] is the framing inside the client door's streams (Connect protocol).
 //!
@@ -16,6 +17,7 @@
 
 pub mod control;
 pub mod envelope;
+pub mod line;
 pub mod mux;
 pub mod preamble;
 pub mod record;

@@ -45,10 +45,13 @@ pub mod filesystem {
 )]
 pub mod control {
     include!(concat!(env!("OUT_DIR"), "/tiffin.control.v1.rs"));
+    include!(concat!(env!("OUT_DIR"), "/tiffin.control.v1.serde.rs"));
 }
 
-/// The version of the control protocol that this build speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// The version of the control protocol that this build speaks. 2 added Freeze, Resume, Thaw, Stats, a Configure's network, and
+/// log lines and events; an agent of version 1 refuses these requests as unsupported, a host of version 1 skips what it does
+/// not know.
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The oldest version of the control protocol that this build accepts. A shim takes an agent one version older.
 pub const OLDEST_PROTOCOL_VERSION: u32 = 1;

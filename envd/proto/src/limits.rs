@@ -3,6 +3,10 @@
 /// The largest encoded control message. A Configure carries an environment, which Linux itself bounds near this size.
 pub const MAX_CONTROL_MESSAGE: usize = 256 << 10;
 
+/// The longest line of JSON that carries a control message, its end included. JSON takes up to six bytes for one, base64 and
+/// quotes take less than two: four times the message is room for every one that is not made of control characters.
+pub const MAX_CONTROL_LINE: usize = 4 * MAX_CONTROL_MESSAGE;
+
 /// The largest message inside a Connect envelope or a unary body; file contents go over /files, not through messages.
 pub const MAX_CONNECT_MESSAGE: usize = 4 << 20;
 
@@ -14,3 +18,6 @@ pub const MAX_MUX_STREAMS: usize = 512;
 
 /// What a mux session may buffer for all its streams together. yamux wants at least 256 KiB for each stream.
 pub const MAX_MUX_BUFFER: usize = MAX_MUX_STREAMS * (256 << 10);
+
+/// The longest line of the agent's log, as text; one record then carries it.
+pub const MAX_LOG_LINE: usize = 768;

@@ -58,6 +58,16 @@ impl ClientDoor {
         self.services.sandbox.session().is_some()
     }
 
+    /// The sandbox behind the door.
+    pub(super) fn sandbox(&self) -> &Arc<Sandbox> {
+        &self.services.sandbox
+    }
+
+    /// The processes that its clients started.
+    pub fn processes(&self) -> &ProcessTable {
+        self.services.processes.table()
+    }
+
     /// Serves the requests of one connection.
     pub(super) async fn serve<S>(&self, stream: S, seat: Arc<Seat>)
     where
@@ -116,7 +126,10 @@ impl Services {
         match (request.method(), path.as_str()) {
             (&Method::GET, "/health") => StatusCode::NO_CONTENT.into_response(),
             (&Method::GET | &Method::POST, "/files") => self.files(request).await,
-            (_, "/health" | "/files") => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+            (&Method::GET, "/metrics" | "/envs" | "/ports") => self.machine(&path, request.headers()).await,
+            (_, "/health" | "/files" | "/metrics" | "/envs" | "/ports") => {
+                StatusCode::METHOD_NOT_ALLOWED.into_response()
+            }
             (method, path) => {
                 let message = format!("{method} {path} is not served on the client door");
                 files::error_response(&Error::new(Code::NotFound, message))
@@ -135,8 +148,24 @@ impl Services {
         Err(Error::new(Code::Unauthenticated, "unauthorized: X-Access-Token is missing or wrong"))
     }
 
+    /// As [`Services::authorize`], for a call that the tenant's processes or files have a part in: not while they are held.
+    fn authorize_running(&self, headers: &HeaderMap) -> Result<Arc<Session>, Error> {
+        let session = self.authorize(headers)?;
+        if self.sandbox.lifecycle().phase().is_frozen() {
+            return Err(Error::new(Code::Unavailable, "the sandbox is frozen: its host has to thaw it"));
+        }
+        Ok(session)
+    }
+
+    async fn machine(self, path: &str, headers: &HeaderMap) -> Response {
+        match self.authorize(headers) {
+            Ok(session) => super::machine::answer(path, headers, &self.sandbox, &session).await,
+            Err(error) => files::error_response(&error),
+        }
+    }
+
     async fn process_call(self, method: &str, request: Request<Body>) -> Response {
-        let session = match self.authorize(request.headers()) {
+        let session = match self.authorize_running(request.headers()) {
             Ok(session) => session,
             Err(error) => return error.into_unary_response(),
         };
@@ -177,7 +206,7 @@ impl Services {
     }
 
     async fn filesystem_call(self, method: &str, request: Request<Body>) -> Response {
-        let session = match self.authorize(request.headers()) {
+        let session = match self.authorize_running(request.headers()) {
             Ok(session) => session,
             Err(error) => return error.into_unary_response(),
         };
@@ -218,7 +247,7 @@ impl Services {
     }
 
     async fn files(self, request: Request<Body>) -> Response {
-        let session = match self.authorize(request.headers()) {
+        let session = match self.authorize_running(request.headers()) {
             Ok(session) => session,
             Err(error) => return files::error_response(&error),
         };

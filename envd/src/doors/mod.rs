@@ -3,7 +3,8 @@
 //! ```text
 //! CLIENT_PORT   client.rs    HTTP: processes, files, health
 //! PORTS_PORT    ports.rs     CONNECT <tcp port>
-//! (dialled)     control.rs   the host alone: hello, configure, shutdown
+//!               machine.rs   of these: metrics, environment, ports
+//! (dialled)     control.rs   the host alone: hello, configure, freeze, resume, thaw, shutdown
 //! ```
 //!
 //! Client and ports streams arrive over vsock, over the mux of a serial port, or over a Unix socket; control has a
@@ -11,6 +12,8 @@
 
 mod client;
 mod control;
+mod lease;
+mod machine;
 mod ports;
 mod seats;
 
@@ -27,6 +30,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 pub use client::ClientDoor;
 pub use control::{Control, Outcome};
 use envd_proto::limits::MAX_MUX_STREAMS;
+use lease::Lease;
 use seats::Seats;
 
 /// Connections that each door serves at one time, so that one door cannot shut the other.
@@ -52,11 +56,11 @@ impl Doors {
         Self { client, client_seats: Seats::new(MAX_CONNECTIONS), ports_seats: Seats::new(MAX_CONNECTIONS) }
     }
 
-    /// Serves client connections on a Unix socket. Runs until the listener fails.
-    pub async fn serve_unix(&self, listener: UnixListener) -> io::Result<()> {
+    /// Serves one door's port on a Unix socket. Runs until the listener fails.
+    pub async fn serve_unix(&self, port: u32, listener: UnixListener) -> io::Result<()> {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => self.spawn(CLIENT_PORT, stream),
+                Ok((stream, _)) => self.spawn(port, stream),
                 Err(error) => accept_failed(error).await?,
             }
         }
@@ -95,6 +99,41 @@ impl Doors {
         acceptor.finish().await
     }
 
+    /// Serves a mux session of each generation in turn, over a transport that has no connections of its own.
+    ///
+    /// A session that ends while the tenant is frozen is one that a snapshot cut: the host's Resume begins the next.
+    /// Otherwise its end is the end.
+    pub async fn serve_mux_sessions<T>(&self, mut transport: T) -> io::Result<()>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let lifecycle = self.client.sandbox().lifecycle().clone();
+        loop {
+            let generation = lifecycle.phase().generation();
+            lifecycle.channel_is_ready(generation);
+            let (lease, returned) = Lease::new(transport);
+            {
+                let session = self.serve_mux(lease, generation);
+                tokio::pin!(session);
+                let ended = tokio::select! {
+                    ended = &mut session => Some(ended),
+                    () = lifecycle.ended(generation) => None,
+                };
+                if let Some(ended) = ended {
+                    let phase = lifecycle
+                        .wait_for(|phase| phase.generation() != generation || !phase.is_frozen())
+                        .await;
+                    if phase.generation() == generation {
+                        ended?;
+                        return Err(io::Error::other("the mux session has ended"));
+                    }
+                }
+            }
+            // The session's task gives it back when it is dropped.
+            transport = returned.await.map_err(io::Error::other)?;
+        }
+    }
+
     /// Serves one stream at the door of `port`. Any other port is no door: the stream is dropped, which resets it.
     fn spawn<S>(&self, port: u32, stream: S)
     where
@@ -108,15 +147,19 @@ impl Doors {
         let Some(seat) = seats.take().map(Arc::new) else { return };
         let client = self.client.clone();
         tokio::spawn(async move {
-            let serve = async {
+            let sandbox = Arc::clone(client.sandbox());
+            let generation = sandbox.lifecycle().phase().generation();
+            let serving = async {
                 match port {
                     CLIENT_PORT => client.serve(stream, Arc::clone(&seat)).await,
-                    _ => ports::serve(stream, &seat).await,
+                    _ => ports::serve(stream, &sandbox, &seat).await,
                 }
             };
             tokio::select! {
-                () = serve => {}
+                () = serving => {}
                 () = seat.given_away() => {}
+                // The connection was another life's client's.
+                () = sandbox.lifecycle().ended(generation) => {}
             }
         });
     }

@@ -3,16 +3,20 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use envd_proto::CONTROL_PORT;
 use envd_proto::boot as names;
 use envd_proto::control::BootPhase;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Channel, cgroups, container, mounts};
+use super::container::Choices;
+use super::init::ContainerInit;
+use super::mounts::Origin;
+use super::{Channel, cgroups, container, enter, mounts};
 use crate::sandbox::Leaves;
 use crate::serial;
-use crate::spawner;
+use crate::spawner::{self, Respawn};
 
 /// A step of the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,10 +79,18 @@ pub struct Arguments {
     pub channel: Channel,
     /// Whether client calls act in a container.
     pub container: bool,
+    /// What the container may do; checked in its step.
+    pub profile: Option<String>,
+    /// What its PID 1 is; checked in its step.
+    pub init: Option<String>,
+    /// Its volumes; checked in its step.
+    pub volumes: Vec<String>,
     /// The device of the root file system, where it is not found by its serial.
     pub rootfs: Option<String>,
     /// The device of the scratch disk, where it is not found by its serial.
     pub scratch: Option<String>,
+    /// Whether the container's root is an overlay, which volumes are kept from. Not on the command line: the boot knows.
+    pub(super) has_overlay: bool,
 }
 
 impl Arguments {
@@ -88,7 +100,7 @@ impl Arguments {
         Self::parse(&words, serial::exists(names::CONTROL_SERIAL_PORT))
     }
 
-    fn parse(words: &[String], has_serial: bool) -> Self {
+    pub(super) fn parse(words: &[String], has_serial: bool) -> Self {
         let value = |name: &str| {
             words.iter().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
         };
@@ -102,23 +114,33 @@ impl Arguments {
         Self {
             channel,
             container: value(names::ARG_CONTAINER).as_deref() != Some("none"),
+            profile: value(names::ARG_PROFILE),
+            init: value(names::ARG_INIT),
+            volumes: words
+                .iter()
+                .filter_map(|word| word.strip_prefix(names::ARG_VOLUME)?.strip_prefix('=').map(str::to_owned))
+                .collect(),
             rootfs: value(names::ARG_ROOTFS),
             scratch: value(names::ARG_SCRATCH),
+            has_overlay: true,
         }
     }
 }
 
 /// A machine that is ready to say hello.
-#[derive(Debug)]
 pub(super) struct Booted {
     /// What the command line said.
     pub arguments: Arguments,
-    /// The pid of the container's init, when there is a container.
-    pub container: Option<u32>,
+    /// The container's init, when there is a container.
+    pub container: Option<ContainerInit>,
     /// The agent's end of the spawner's socket.
     pub spawner: OwnedFd,
+    /// Makes another spawner; `None` where it is the container's init, with which all ends.
+    pub respawn: Option<Respawn>,
     /// The cgroups of the tenant's processes.
     pub leaves: Leaves,
+    /// What the machine was started from.
+    pub origin: Origin,
     /// The steps' times.
     pub phases: Vec<BootPhase>,
 }
@@ -126,24 +148,79 @@ pub(super) struct Booted {
 /// Goes through all steps. Call it in a process with one thread.
 pub(super) fn boot() -> Result<Booted, BootError> {
     let mut steps = Steps { phases: Vec::new() };
-    steps.run(Step::EarlyMounts, mounts::early)?;
-    steps.run(Step::SwitchRoot, mounts::switch_root)?;
-    let arguments = Arguments::read();
-    steps.run(Step::Cgroups, cgroups::prepare)?;
-    steps.run(Step::Rootfs, || mounts::rootfs(arguments.rootfs.as_deref()))?;
-    steps.run(Step::Scratch, || mounts::scratch(arguments.scratch.as_deref()))?;
-    steps.run(Step::Overlay, mounts::overlay)?;
-    steps.run(Step::Network, || envd_sys::bring_up("lo"))?;
-    let (container, spawner) = steps.run(Step::Container, || {
-        if arguments.container {
-            let (init, spawner) = container::create()?;
-            Ok((Some(init), spawner))
-        } else {
-            Ok((None, spawner::start_child()?))
+    let origin = Origin::detect().map_err(|error| failed(Step::EarlyMounts, error))?;
+    let arguments = match origin {
+        Origin::GuestImage => {
+            steps.run(Step::EarlyMounts, mounts::early)?;
+            steps.run(Step::SwitchRoot, mounts::switch_root)?;
+            let arguments = Arguments::read();
+            steps.run(Step::Cgroups, || cgroups::prepare().and_then(|()| cgroups::protect_agent()))?;
+            steps.run(Step::Rootfs, || mounts::rootfs(arguments.rootfs.as_deref()))?;
+            steps.run(Step::Scratch, || mounts::scratch(arguments.scratch.as_deref(), false).map(drop))?;
+            steps.run(Step::Overlay, mounts::overlay)?;
+            arguments
         }
+        Origin::Disk => {
+            steps.run(Step::EarlyMounts, mounts::missing)?;
+            let mut arguments = Arguments::read();
+            steps.run(Step::Cgroups, || cgroups::prepare().and_then(|()| cgroups::protect_agent()))?;
+            if arguments.container {
+                container_root_of_disk(&mut steps, &mut arguments)?;
+            }
+            arguments
+        }
+    };
+    steps.run(Step::Network, || envd_sys::bring_up("lo"))?;
+    if !arguments.container {
+        let (spawner, _) = steps.run(Step::Container, spawner::start_child)?;
+        let leaves = steps.run(Step::Cgroups, || cgroups::enter(None, true))?;
+        // Those that end are reaped with the orphans.
+        let respawn: Option<Respawn> = Some(Box::new(|| spawner::start_child().map(|(socket, _)| socket)));
+        return Ok(Booted {
+            arguments,
+            container: None,
+            spawner,
+            respawn,
+            leaves,
+            origin,
+            phases: steps.phases,
+        });
+    }
+    let (choices, init, spawner) = steps.run(Step::Container, || {
+        let choices = Choices::parse(&arguments)?;
+        let (init, spawner) = container::create(&choices)?;
+        Ok((choices, init, spawner))
     })?;
-    let leaves = steps.run(Step::Cgroups, || cgroups::enter(container))?;
-    Ok(Booted { arguments, container, spawner, leaves, phases: steps.phases })
+    let leaves = steps.run(Step::Cgroups, || cgroups::enter(spawner.is_some().then(|| init.pid()), true))?;
+    let (spawner, respawn) = match spawner {
+        Some(spawner) => (spawner, None),
+        None => {
+            let pidfd = Arc::clone(init.pidfd());
+            let respawn: Respawn = Box::new(move || enter::start(&pidfd, choices.profile));
+            (steps.run(Step::Container, &respawn)?, Some(respawn))
+        }
+    };
+    let container = Some(init);
+    Ok(Booted { arguments, container, spawner, respawn, leaves, origin, phases: steps.phases })
+}
+
+/// Where the root is somebody's disk: that disk, or the one that is named, below a scratch disk where there is one.
+fn container_root_of_disk(steps: &mut Steps, arguments: &mut Arguments) -> Result<(), BootError> {
+    steps.run(Step::Rootfs, || match arguments.rootfs.as_deref() {
+        Some(device) => mounts::rootfs(Some(device)),
+        None => mounts::own_root(),
+    })?;
+    if steps.run(Step::Scratch, || mounts::scratch(arguments.scratch.as_deref(), true))? {
+        return steps.run(Step::Overlay, mounts::overlay);
+    }
+    if !arguments.volumes.is_empty() {
+        crate::log::warn(format_args!(
+            "{} is ignored: without a scratch disk there is no overlay that a volume could not be on",
+            names::ARG_VOLUME
+        ));
+    }
+    arguments.has_overlay = false;
+    steps.run(Step::Overlay, mounts::bare)
 }
 
 struct Steps {
@@ -153,11 +230,15 @@ struct Steps {
 impl Steps {
     fn run<T>(&mut self, step: Step, work: impl FnOnce() -> io::Result<T>) -> Result<T, BootError> {
         let start_us = microseconds_since_boot();
-        let result = work().map_err(|error| BootError { step, message: error.to_string() })?;
+        let result = work().map_err(|error| failed(step, error))?;
         let end_us = microseconds_since_boot();
         self.phases.push(BootPhase { name: step.name().to_owned(), start_us, end_us });
         Ok(result)
     }
+}
+
+fn failed(step: Step, error: io::Error) -> BootError {
+    BootError { step, message: error.to_string() }
 }
 
 fn microseconds_since_boot() -> u64 {

@@ -4,7 +4,9 @@
 //! /agent            the agent: memory reserved
 //! /box              every sandbox container, below what the agent needs
 //!   main            the container; the root of its cgroup namespace, free of processes
-//!     init          its PID 1, the spawner
+//!     init          its PID 1: the spawner, or the image's init with all that it manages (then the root of the
+//!                   container's cgroup namespace is here)
+//!     spawner       the spawner, where PID 1 is the image's
 //!     user          what clients start
 //!     pty           what clients start on a terminal
 //!     system        what the agent itself starts inside
@@ -14,18 +16,24 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::init::ContainerInit;
 use crate::sandbox::Leaves;
+use envd_sys::DeviceRules;
 use procfs::{Current, Meminfo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::WaitOptions;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// The container's cgroup, as libcontainer names it.
 pub(super) const BOX_PATH: &str = "/box/main";
+
+/// The container's cgroup where its PID 1 is the image's own and manages what it sees.
+pub(super) const INIT_PATH: &str = "/box/main/init";
 
 const LEAVES: [&str; 4] = ["init", "user", "pty", "system"];
 
@@ -35,11 +43,14 @@ const AGENT_MEMORY: u64 = 32 << 20;
 /// Processes in each leaf; together below the kernel's default pid_max (32768).
 const LEAF_PIDS: u32 = 7000;
 
-/// The agent is the last that the kernel kills.
+/// The least that there is.
 const AGENT_OOM_SCORE: &str = "-1000";
 
 /// How long killed processes have to go; a process stuck in the kernel goes with the machine.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// It only waits.
+const REAPER_STACK: usize = 64 << 10;
 
 fn write(path: &str, value: &str) -> io::Result<()> {
     fs::write(path, value)
@@ -58,19 +69,52 @@ pub(super) fn prepare() -> io::Result<()> {
     for name in ["agent", "box", "box/main"] {
         fs::create_dir_all(format!("{ROOT}/{name}"))?;
     }
+    // Where the root is a cgroup of somebody's tree, only one without processes can hand controllers on.
+    write(&format!("{ROOT}/agent/cgroup.procs"), "0")?;
     enable_controllers(ROOT)?;
     enable_controllers(&format!("{ROOT}/box"))?;
     write(&format!("{ROOT}/agent/memory.min"), &AGENT_MEMORY.to_string())?;
     let total = Meminfo::current().map_err(io::Error::other)?.mem_total;
     // The box's limit is the machine less the agent's share, but never nothing.
     let limit = total.saturating_sub(AGENT_MEMORY).max(total / 2);
-    write(&format!("{ROOT}/box/memory.max"), &limit.to_string())?;
-    write(&format!("{ROOT}/agent/cgroup.procs"), "0")?;
+    write(&format!("{ROOT}/box/memory.max"), &limit.to_string())
+}
+
+/// Makes the agent the last that the kernel kills.
+pub(super) fn protect_agent() -> io::Result<()> {
     write("/proc/self/oom_score_adj", AGENT_OOM_SCORE)
 }
 
-/// Moves the container's init to its leaf and opens the leaf for clients' processes.
-pub(super) fn enter(init: Option<u32>) -> io::Result<Leaves> {
+/// The box's cgroups where nobody delegated any: they hold its processes together, without limits.
+pub(super) fn prepare_without_limits() -> io::Result<()> {
+    fs::create_dir_all(format!("{ROOT}{BOX_PATH}"))
+        .map_err(|error| io::Error::new(error.kind(), format!("making {ROOT}{BOX_PATH}: {error}")))
+}
+
+/// Takes the box's cgroups away. What still has processes stays.
+pub(super) fn remove_box() {
+    let main = format!("{ROOT}{BOX_PATH}");
+    for leaf in LEAVES {
+        let _ = fs::remove_dir(format!("{main}/{leaf}"));
+    }
+    let _ = fs::remove_dir(&main).and_then(|()| fs::remove_dir(format!("{ROOT}/box")));
+}
+
+/// Sets the device rules of everything in the box. Above the container's cgroup namespace: nobody in there can undo them.
+pub(super) fn attach(rules: &DeviceRules) -> io::Result<()> {
+    let attached = File::open(format!("{ROOT}/box")).and_then(|cgroup| rules.attach(cgroup.as_fd()));
+    attached.map_err(|error| io::Error::new(error.kind(), format!("device rules for {ROOT}/box: {error}")))
+}
+
+/// Moves the calling process to the leaf of a spawner that is not PID 1.
+pub(super) fn enter_spawner_leaf() -> io::Result<()> {
+    let leaf = format!("{ROOT}{BOX_PATH}/spawner");
+    fs::create_dir_all(&leaf)?;
+    write(&format!("{leaf}/cgroup.procs"), "0")
+}
+
+/// Moves the container's init to its leaf, when it is not there yet, and opens the leaf for clients' processes.
+pub(super) fn enter(init: Option<u32>, limits: bool) -> io::Result<Leaves> {
     let main = format!("{ROOT}{BOX_PATH}");
     for leaf in LEAVES {
         fs::create_dir_all(format!("{main}/{leaf}"))?;
@@ -79,16 +123,29 @@ pub(super) fn enter(init: Option<u32>) -> io::Result<Leaves> {
         write(&format!("{main}/init/cgroup.procs"), &init.to_string())?;
     }
     // Only a cgroup without processes of its own can hand controllers on, so the init had to leave first.
-    enable_controllers(&main)?;
+    if limits {
+        enable_controllers(&main)?;
+    }
     for leaf in LEAVES {
-        write(&format!("{main}/{leaf}/pids.max"), &LEAF_PIDS.to_string())?;
+        let file = format!("{main}/{leaf}/pids.max");
+        if limits || fs::exists(&file)? {
+            write(&file, &LEAF_PIDS.to_string())?;
+        }
     }
     let leaf = |name: &str| File::open(format!("{main}/{name}")).map(OwnedFd::from);
     Ok(Leaves { user: leaf("user")?, pty: leaf("pty")?, system: leaf("system")? })
 }
 
-/// Ends every process of the box: SIGTERM for clients' processes, SIGKILL for all after `grace`.
-pub(super) fn end_box(grace: Duration) {
+/// Ends every process of the box: SIGTERM for clients' processes, and what it understands for an init of the image;
+/// SIGKILL for all after `grace`.
+pub(super) fn end_box(grace: Duration, init: Option<&ContainerInit>) {
+    // The init of a pid namespace ends only once every process of it is reaped, also those that came from outside.
+    let reaper = std::thread::Builder::new().name("reaper".into()).stack_size(REAPER_STACK).spawn(|| {
+        while !matches!(rustix::process::wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
+    });
+    if let Err(error) = reaper {
+        crate::log::warn(format_args!("no reaper for the end of the box: {error}"));
+    }
     let main = format!("{ROOT}{BOX_PATH}");
     let clients = ["user", "pty"].map(|leaf| format!("{main}/{leaf}"));
     for leaf in &clients {
@@ -97,9 +154,15 @@ pub(super) fn end_box(grace: Duration) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
     }
+    let init = init.filter(|init| init.ask_to_end());
     let deadline = Instant::now() + grace;
     for leaf in &clients {
         wait_empty(leaf, deadline);
+    }
+    if let Some(init) = init
+        && !init.wait_ended(deadline)
+    {
+        crate::log::warn(format_args!("the container's init did not end in {grace:?}: it is killed"));
     }
     let killed = write(&format!("{main}/cgroup.kill"), "1");
     if let Err(error) = killed {

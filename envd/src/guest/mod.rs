@@ -1,7 +1,8 @@
-//! The agent as PID 1 of a microVM, booted from the guest image (initramfs).
+//! The agent as PID 1 of a microVM: from the guest image (initramfs), or as `init=` of a disk that is somebody's root.
 //!
 //! ```text
-//! early mounts -> switch root -> cgroups -> rootfs -> scratch -> overlay -> network -> container -> hello
+//! guest image  early mounts -> switch root -> cgroups -> rootfs -> scratch -> overlay -> network -> container -> hello
+//! a disk       what is missing          -> cgroups -> the disk, again -> scratch, if any -> network -> container -> hello
 //! ```
 //!
 //! Everything up to the hello is one thread that goes step by step; each step is timed and named in its error. An error
@@ -10,44 +11,54 @@
 mod boot;
 mod cgroups;
 mod container;
+mod enter;
+mod init;
 mod mounts;
 mod power;
+mod profile;
+mod runtime_spec;
+mod seccomp;
+mod service;
+mod volumes;
 
 use std::io;
 use std::time::Duration;
 
+use envd_channel::control::Framing;
 use envd_proto::control::{Failed, Hello};
 use envd_proto::{
-    CLIENT_PORT, FIRST_GENERATION, HOST_CID, OLDEST_PROTOCOL_VERSION, PORTS_PORT, PROTOCOL_VERSION,
-    boot as names,
+    CLIENT_PORT, FIRST_GENERATION, OLDEST_PROTOCOL_VERSION, PORTS_PORT, PROTOCOL_VERSION, boot as names,
 };
 use rustix::process::{Resource, Rlimit, WaitOptions, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_vsock::{VsockAddr, VsockStream};
 
 use crate::doors::{ClientDoor, Control, Doors, Outcome};
+use crate::host::HostAddress;
+use crate::machine::Machine;
 use crate::root::Root;
 use crate::sandbox::Sandbox;
 use crate::serial;
 use crate::spawner::Spawner;
 use boot::Booted;
+use init::ContainerInit;
+use mounts::Origin;
 
 pub use boot::{Arguments, BootError};
 pub use container::{HELPER as CONTAINER_HELPER, init as container_init};
+pub use enter::{HELPER as SPAWNER_HELPER, enter as enter_container};
+pub(crate) use service::ServiceContainer;
 
 /// How long a host has to take the news of a failed boot before the machine goes off.
 const FAILURE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The first pause before the host is dialled again; it doubles up to [`MAX_REDIAL`].
-const FIRST_REDIAL: Duration = Duration::from_millis(50);
-
-const MAX_REDIAL: Duration = Duration::from_secs(2);
+/// How often a serial port that is missing is looked for.
+const PORT_RETRY: Duration = Duration::from_secs(10);
 
 /// Open files that a process may ask for; what Docker and systemd allow.
 const OPEN_FILES_HARD: u64 = 1_048_576;
 
-/// Open files of the agent: each process of the table takes four, each connection one.
+/// Open files of the agent: each process of the table takes five, each connection one.
 const AGENT_OPEN_FILES: u64 = 65_536;
 
 /// How the agent reaches its host.
@@ -98,9 +109,12 @@ fn report(error: &BootError) {
             match Arguments::read().channel {
                 Channel::Serial => {
                     let port = serial::open(names::CONTROL_SERIAL_PORT)?;
-                    Control::new(port, FIRST_GENERATION).fail(failed).await
+                    Control::new(port, Framing::Records, FIRST_GENERATION).fail(failed).await
                 }
-                Channel::Vsock(port) => Control::new(dial(port).await?, FIRST_GENERATION).fail(failed).await,
+                Channel::Vsock(port) => {
+                    let stream = HostAddress::Vsock(port).dial().await;
+                    Control::new(stream, Framing::Lines, FIRST_GENERATION).fail(failed).await
+                }
             }
         })
         .await
@@ -115,35 +129,32 @@ fn serve(booted: Booted) -> io::Result<()> {
     let channel = booted.arguments.channel;
     let grace = runtime.block_on(async {
         tokio::spawn(reap_orphans(signal(SignalKind::child())?));
-        let root = match booted.container {
-            Some(init) => Root::of_container(init)?,
+        let root = match &booted.container {
+            Some(init) => Root::of_container(init.pid())?,
             None => Root::own(),
         };
-        let spawner = Spawner::connect(booted.spawner)?;
-        let sandbox = Sandbox::new(root, spawner.clone(), Some(booted.leaves));
-        let doors = Doors::new(ClientDoor::new(std::sync::Arc::clone(&sandbox)));
-        let hello = Hello {
-            protocol_version: PROTOCOL_VERSION,
-            oldest_protocol_version: OLDEST_PROTOCOL_VERSION,
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            generation: FIRST_GENERATION,
-            kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
-            container: booted.container.is_some(),
-            phases: booted.phases,
+        let spawner = match booted.respawn {
+            Some(respawn) => Spawner::keep(booted.spawner, respawn)?,
+            None => Spawner::connect(booted.spawner)?,
         };
+        let sandbox = Sandbox::new(root, spawner, Some(booted.leaves));
+        let doors = Doors::new(ClientDoor::new(std::sync::Arc::clone(&sandbox)));
+        let machine = Machine::new(std::sync::Arc::clone(&sandbox));
+        let hello = Hello { phases: booted.phases, ..hello(booted.container.is_some()) };
         let control = async {
             match channel {
                 Channel::Serial => {
-                    let mux = serial::open(names::MUX_SERIAL_PORT)?;
-                    let port = serial::open(names::CONTROL_SERIAL_PORT)?;
-                    let mut control = Control::new(port, FIRST_GENERATION);
+                    let patient = booted.origin == Origin::Disk;
+                    let mux = serial_port(names::MUX_SERIAL_PORT, patient).await?;
+                    let port = serial_port(names::CONTROL_SERIAL_PORT, patient).await?;
+                    let mut control = Control::new(port, Framing::Records, FIRST_GENERATION);
                     tokio::select! {
                         // Without the mux nobody can reach the sandbox any more: its host shall see an end.
-                        ended = doors.serve_mux(mux, FIRST_GENERATION) => {
+                        ended = doors.serve_mux_sessions(mux) => {
                             ended?;
                             Err(io::Error::other("the mux session has ended"))
                         }
-                        outcome = control.serve(hello, &sandbox) => match outcome? {
+                        outcome = control.serve(hello, &machine) => match outcome? {
                             Outcome::Shutdown(grace) => Ok(grace),
                             Outcome::Disconnected => Err(io::Error::other("the control port is gone")),
                         },
@@ -158,55 +169,64 @@ fn serve(booted: Booted) -> io::Result<()> {
                             }
                         });
                     }
-                    Ok(serve_host(port, &hello, &sandbox).await)
+                    Ok(HostAddress::Vsock(port).serve(&hello, &machine).await)
                 }
             }
         };
         tokio::select! {
             grace = control => grace,
-            () = spawner.wait_gone() => Err(io::Error::other("the container's init is gone")),
+            error = ended(booted.container.as_ref()) => Err(error),
         }
     });
     // Threads of the root may hang in a tenant's mounts; they end with the machine.
     runtime.shutdown_background();
     let grace = grace?;
-    cgroups::end_box(grace);
+    cgroups::end_box(grace, booted.container.as_ref());
     mounts::unmount_box();
+    if booted.origin == Origin::Disk {
+        mounts::settle_root();
+    }
     Ok(())
 }
 
-/// Keeps a connection to the host until it wants a shutdown. A reset is how a restore shows, so it is dialled again.
-async fn serve_host(port: u32, hello: &Hello, sandbox: &std::sync::Arc<Sandbox>) -> Duration {
-    loop {
-        let Ok(stream) = dial(port).await else { continue };
-        match Control::new(stream, FIRST_GENERATION).serve(hello.clone(), sandbox).await {
-            Ok(Outcome::Shutdown(grace)) => return grace,
-            Ok(Outcome::Disconnected) => {}
-            Err(error) => crate::log::warn(format_args!("the control connection broke: {error}")),
-        }
-        // A host that accepts and hangs up at once must not make us spin.
-        tokio::time::sleep(FIRST_REDIAL).await;
+/// What this agent says of itself; the door adds what it alone knows.
+pub(crate) fn hello(container: bool) -> Hello {
+    Hello {
+        protocol_version: PROTOCOL_VERSION,
+        oldest_protocol_version: OLDEST_PROTOCOL_VERSION,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+        container,
+        ..Hello::default()
     }
 }
 
-/// Dials the host until it listens; a host that never does is somebody else's fault and costs nothing.
-async fn dial(port: u32) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
-    let mut pause = FIRST_REDIAL;
+/// Waits for the end of the container, if there is one.
+async fn ended(container: Option<&ContainerInit>) -> io::Error {
+    match container {
+        Some(init) => init.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Opens a serial port. In somebody's image one that is missing may still be plugged in, and is no reason to end.
+async fn serial_port(
+    name: &str,
+    patient: bool,
+) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>> {
     loop {
-        match VsockStream::connect(VsockAddr::new(HOST_CID, port)).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) if pause == FIRST_REDIAL => {
-                crate::log::warn(format_args!("no host at vsock port {port} yet: {error}"))
+        match serial::open(name) {
+            Err(error) if patient => {
+                crate::log::warn(format_args!("{error}; looking again every {} s", PORT_RETRY.as_secs()));
+                tokio::time::sleep(PORT_RETRY).await;
             }
-            Err(_) => {}
+            opened => return opened,
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(MAX_REDIAL);
     }
 }
 
 /// PID 1 inherits every orphan of the machine. Nobody in the agent waits for children of its own, so all can be reaped.
-async fn reap_orphans(mut children: tokio::signal::unix::Signal) {
+pub(crate) async fn reap_orphans(mut children: tokio::signal::unix::Signal) {
     loop {
         while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
         if children.recv().await.is_none() {

@@ -85,6 +85,11 @@ impl ProcessService {
         Ok(events(process, reader, keepalive))
     }
 
+    /// The processes that it started.
+    pub fn table(&self) -> &ProcessTable {
+        &self.table
+    }
+
     /// The processes that are alive.
     pub fn list(&self, _: &ListRequest) -> ListResponse {
         ListResponse { processes: self.table.alive().iter().map(|process| process.info()).collect() }
@@ -272,7 +277,7 @@ fn launch_error(command: &str, error: &LaunchError) -> Error {
         LaunchError::Exec(_) | LaunchError::Cwd(_) | LaunchError::TooLong { .. } => Code::InvalidArgument,
         LaunchError::Clone(_) => Code::ResourceExhausted,
         LaunchError::Prepare { .. } | LaunchError::Io(_) => Code::Internal,
-        LaunchError::Gone => Code::Unavailable,
+        LaunchError::Gone | LaunchError::Restarting | LaunchError::Lost => Code::Unavailable,
     };
     Error::new(code, format!("error starting process '{command}': {error}"))
 }

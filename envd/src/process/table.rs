@@ -256,6 +256,25 @@ impl ProcessTable {
         alive
     }
 
+    /// Asks every process to end, and waits until all have, at most as long as `grace`.
+    pub async fn end_all(&self, grace: Duration) {
+        let alive = self.alive();
+        for process in &alive {
+            if let Err(error) = process.signal(Signal::TERM) {
+                crate::log::warn(format_args!("asking process {} to end: {error}", process.pid));
+            }
+        }
+        let all = async {
+            for process in &alive {
+                // One that cannot be waited for is killed with the rest.
+                if let Ok(pidfd) = process.pidfd.try_clone() {
+                    let _ = crate::pidfd::ended(pidfd).await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(grace, all).await;
+    }
+
     fn forget(&self, process: &Arc<Process>) {
         let mut processes = self.lock();
         // The pid may belong to a newer process by now.

@@ -19,9 +19,12 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
+use super::Respawn;
+use super::kept::Kept;
 use super::wire::{Event, EventKind, FailedStage, MAX_EVENT, MAX_FDS, MAX_START, Start, WireCredentials};
+use crate::events::Events;
 
 /// A program for the spawner to start.
 #[derive(Debug)]
@@ -84,30 +87,21 @@ pub enum LaunchError {
     /// The spawner is gone, and with it the container.
     #[error("the sandbox's spawner is gone")]
     Gone,
+    /// The spawner died and there is not yet another.
+    #[error("the sandbox's spawner died and is being made again: nothing was started, try again")]
+    Restarting,
+    /// The spawner died in between.
+    #[error("the sandbox's spawner died while it started the program: it may run or not")]
+    Lost,
     /// Talking to it failed.
     #[error("talking to the sandbox's spawner: {0}")]
     Io(#[from] io::Error),
 }
 
-/// A handle on the spawner.
+/// A handle on the spawner. Where the spawner is made again, it goes on with the next one.
 #[derive(Clone, Debug)]
 pub struct Spawner {
-    shared: Arc<Shared>,
-    gone: watch::Receiver<bool>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    /// Of type SEQPACKET: tokio's type is used for its readiness only, never for its reads and writes.
-    socket: UnixStream,
-    next_id: AtomicU64,
-    waiting: Mutex<Waiting>,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    starts: HashMap<u64, oneshot::Sender<Result<Launched, LaunchError>>>,
-    exits: HashMap<u32, oneshot::Sender<ExitStatus>>,
+    kept: Arc<Kept>,
 }
 
 impl Spawner {
@@ -116,90 +110,129 @@ impl Spawner {
         Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
     }
 
-    /// A handle on the spawner behind the agent's end. Must be called within a tokio runtime.
+    /// A handle on the one spawner behind the agent's end. Must be called within a tokio runtime.
     pub fn connect(socket: OwnedFd) -> io::Result<Self> {
-        let socket = std::os::unix::net::UnixStream::from(socket);
-        socket.set_nonblocking(true)?;
-        let socket = UnixStream::from_std(socket)?;
-        let shared = Arc::new(Shared { socket, next_id: AtomicU64::new(1), waiting: Mutex::default() });
-        let (ended, gone) = watch::channel(false);
-        let receiver = Arc::clone(&shared);
-        tokio::spawn(async move {
-            let end = receiver.receive_all().await;
-            if let Err(error) = end {
-                crate::log::warn(format_args!("the spawner's socket failed: {error}"));
-            }
-            *receiver.lock() = Waiting::default();
-            ended.send_replace(true);
-        });
-        Ok(Self { shared, gone })
+        Ok(Self { kept: Kept::start(Connection::new(socket)?, None) })
     }
 
-    /// Waits until the spawner is gone.
-    pub async fn wait_gone(&self) {
-        // The sender goes only after it sent true.
-        let _ = self.gone.clone().wait_for(|gone| *gone).await;
+    /// As [`Spawner::connect`], but `respawn` makes another when it dies.
+    pub fn keep(socket: OwnedFd, respawn: Respawn) -> io::Result<Self> {
+        Ok(Self { kept: Kept::start(Connection::new(socket)?, Some(respawn)) })
+    }
+
+    /// Where it is told that a spawner was made again.
+    pub fn tell(&self, events: Events) {
+        self.kept.tell(events);
     }
 
     /// Starts a program; returns when it runs or could not be reached.
     pub async fn launch(&self, launch: Launch<'_>) -> Result<Launched, LaunchError> {
-        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let (reply, started) = oneshot::channel();
-        self.shared.lock().starts.insert(id, reply);
-        let sent = self.send(id, launch).await;
-        if *self.gone.borrow() || sent.is_err() {
-            self.shared.lock().starts.remove(&id);
-        }
-        sent?;
-        started.await.map_err(|_| LaunchError::Gone)?
-    }
-
-    async fn send(&self, id: u64, launch: Launch<'_>) -> Result<(), LaunchError> {
-        let start = Start {
-            programs: launch.programs,
-            argv: launch.argv,
-            env: launch.env,
-            cwd: launch.cwd,
-            credentials: launch.credentials.map(|Credentials { uid, gid, groups }| WireCredentials {
-                uid,
-                gid,
-                groups,
-            }),
-            oom_score_adj: launch.oom_score_adj,
-        }
-        .encode_to_vec();
-        if start.len() > MAX_START {
-            return Err(LaunchError::TooLong { length: start.len() });
-        }
-        let mut request = File::from(memfd_create(c"start", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
-        request.write_all(&start)?;
+        let (stdio, cgroup) = (launch.stdio, launch.cgroup);
+        let request = memfd_of(launch)?;
         let mut fds = vec![request.as_fd()];
-        fds.extend(launch.stdio);
-        fds.extend(launch.cgroup);
-        self.shared
-            .socket
-            .async_io(Interest::WRITABLE, || {
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-                let mut control = SendAncillaryBuffer::new(&mut space);
-                control.push(SendAncillaryMessage::ScmRights(&fds));
-                sendmsg(
-                    &self.shared.socket,
-                    &[IoSlice::new(&id.to_ne_bytes())],
-                    &mut control,
-                    SendFlags::NOSIGNAL,
-                )?;
-                Ok(())
-            })
-            .await
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => LaunchError::Gone,
-                _ => LaunchError::Io(error),
-            })
+        fds.extend(stdio);
+        fds.extend(cgroup);
+        let mut connection = self.kept.connection(None).await?;
+        if let Some(started) = connection.launch(&fds).await? {
+            return Ok(started);
+        }
+        // It was dead before it got the request, so nothing was started: once more with the next one.
+        connection = self.kept.connection(Some(&connection)).await?;
+        connection.launch(&fds).await?.ok_or(LaunchError::Restarting)
     }
 }
 
-impl Shared {
-    async fn receive_all(&self) -> io::Result<()> {
+fn memfd_of(launch: Launch<'_>) -> Result<File, LaunchError> {
+    let start = Start {
+        programs: launch.programs,
+        argv: launch.argv,
+        env: launch.env,
+        cwd: launch.cwd,
+        credentials: launch.credentials.map(|Credentials { uid, gid, groups }| WireCredentials {
+            uid,
+            gid,
+            groups,
+        }),
+        oom_score_adj: launch.oom_score_adj,
+    }
+    .encode_to_vec();
+    if start.len() > MAX_START {
+        return Err(LaunchError::TooLong { length: start.len() });
+    }
+    let mut request = File::from(memfd_create(c"start", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
+    request.write_all(&start)?;
+    Ok(request)
+}
+
+/// The socket of one spawner, from its start to its death.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// Of type SEQPACKET: tokio's type is used for its readiness only, never for its reads and writes.
+    socket: UnixStream,
+    next_id: AtomicU64,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    closed: bool,
+    starts: HashMap<u64, oneshot::Sender<Result<Launched, LaunchError>>>,
+    exits: HashMap<u32, Running>,
+}
+
+/// A process whose exit somebody waits for.
+#[derive(Debug)]
+pub(super) struct Running {
+    /// To see its end when the spawner cannot tell it.
+    pub(super) pidfd: OwnedFd,
+    /// Dropped without a status when that is lost.
+    pub(super) exited: oneshot::Sender<ExitStatus>,
+}
+
+impl Connection {
+    pub(super) fn new(socket: OwnedFd) -> io::Result<Arc<Self>> {
+        let socket = std::os::unix::net::UnixStream::from(socket);
+        socket.set_nonblocking(true)?;
+        let socket = UnixStream::from_std(socket)?;
+        Ok(Arc::new(Self { socket, next_id: AtomicU64::new(1), waiting: Mutex::default() }))
+    }
+
+    /// Starts a program; `None` when the spawner is dead and certainly did not get the request.
+    async fn launch(&self, fds: &[BorrowedFd<'_>]) -> Result<Option<Launched>, LaunchError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (reply, started) = oneshot::channel();
+        {
+            let mut waiting = self.lock();
+            if waiting.closed {
+                return Ok(None);
+            }
+            waiting.starts.insert(id, reply);
+        }
+        if let Err(error) = self.send(id, fds).await {
+            self.lock().starts.remove(&id);
+            return match error.kind() {
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(None),
+                _ => Err(error.into()),
+            };
+        }
+        started.await.map_err(|_| LaunchError::Lost)?.map(Some)
+    }
+
+    async fn send(&self, id: u64, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.socket
+            .async_io(Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                control.push(SendAncillaryMessage::ScmRights(fds));
+                let id = id.to_ne_bytes();
+                sendmsg(&self.socket, &[IoSlice::new(&id)], &mut control, SendFlags::NOSIGNAL)?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Takes what the spawner says, until it is dead.
+    pub(super) async fn receive_all(&self) -> io::Result<()> {
         loop {
             let received = self.socket.async_io(Interest::READABLE, || receive(&self.socket)).await?;
             match received {
@@ -207,6 +240,14 @@ impl Shared {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// Nothing more comes: whoever waits for a start is told, and what runs is given back.
+    pub(super) fn close(&self) -> Vec<Running> {
+        let mut waiting = self.lock();
+        waiting.closed = true;
+        waiting.starts.clear();
+        waiting.exits.drain().map(|(_, running)| running).collect()
     }
 
     /// A message that fits nothing that was asked is dropped: the spawner may be in a tenant's hands.
@@ -219,8 +260,15 @@ impl Shared {
                     let _ = reply.send(Err(LaunchError::Io(rustix::io::Errno::MFILE.into())));
                     return;
                 };
+                let watched = match pidfd.try_clone() {
+                    Ok(watched) => watched,
+                    Err(error) => {
+                        let _ = reply.send(Err(LaunchError::Io(error)));
+                        return;
+                    }
+                };
                 let (exited, exit) = oneshot::channel();
-                waiting.exits.insert(started.pid, exited);
+                waiting.exits.insert(started.pid, Running { pidfd: watched, exited });
                 // A caller that went away leaves the process to run.
                 let _ = reply.send(Ok(Launched { pid: started.pid, pidfd, exit }));
             }
@@ -233,14 +281,15 @@ impl Shared {
                     Ok(FailedStage::Cwd) => LaunchError::Cwd(errno),
                     Ok(FailedStage::Clone) => LaunchError::Clone(errno),
                     Ok(FailedStage::Credentials) => prepare("credentials"),
+                    Ok(FailedStage::Filter) => prepare("seccomp filter"),
                     Ok(FailedStage::Prepare) => prepare("signals and descriptors"),
                     Ok(FailedStage::Request) | Err(_) => prepare("request"),
                 };
                 let _ = reply.send(Err(error));
             }
             Some(EventKind::Exited(exited)) => {
-                if let Some(reply) = waiting.exits.remove(&exited.pid) {
-                    let _ = reply.send(ExitStatus::from_raw(exited.status));
+                if let Some(running) = waiting.exits.remove(&exited.pid) {
+                    let _ = running.exited.send(ExitStatus::from_raw(exited.status));
                 }
             }
             None => {}

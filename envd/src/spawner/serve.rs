@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use envd_sys::{Credentials, Failure, Spawn, Stage};
+use envd_sys::{Credentials, Failure, SeccompFilter, Spawn, Stage};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use prost::Message;
@@ -25,13 +25,13 @@ const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
 
 /// Serves starts from the socket until the agent closes it, then kills what it started.
 ///
-/// Call it in a process with one thread that has no other children.
-pub fn serve(socket: &OwnedFd) -> io::Result<()> {
+/// Call it in a process with one thread that has no other children. The filter is for the programs, not for the caller.
+pub fn serve(socket: &OwnedFd, filter: Option<&SeccompFilter>) -> io::Result<()> {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
     mask.thread_block()?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let mut server = Server { socket, starting: Vec::new(), running: HashSet::new() };
+    let mut server = Server { socket, filter, starting: Vec::new(), running: HashSet::new() };
     let served = server.serve(&signals);
     for pid in server.running.iter().chain(server.starting.iter().map(|starting| &starting.pid)) {
         if let Some(pid) = Pid::from_raw(*pid) {
@@ -52,6 +52,7 @@ struct Starting {
 
 struct Server<'a> {
     socket: &'a OwnedFd,
+    filter: Option<&'a SeccompFilter>,
     starting: Vec<Starting>,
     running: HashSet<i32>,
 }
@@ -146,6 +147,7 @@ impl Server<'_> {
             stdio: [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()],
             cgroup: cgroup.first().map(AsFd::as_fd),
             oom_score_adj: start.oom_score_adj.and_then(|score| CString::new(score.to_string()).ok()),
+            filter: self.filter,
         };
         let spawned =
             spawn.start().map_err(|error| (FailedStage::Clone, error.raw_os_error().unwrap_or(EINVAL)))?;
@@ -168,6 +170,7 @@ impl Server<'_> {
                     Stage::Credentials => FailedStage::Credentials,
                     Stage::Cwd => FailedStage::Cwd,
                     Stage::Exec => FailedStage::Exec,
+                    Stage::Filter => FailedStage::Filter,
                 };
                 self.fail(starting.id, stage, failure.errno)
             }

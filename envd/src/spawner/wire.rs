@@ -86,6 +86,8 @@ pub(super) enum FailedStage {
     Clone = 4,
     /// The request could not be read.
     Request = 5,
+    /// The seccomp filter could not be applied.
+    Filter = 6,
 }
 
 /// A program that was started has ended.

@@ -2,8 +2,20 @@
 //!
 //! Everything else that the agent asks of the kernel goes through `rustix` and `nix`.
 
+mod bpf;
+mod entropy;
+mod fork;
 mod interface;
+mod netlink;
+mod seccomp;
+mod signal;
 mod spawn;
 
+pub use bpf::{Device, DeviceKind, DeviceRules};
+pub use entropy::{MAX_SEED, seed_random};
+pub use fork::{Forked, fork};
 pub use interface::bring_up;
+pub use netlink::explain_netlink_errors;
+pub use seccomp::SeccompFilter;
+pub use signal::send_real_time_signal;
 pub use spawn::{Credentials, Failure, Spawn, Spawned, Stage};

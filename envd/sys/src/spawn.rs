@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! parent                       child
-//!   clone3 ───────────────────►  signals, session, stdio, oom score, groups, gid, uid, cwd, execve
+//!   clone3 ───────────────────►  signals, session, stdio, oom score, groups, gid, uid, cwd, seccomp, execve
 //!   failure pipe ◄─────────────  (stage, errno), or closed by a successful execve
 //! ```
 //!
@@ -15,6 +15,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::SeccompFilter;
 
 /// The highest signal number on Linux (`_NSIG`).
 const LAST_SIGNAL: c_int = 64;
@@ -50,6 +52,8 @@ pub struct Spawn<'fd> {
     pub cgroup: Option<BorrowedFd<'fd>>,
     /// What to write to `oom_score_adj`, decimal; `None` keeps the caller's.
     pub oom_score_adj: Option<CString>,
+    /// What the program may ask of the kernel, and no new privileges; `None` leaves both as they are.
+    pub filter: Option<&'fd SeccompFilter>,
 }
 
 /// A user with its groups.
@@ -85,6 +89,8 @@ pub enum Stage {
     Cwd,
     /// Executing the program.
     Exec,
+    /// Applying the seccomp filter.
+    Filter,
 }
 
 /// Why a child did not reach its program.
@@ -107,6 +113,7 @@ impl Failure {
             1 => Stage::Credentials,
             2 => Stage::Cwd,
             3 => Stage::Exec,
+            4 => Stage::Filter,
             _ => return None,
         };
         Some(Self { stage, errno: i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) })
@@ -188,6 +195,9 @@ impl Child<'_> {
         }
         // SAFETY: cwd is NUL-terminated and outlives the call.
         check(Stage::Cwd, unsafe { libc::chdir(spawn.cwd.as_ptr()) }.into())?;
+        if let Some(filter) = spawn.filter {
+            filter.apply().map_err(|_| Failure { stage: Stage::Filter, errno: last_errno() })?;
+        }
         Err(self.exec())
     }
 
@@ -302,6 +312,7 @@ mod tests {
             stdio: [null.as_fd(), write.as_fd(), write.as_fd()],
             cgroup: None,
             oom_score_adj: None,
+            filter: None,
         };
         let spawned = spawn.start().unwrap();
         drop(write);

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use command_fds::FdMapping;
+use envd_channel::control::Framing;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::process::Child;
@@ -81,6 +82,14 @@ impl Prepared {
             PreparedKind::Serial(prepared) => prepared.control(),
             PreparedKind::VhostVsock(prepared) => prepared.control().await,
             PreparedKind::VhostUserVsock(prepared) => prepared.control().await,
+        }
+    }
+
+    /// How messages are told apart on that stream.
+    pub fn control_framing(&self) -> Framing {
+        match self.kind {
+            PreparedKind::Serial(_) => Framing::Records,
+            PreparedKind::VhostVsock(_) | PreparedKind::VhostUserVsock(_) => Framing::Lines,
         }
     }
 

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use envd_proto::boot;
 use tokio::process::Child;
 
 pub use console::Console;
@@ -39,6 +40,12 @@ pub struct VmSpec {
     pub accelerator: Accelerator,
     /// How the channel reaches the guest.
     pub wiring: Wiring,
+    /// What the container may do.
+    pub profile: boot::Profile,
+    /// PID 1 of the container.
+    pub init: boot::Init,
+    /// Paths of the container that sit on the scratch disk itself.
+    pub volumes: Vec<String>,
 }
 
 /// What runs the guest's instructions.

@@ -52,7 +52,7 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
     }
     isolation(&mut args);
     args.pair("-kernel", &spec.kernel).pair("-initrd", &spec.guest_image);
-    args.pair("-append", kernel_arguments(&spec.wiring));
+    args.pair("-append", kernel_arguments(spec));
 
     args.pair("-chardev", format!("socket,id=console,fd={CONSOLE_FD}")).pair("-serial", "chardev:console");
     // Locking off: one file, many read-only readers, and no lock that a publisher of a new template could meet.
@@ -135,16 +135,29 @@ pub(super) fn isolation(args: &mut Arguments) {
     args.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
 }
 
-fn kernel_arguments(wiring: &Wiring) -> String {
+fn kernel_arguments(spec: &VmSpec) -> String {
     // A panic resets at once, and a reset ends the VM. Serial output is slow under emulation: errors only.
-    let base = "console=ttyS0 quiet panic=-1 reboot=t";
-    match wiring {
-        Wiring::Serial => format!("{base} {}=serial", boot::ARG_CHANNEL),
-        Wiring::VhostUserVsock { .. } => format!("{base} {}=vsock", boot::ARG_CHANNEL),
+    let mut line = "console=ttyS0 quiet panic=-1 reboot=t".to_owned();
+    let mut argument = |name: &str, value: &str| line.push_str(&format!(" {name}={value}"));
+    match &spec.wiring {
+        Wiring::Serial => argument(boot::ARG_CHANNEL, "serial"),
+        Wiring::VhostUserVsock { .. } => argument(boot::ARG_CHANNEL, "vsock"),
         Wiring::VhostVsock { control_port, .. } => {
-            format!("{base} {}=vsock {}={control_port}", boot::ARG_CHANNEL, boot::ARG_CONTROL_PORT)
+            argument(boot::ARG_CHANNEL, "vsock");
+            argument(boot::ARG_CONTROL_PORT, &control_port.to_string());
         }
     }
+    // What is the agent's default is not said, so that an older one boots too.
+    if spec.profile != boot::Profile::default() {
+        argument(boot::ARG_PROFILE, spec.profile.name());
+    }
+    if spec.init != boot::Init::default() {
+        argument(boot::ARG_INIT, &boot::encode_path(&spec.init.to_string()));
+    }
+    for path in &spec.volumes {
+        argument(boot::ARG_VOLUME, &boot::encode_path(path));
+    }
+    line
 }
 
 /// A path inside an option: a comma is written twice.
@@ -179,8 +192,8 @@ impl Arguments {
 mod tests {
     use super::*;
 
-    fn lines(accelerator: Accelerator, wiring: Wiring) -> String {
-        let spec = VmSpec {
+    fn spec(accelerator: Accelerator, wiring: Wiring) -> VmSpec {
+        VmSpec {
             kernel: "/k/vmlinux".into(),
             guest_image: "/k/guest-image.cpio".into(),
             rootfs: "/t,1/rootfs.ext4".into(),
@@ -189,7 +202,14 @@ mod tests {
             memory_mib: 512,
             accelerator,
             wiring,
-        };
+            profile: boot::Profile::Sandbox,
+            init: boot::Init::Envd,
+            volumes: Vec::new(),
+        }
+    }
+
+    fn lines(accelerator: Accelerator, wiring: Wiring) -> String {
+        let spec = spec(accelerator, wiring);
         let mut out = String::new();
         for argument in arguments(&spec) {
             let argument = argument.into_string().unwrap();
@@ -210,5 +230,19 @@ mod tests {
             "vhost_vsock_kvm",
             lines(Accelerator::Kvm, Wiring::VhostVsock { cid: 77, control_port: 1025 })
         );
+    }
+
+    #[test]
+    fn the_kernel_carries_the_choices_to_the_agent() {
+        let plain = spec(Accelerator::Tcg, Wiring::Serial);
+        assert!(kernel_arguments(&plain).ends_with("reboot=t envd.channel=serial"));
+        let chosen = VmSpec {
+            profile: boot::Profile::Restricted,
+            init: boot::Init::Path("/my init".to_owned()),
+            volumes: vec!["/data".to_owned(), "/x\"y".to_owned()],
+            ..plain
+        };
+        let words = "envd.profile=restricted envd.init=/my%20init envd.volume=/data envd.volume=/x%22y";
+        assert!(kernel_arguments(&chosen).ends_with(words), "{}", kernel_arguments(&chosen));
     }
 }

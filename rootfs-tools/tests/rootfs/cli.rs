@@ -71,6 +71,9 @@ fn bad_input_exits_with_2_and_leaves_nothing() {
         &["empty", "--size", "0", "-o", &out],
         &["empty", "--size", "8", "-o", &out, "--label", "much too long a label"],
         &["guest-image", "--envd", not_elf, "-o", &out],
+        &["bake", &reference, "--envd", not_elf, "-o", &out],
+        &["bake", &reference, "--envd", not_elf, "--path", "sbin/envd", "-o", &out],
+        &["bake", &reference, "-o", &out],
     ] {
         let output = rootfs_tools(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output.stderr));
@@ -88,7 +91,13 @@ fn a_failing_machine_exits_with_1() {
 
 #[test]
 fn help_shows_examples_and_exit_codes() {
-    for args in [&["--help"][..], &["build", "--help"], &["empty", "--help"], &["guest-image", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["build", "--help"],
+        &["empty", "--help"],
+        &["guest-image", "--help"],
+        &["bake", "--help"],
+    ] {
         let help = text(&rootfs_tools(args).stdout);
         assert!(help.contains("Exit codes:"), "{help}");
     }

@@ -1,5 +1,6 @@
 //! Images made by hand, built, and held against e2fsck, the kernel, umoci and an independent ext4 reader.
 
+mod bake;
 mod build;
 mod cli;
 mod empty;

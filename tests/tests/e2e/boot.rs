@@ -42,10 +42,13 @@ async fn the_container_is_a_container_of_the_image() {
     for leaf in ["init", "user", "pty", "system"] {
         assert!(own.contains(&format!("/sys/fs/cgroup/{leaf}/")), "{own}");
     }
-    // The root is the overlay, the disks below it are not mounted inside.
+    // The root is the overlay; of the disks below it only the volumes' directories are mounted inside.
     let mounts = sandbox.stdout("cat /proc/mounts").await;
     assert!(mounts.starts_with("overlay / overlay rw"), "{mounts}");
-    assert!(!mounts.contains("/dev/vd") && !mounts.contains(" /disk"), "{mounts}");
+    assert!(!mounts.contains(" /disk"), "{mounts}");
+    let disks = sandbox.stdout("awk '/ \\/dev\\/vd/ {print $4, $5}' /proc/self/mountinfo").await;
+    let volumes = "/volumes/%2Fdata /data\n/volumes/%2Fvar%2Flib%2Fdocker /var/lib/docker\n";
+    assert_eq!(disks, volumes);
     sandbox.stop().await;
 }
 

@@ -56,7 +56,7 @@ async fn the_filesystem_calls_see_what_processes_see() {
         client.read_file("/home/user/up").await.unwrap(),
         client.read_file("/etc/hostname").await.unwrap()
     );
-    assert!(client.read_file("/home/user/out/disk/scratch/upper/etc/hostname").await.is_err());
+    assert!(client.read_file("/home/user/out/run/envd-box/scratch/upper/etc/hostname").await.is_err());
     client.rename("a/b/file", "moved/here").await.unwrap();
     assert_eq!(client.stat("moved/here").await.unwrap().size, 5);
     client.remove("/home/user/moved").await.unwrap();

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::Query;
 use axum::response::{IntoResponse, Response};
 use envd_proto::{filesystem, process};
 use futures::TryStreamExt;
@@ -18,7 +17,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use crate::connect::{self, Code, Error};
-use crate::filesystem::{self as files, FilesQuery, FilesystemService};
+use crate::filesystem::{self as files, FilesQuery, FilesystemService, Operation};
 use crate::process::{ProcessService, ProcessTable};
 use crate::sandbox::{Sandbox, Session};
 
@@ -111,7 +110,7 @@ impl Services {
         }
         match (request.method(), path.as_str()) {
             (&Method::GET, "/health") => StatusCode::NO_CONTENT.into_response(),
-            (&Method::GET | &Method::POST, "/files") => self.files(request).await,
+            (&Method::GET | &Method::HEAD | &Method::POST, "/files") => self.files(request).await,
             (_, "/health" | "/files") => StatusCode::METHOD_NOT_ALLOWED.into_response(),
             (method, path) => {
                 let message = format!("{method} {path} is not served on the client door");
@@ -209,24 +208,60 @@ impl Services {
                 })
                 .await
             }
+            "WatchDir" => {
+                connect::server_stream(request, |watch, headers| async move {
+                    service.watch_dir(&session, watch, &headers).await
+                })
+                .await
+            }
+            "CreateWatcher" => {
+                connect::unary(request, |create, headers| async move {
+                    service.create_watcher(&session, create, &headers).await
+                })
+                .await
+            }
+            "GetWatcherEvents" => {
+                connect::unary(request, |events, _| async move { service.watcher_events(&events) }).await
+            }
+            "RemoveWatcher" => {
+                connect::unary(request, |remove, _| async move { service.remove_watcher(&remove) }).await
+            }
             other => unknown_method("filesystem.Filesystem", other),
         }
     }
 
     async fn files(self, request: Request<Body>) -> Response {
-        let session = match self.authorize(request.headers()) {
-            Ok(session) => session,
+        let query = FilesQuery::parse(request.uri().query().unwrap_or(""));
+        let operation = if *request.method() == Method::POST { Operation::Write } else { Operation::Read };
+        let authorized =
+            query.and_then(|query| Ok((self.authorize_files(request.headers(), &query, operation)?, query)));
+        let (session, query) = match authorized {
+            Ok(authorized) => authorized,
             Err(error) => return files::error_response(&error),
         };
-        let query = match Query::<FilesQuery>::try_from_uri(request.uri()) {
-            Ok(Query(query)) => query,
-            Err(error) => {
-                return files::error_response(&Error::new(Code::InvalidArgument, error.to_string()));
+        match operation {
+            Operation::Read => {
+                files::download(&self.sandbox, &session, query, request.method(), request.headers()).await
             }
-        };
-        match *request.method() {
-            Method::GET => files::download(&self.sandbox, &session, query, request.headers()).await,
-            _ => files::upload(&self.sandbox, &session, query, request).await,
+            Operation::Write => files::upload(&self.sandbox, &session, query, request).await,
+        }
+    }
+
+    /// The session, for a call of /files: a token that is given must be right; without one a signature will do.
+    fn authorize_files(
+        &self,
+        headers: &HeaderMap,
+        query: &FilesQuery,
+        operation: Operation,
+    ) -> Result<Arc<Session>, Error> {
+        match self.sandbox.session() {
+            Some(session) if !headers.contains_key("x-access-token") => {
+                if let Some(token) = session.access_token() {
+                    query.check_signature(operation, token)?;
+                }
+                Ok(session)
+            }
+            _ => self.authorize(headers),
         }
     }
 }

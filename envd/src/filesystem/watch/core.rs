@@ -107,6 +107,11 @@ impl Core {
     /// A wish was fulfilled; `names` were read after that.
     pub(super) fn added(&mut self, watch: i32, wish: Wish, names: Vec<Name>) -> Vec<Action> {
         let mut actions = Vec::new();
+        // It was found here after it seemed to go: then what went was another directory of that name.
+        for moving in &mut self.moving {
+            moving.directories.retain(|(moved, _)| *moved != watch);
+            moving.held.retain(|record| record.watch != watch);
+        }
         match self.directories.insert(watch, wish.path.clone()) {
             Some(path) if path == wish.path => return actions,
             // A directory has one watch: it is not at that path any more, but perhaps another one is.

@@ -1,5 +1,7 @@
 //! A small client for the tests of files and watches.
 
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -65,12 +67,6 @@ impl Agent {
     /// The path of a file as the agent sees it, also where the test does not.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
-    }
-
-    /// The folder as the agent sees it, its mounts included.
-    pub fn inside(&self, name: &str) -> PathBuf {
-        let path = self.path(name);
-        PathBuf::from(format!("/proc/{}/root{}", self.child.id(), path.display()))
     }
 
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {

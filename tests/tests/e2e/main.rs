@@ -4,6 +4,7 @@ mod boot;
 mod cleanup;
 mod command;
 mod faults;
+mod files;
 mod isolation;
 mod processes;
 mod transfer;

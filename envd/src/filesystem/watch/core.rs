@@ -55,9 +55,12 @@ impl Wish {
     }
 }
 
-/// Records were lost: the kernel's queue was full.
+/// Records were lost: the kernel's queue was full, or what they mean cannot be told any more.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lost;
+
+/// Directories that were gone from where a record said, until the records that tell where they are.
+const MAX_MISSED: usize = 16 << 10;
 
 /// The watched directories and what is known about them.
 #[derive(Debug)]
@@ -68,6 +71,8 @@ pub(super) struct Core {
     found: HashMap<i32, HashSet<OsString>>,
     /// Directories that went from where they were; where to is not known yet.
     moving: Vec<Moving>,
+    /// Where a directory was to be watched and none was: it may come with a directory above it that moves.
+    missed: Vec<PathBuf>,
     /// Uploads between the two halves of their rename: the cookie, and whether the target is new.
     uploads: Vec<(u32, bool)>,
 }
@@ -75,6 +80,7 @@ pub(super) struct Core {
 #[derive(Debug)]
 struct Moving {
     cookie: u32,
+    from: PathBuf,
     /// Its own watch and those below it, with their paths from it.
     directories: Vec<(i32, PathBuf)>,
     /// What came from there meanwhile.
@@ -90,6 +96,7 @@ impl Core {
             directories: HashMap::new(),
             found: HashMap::new(),
             moving: Vec::new(),
+            missed: Vec::new(),
             uploads: Vec::new(),
         }
     }
@@ -131,6 +138,15 @@ impl Core {
             }
         }
         actions
+    }
+
+    /// A wish could not be fulfilled: there is no such directory.
+    pub(super) fn missed(&mut self, wish: Wish) -> Result<(), Lost> {
+        if self.missed.len() == MAX_MISSED {
+            return Err(Lost);
+        }
+        self.missed.push(wish.path);
+        Ok(())
     }
 
     /// Something happened.
@@ -195,10 +211,13 @@ impl Core {
         } else if what.contains(ReadFlags::MOVED_FROM) {
             actions.push(emit(&path, EventType::Rename));
             if directory && self.recursive {
-                self.depart(cookie, &path);
+                self.depart(cookie, path);
+            } else {
+                self.forget(&path);
             }
         } else if what.contains(ReadFlags::DELETE) {
             actions.push(emit(&path, EventType::Remove));
+            self.forget(&path);
         } else {
             let kind = if what.contains(ReadFlags::MODIFY) { EventType::Write } else { EventType::Chmod };
             actions.push(emit(&path, kind));
@@ -215,16 +234,31 @@ impl Core {
         }
     }
 
-    fn depart(&mut self, cookie: u32, path: &Path) {
+    /// What was there is gone. A directory that was found there is a later one: its own record is still to come, and
+    /// then it and what it holds are news.
+    fn forget(&mut self, path: &Path) {
+        if self.recursive {
+            let found = &mut self.found;
+            self.directories.retain(|watch, at| {
+                let keep = !at.starts_with(path);
+                if !keep {
+                    found.remove(watch);
+                }
+                keep
+            });
+        }
+    }
+
+    fn depart(&mut self, cookie: u32, path: PathBuf) {
         let mut directories = Vec::new();
-        self.directories.retain(|watch, at| match at.strip_prefix(path) {
+        self.directories.retain(|watch, at| match at.strip_prefix(&path) {
             Ok(below) => {
                 directories.push((*watch, below.to_owned()));
                 false
             }
             Err(_) => true,
         });
-        self.moving.push(Moving { cookie, directories, held: Vec::new(), old: false });
+        self.moving.push(Moving { cookie, from: path, directories, held: Vec::new(), old: false });
     }
 
     fn arrive(
@@ -239,13 +273,19 @@ impl Core {
             return Ok(());
         };
         let moving = self.moving.swap_remove(at);
-        if moving.directories.iter().all(|(_, below)| !below.as_os_str().is_empty()) {
-            self.want(directory, path.clone(), actions);
-        }
+        // If the watch is its own, nothing more comes of this; it can be that of a later directory of the old name.
+        self.want(directory, path.clone(), actions);
         for (watch, below) in moving.directories {
             // Joining an empty path would add a slash, which compares equal but prints.
             let at = if below.as_os_str().is_empty() { path.clone() } else { path.join(below) };
             self.directories.insert(watch, at);
+        }
+        for missed in &self.missed {
+            if let Ok(below) = missed.strip_prefix(&moving.from)
+                && !below.as_os_str().is_empty()
+            {
+                self.want(true, path.join(below), actions);
+            }
         }
         moving.held.into_iter().try_for_each(|record| self.apply(record, actions))
     }
@@ -269,6 +309,7 @@ impl Core {
     /// Nothing is queued: no record from before this moment will come any more.
     pub(super) fn drained(&mut self) {
         self.found.clear();
+        self.missed.clear();
         self.uploads.clear();
     }
 }

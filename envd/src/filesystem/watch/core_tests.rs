@@ -95,7 +95,7 @@ fn directories_take_their_watches_with_them() {
     assert_eq!(say(&mut core, 1, ReadFlags::MOVED_FROM | DIR, 7, "d"), ["RE d"]);
     assert_eq!(said(core.end_of_read()), [""; 0]);
     assert_eq!(say(&mut core, 3, ReadFlags::CREATE, 0, "early"), [""; 0], "where it is now is not known");
-    assert_eq!(say(&mut core, 1, ReadFlags::MOVED_TO | DIR, 7, "n"), ["CR n", "CR n/e/early"]);
+    assert_eq!(say(&mut core, 1, ReadFlags::MOVED_TO | DIR, 7, "n"), ["CR n", "+n", "CR n/e/early"]);
     assert_eq!(say(&mut core, 3, ReadFlags::CREATE, 0, "f"), ["CR n/e/f"]);
     // Out of the tree.
     assert_eq!(say(&mut core, 1, ReadFlags::MOVED_FROM | DIR, 8, "n"), ["RE n"]);
@@ -125,7 +125,9 @@ struct Kernel {
     /// Inode by path; the directories' are even.
     nodes: BTreeMap<PathBuf, u32>,
     next: u32,
-    watches: BTreeSet<u32>,
+    /// The watch of an inode; no number is given twice.
+    watches: BTreeMap<u32, i32>,
+    next_watch: i32,
     queue: VecDeque<Record>,
 }
 
@@ -141,7 +143,13 @@ enum Step {
 
 impl Kernel {
     fn new() -> Self {
-        Self { nodes: [(PathBuf::new(), 0)].into(), next: 2, watches: [0].into(), queue: VecDeque::new() }
+        Self {
+            nodes: [(PathBuf::new(), 0)].into(),
+            next: 2,
+            watches: [(0, 0)].into(),
+            next_watch: 1,
+            queue: VecDeque::new(),
+        }
     }
 
     fn is_directory(&self, path: &Path) -> bool {
@@ -165,10 +173,10 @@ impl Kernel {
 
     fn tell(&mut self, path: &Path, what: ReadFlags, cookie: u32) {
         let parent = self.nodes[path.parent().unwrap()];
-        if self.watches.contains(&parent) {
+        if let Some(&watch) = self.watches.get(&parent) {
             let what = if self.is_directory(path) { what | DIR } else { what };
             let name = path.file_name().map(ToOwned::to_owned);
-            self.queue.push_back(Record { watch: parent as i32, what, cookie, name });
+            self.queue.push_back(Record { watch, what, cookie, name });
         }
     }
 
@@ -232,8 +240,8 @@ impl Kernel {
                 if self.subtree(&path).len() == 1 {
                     self.tell(&path, ReadFlags::DELETE, 0);
                     let inode = self.nodes.remove(&path).unwrap();
-                    if self.watches.remove(&inode) {
-                        self.queue.push_back(record(inode as i32, ReadFlags::IGNORED, 0, ""));
+                    if let Some(watch) = self.watches.remove(&inode) {
+                        self.queue.push_back(record(watch, ReadFlags::IGNORED, 0, ""));
                     }
                 }
             }
@@ -247,11 +255,15 @@ impl Kernel {
             return None;
         }
         let inode = self.nodes[&wish.path];
-        self.watches.insert(inode);
+        let next = &mut self.next_watch;
+        let watch = *self.watches.entry(inode).or_insert_with(|| {
+            *next += 1;
+            *next
+        });
         let inside = self.nodes.keys().filter(|path| path.parent() == Some(&wish.path));
         let names =
             inside.map(|path| name(path.file_name().unwrap().to_str().unwrap(), self.is_directory(path)));
-        Some((inode as i32, names.collect()))
+        Some((watch, names.collect()))
     }
 }
 
@@ -281,14 +293,16 @@ impl Run {
                 }
                 Action::Emit(Change { path, .. }) => self.known.retain(|known| !known.starts_with(&path)),
                 Action::Unwatch(watch) => {
-                    self.kernel.watches.remove(&(watch as u32));
+                    self.kernel.watches.retain(|_, other| *other != watch);
                     self.kernel.queue.push_back(record(watch, ReadFlags::IGNORED, 0, ""));
                 }
                 Action::Watch(wish) => {
-                    if let Some((watch, names)) = self.kernel.watch(&wish) {
-                        for action in self.core.added(watch, wish, names).into_iter().rev() {
-                            pending.push_front(action);
-                        }
+                    let Some((watch, names)) = self.kernel.watch(&wish) else {
+                        self.core.missed(wish).unwrap();
+                        continue;
+                    };
+                    for action in self.core.added(watch, wish, names).into_iter().rev() {
+                        pending.push_front(action);
                     }
                 }
             }
@@ -348,11 +362,11 @@ proptest! {
         run.read(100);
         let expected: BTreeMap<_, _> = run.kernel.nodes.iter()
             .filter(|(_, inode)| *inode % 2 == 0)
-            .map(|(path, inode)| (*inode as i32, path.clone()))
+            .map(|(path, inode)| (*inode, path.clone()))
             .collect();
-        let watched: BTreeMap<_, _> = run.core.directories.iter()
-            .filter(|(watch, _)| expected.contains_key(watch))
-            .map(|(watch, path)| (*watch, path.clone()))
+        let watched: BTreeMap<_, _> = run.kernel.watches.iter()
+            .filter(|(inode, _)| expected.contains_key(inode))
+            .filter_map(|(inode, watch)| Some((*inode, run.core.directories.get(watch)?.clone())))
             .collect();
         prop_assert_eq!(watched, expected);
     }

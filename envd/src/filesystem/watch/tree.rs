@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use envd_proto::filesystem::{EntryInfo, EventType, FilesystemEvent};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::fs::{Mode, OFlags, ResolveFlags, fstatfs, open, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, fstatfs, open, openat2};
 use tokio::net::unix::pipe;
 
 use super::super::entry::entry;
@@ -62,7 +62,8 @@ struct Shared {
     order: Order,
     /// Of inotify: tokio's type is used for its readiness and its read.
     inotify: pipe::Receiver,
-    top: OwnedFd,
+    /// Device and inode of the directory: an open descriptor would keep the kernel from telling that it is removed.
+    top: (u64, u64),
     directories: Share,
 }
 
@@ -78,7 +79,7 @@ impl Tree {
         let path = order.path.clone();
         let failed = |error: io::Error| io_error("cannot watch", &path, &error);
         let opened = order.clone();
-        let top = root.run(move || Ok(open_top(&opened))).await.map_err(failed)??;
+        let top = root.run(move || Ok(check_top(&opened))).await.map_err(failed)??;
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC);
         let inotify = inotify.map_err(|error| match error {
             rustix::io::Errno::MFILE => exhausted("the system has no more watchers: remove some"),
@@ -147,11 +148,7 @@ impl Shared {
     fn digest(&self, core: &mut Core, batch: Vec<Record>) -> Result<Vec<FilesystemEvent>, Error> {
         let mut changes = Vec::new();
         for record in batch {
-            let actions = core.record(record).map_err(|Lost| {
-                exhausted(
-                    "events were lost: more happened than was read; look at the directory, and watch it anew",
-                )
-            })?;
+            let actions = core.record(record).map_err(lost)?;
             changes.extend(self.perform(core, actions)?);
         }
         let ended = core.end_of_read();
@@ -184,10 +181,11 @@ impl Shared {
         let (walk, watch) = match self.add(&wish.path) {
             Ok(added) => added,
             // Gone again, or no directory: there is nothing to watch.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(Vec::new());
-            }
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+                    || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) =>
+            {
+                core.missed(wish).map_err(lost)?;
                 return Ok(Vec::new());
             }
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
@@ -236,7 +234,11 @@ impl Shared {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        Ok(openat2(&self.top, path, flags, Mode::empty(), resolve)?)
+        let top = open(&self.order.path, TOP, Mode::empty())?;
+        if identity(&top)? != self.top {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(openat2(top, path, flags, Mode::empty(), resolve)?)
     }
 
     fn event(&self, change: Change, users: Option<&UserDatabase>) -> FilesystemEvent {
@@ -257,15 +259,21 @@ impl Shared {
     }
 }
 
-fn open_top(order: &Order) -> Result<OwnedFd, Error> {
+const TOP: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+fn identity(directory: &OwnedFd) -> io::Result<(u64, u64)> {
+    let status = fstat(directory)?;
+    Ok((status.st_dev, status.st_ino))
+}
+
+fn check_top(order: &Order) -> Result<(u64, u64), Error> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotADirectory => {
             Error::new(Code::InvalidArgument, format!("path is not a directory: {}", order.path.display()))
         }
         _ => io_error("cannot watch", &order.path, &error),
     };
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top = open(&order.path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+    let top = open(&order.path, TOP, Mode::empty()).map_err(|error| failed(error.into()))?;
     if !order.allow_network_mounts {
         // The kernel's type is as wide as a word; the magic numbers have 32 bits.
         let kind = fstatfs(&top).map_err(|error| failed(error.into()))?.f_type as u32;
@@ -278,7 +286,7 @@ fn open_top(order: &Order) -> Result<OwnedFd, Error> {
             return Err(Error::new(Code::InvalidArgument, message));
         }
     }
-    Ok(top)
+    identity(&top).map_err(failed)
 }
 
 impl Share {
@@ -302,6 +310,10 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.all.fetch_sub(*self.own.get_mut(), Ordering::Relaxed);
     }
+}
+
+fn lost(Lost: Lost) -> Error {
+    exhausted("events were lost: more happened than was read; look at the directory, and watch it anew")
 }
 
 fn exhausted(message: impl Into<String>) -> Error {

@@ -45,7 +45,7 @@ async fn a_mount_that_hangs_stalls_nothing_else() {
     let made = sandbox
         .sh("mkdir -p /root/hung && [ -e /dev/fuse ] || mknod /dev/fuse c 10 229; \
              (exec 3<>/dev/fuse && mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 hang /root/hung && \
-              exec sleep 1000) >/dev/null 2>&1 & sleep 1; grep -q hung /proc/mounts")
+              exec sleep 1000) >/dev/null 2>&1 & while kill -0 $! && ! grep -q hung /proc/mounts; do sleep 0.1; done; grep -q hung /proc/mounts")
         .await;
     if made.exit.code() != 0 {
         eprintln!(

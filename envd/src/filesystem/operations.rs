@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::{DirBuilderExt, lchown};
 use std::path::Path;
 
 use envd_proto::filesystem::EntryInfo;
@@ -80,7 +80,8 @@ pub(super) fn make_directories(path: &Path, owner: Owner) -> io::Result<()> {
 
 pub(super) fn give(path: &Path, owner: Owner) -> io::Result<()> {
     match owner {
-        Some((uid, gid)) => chown(path, Some(uid), Some(gid)),
+        // A link that somebody put there meanwhile must not give away what it leads to.
+        Some((uid, gid)) => lchown(path, Some(uid), Some(gid)),
         None => Ok(()),
     }
 }

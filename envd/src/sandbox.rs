@@ -14,7 +14,7 @@ use crate::connect::{Code, Error};
 use crate::events::Events;
 use crate::machine::{Freezer, Lifecycle, SshKeys};
 use crate::metrics::Metrics;
-use crate::root::Root;
+use crate::root::{Root, Unanswered};
 use crate::spawner::Spawner;
 use crate::users::{User, UserDatabase};
 
@@ -195,6 +195,11 @@ impl Session {
         expected.as_bytes().ct_eq(given).into()
     }
 
+    /// The token that Configure set; a signature is made with it.
+    pub fn access_token(&self) -> Option<&str> {
+        self.access_token.as_deref()
+    }
+
     /// The user of a call: the one of its Basic authorization, else the default one.
     pub async fn user(&self, sandbox: &Sandbox, headers: &HeaderMap) -> Result<User, Error> {
         match basic_user(headers)? {
@@ -205,12 +210,30 @@ impl Session {
 
     /// The user of this name, or the default one when it is empty.
     pub async fn user_named(&self, sandbox: &Sandbox, name: &str) -> Result<User, Error> {
+        Ok(self.user_and_names(sandbox, name).await?.0)
+    }
+
+    /// The user of a call, and the names of all the others.
+    pub async fn caller(
+        &self,
+        sandbox: &Sandbox,
+        headers: &HeaderMap,
+    ) -> Result<(User, UserDatabase), Error> {
+        self.user_and_names(sandbox, &basic_user(headers)?.unwrap_or_default()).await
+    }
+
+    async fn user_and_names(&self, sandbox: &Sandbox, name: &str) -> Result<(User, UserDatabase), Error> {
         let name = if name.is_empty() { &self.default_user } else { name };
         let wanted = name.to_owned();
         // The files are the tenant's and can be large: they are searched where a delay holds up nobody else.
-        let found = sandbox.root().run(move || Ok(UserDatabase::load()?.find(&wanted))).await;
-        let found = found
-            .map_err(|error| Error::new(Code::Internal, format!("reading the sandbox's users: {error}")))?;
+        let load = sandbox.root().run(move || {
+            let users = UserDatabase::load()?;
+            Ok(users.find(&wanted).map(|user| (user, users)))
+        });
+        let found = load.await.map_err(|error| {
+            let code = Unanswered::of(&error).map_or(Code::Internal, Unanswered::code);
+            Error::new(code, format!("reading the sandbox's users: {error}"))
+        })?;
         found.ok_or_else(|| Error::new(Code::Unauthenticated, format!("invalid username: '{name}'")))
     }
 

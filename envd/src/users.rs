@@ -3,8 +3,9 @@
 //! A static binary has no NSS, and the answer must be the container's, not the guest's. The files belong to the tenant:
 //! they are read with a bound, and a line that makes no sense is passed over.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::OnceLock;
 
 use envd_sys::Credentials;
 
@@ -32,6 +33,15 @@ pub struct User {
 pub struct UserDatabase {
     passwd: String,
     group: String,
+    /// Made at the first question: a listing asks once for each of its entries.
+    names: OnceLock<Names>,
+}
+
+/// Names by id.
+#[derive(Clone, Debug, Default)]
+struct Names {
+    users: HashMap<u32, String>,
+    groups: HashMap<u32, String>,
 }
 
 impl UserDatabase {
@@ -47,7 +57,7 @@ impl UserDatabase {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
             Err(error) => Err(error),
         };
-        Ok(Self { passwd: read("/etc/passwd")?, group: read("/etc/group")? })
+        Ok(Self { passwd: read("/etc/passwd")?, group: read("/etc/group")?, names: OnceLock::new() })
     }
 
     /// The user that `USER` of an image or a client names: `name`, `uid`, `name:group` or `uid:gid`; empty is root.
@@ -79,16 +89,26 @@ impl UserDatabase {
 
     /// The name of a user id, or the id as text.
     pub fn user_name(&self, uid: u32) -> String {
-        self.passwd_entries()
-            .find(|entry| entry.uid == uid)
-            .map_or_else(|| uid.to_string(), |entry| entry.name.to_owned())
+        self.names().users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
     }
 
     /// The name of a group id, or the id as text.
     pub fn group_name(&self, gid: u32) -> String {
-        self.group_entries()
-            .find(|entry| entry.gid == gid)
-            .map_or_else(|| gid.to_string(), |entry| entry.name.to_owned())
+        self.names().groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())
+    }
+
+    fn names(&self) -> &Names {
+        self.names.get_or_init(|| {
+            let mut names = Names::default();
+            // The first line of an id counts.
+            for entry in self.passwd_entries() {
+                names.users.entry(entry.uid).or_insert_with(|| entry.name.to_owned());
+            }
+            for entry in self.group_entries() {
+                names.groups.entry(entry.gid).or_insert_with(|| entry.name.to_owned());
+            }
+            names
+        })
     }
 
     fn group_id(&self, text: &str) -> Option<u32> {
@@ -159,6 +179,7 @@ mod tests {
                      nohome:x:5:5::\nbig:x:99999999999:1::/:\n"
                 .into(),
             group: "root:x:0:\nuser:x:1000:\nsudo:x:27:other,user\ndocker:x:999:user\nbad:x:x:user\n".into(),
+            ..Default::default()
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod codec;
 mod error;
+mod keepalive;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use http_body_util::{BodyExt, Limited};
 
 pub use codec::{Codec, Message};
 pub use error::{Code, Error};
+pub use keepalive::keepalive;
 
 /// The call's deadline, which a client sends in `Connect-Timeout-Ms`: at most ten digits, so always in range.
 pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {

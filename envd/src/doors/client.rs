@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::Query;
 use axum::response::{IntoResponse, Response};
 use envd_proto::{filesystem, process};
 use futures::TryStreamExt;
@@ -19,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::seats::Seat;
 use crate::connect::{self, Code, Error};
-use crate::filesystem::{self as files, FilesQuery, FilesystemService};
+use crate::filesystem::{self as files, FilesQuery, FilesystemService, Operation};
 use crate::process::{ProcessService, ProcessTable};
 use crate::sandbox::{Sandbox, Session};
 
@@ -125,7 +124,7 @@ impl Services {
         }
         match (request.method(), path.as_str()) {
             (&Method::GET, "/health") => StatusCode::NO_CONTENT.into_response(),
-            (&Method::GET | &Method::POST, "/files") => self.files(request).await,
+            (&Method::GET | &Method::HEAD | &Method::POST, "/files") => self.files(request).await,
             (&Method::GET, "/metrics" | "/envs" | "/ports") => self.machine(&path, request.headers()).await,
             (_, "/health" | "/files" | "/metrics" | "/envs" | "/ports") => {
                 StatusCode::METHOD_NOT_ALLOWED.into_response()
@@ -150,7 +149,10 @@ impl Services {
 
     /// As [`Services::authorize`], for a call that the tenant's processes or files have a part in: not while they are held.
     fn authorize_running(&self, headers: &HeaderMap) -> Result<Arc<Session>, Error> {
-        let session = self.authorize(headers)?;
+        self.running(self.authorize(headers)?)
+    }
+
+    fn running(&self, session: Arc<Session>) -> Result<Arc<Session>, Error> {
         if self.sandbox.lifecycle().phase().is_frozen() {
             return Err(Error::new(Code::Unavailable, "the sandbox is frozen: its host has to thaw it"));
         }
@@ -242,24 +244,62 @@ impl Services {
                 })
                 .await
             }
+            "WatchDir" => {
+                connect::server_stream(request, |watch, headers| async move {
+                    service.watch_dir(&session, watch, &headers).await
+                })
+                .await
+            }
+            "CreateWatcher" => {
+                connect::unary(request, |create, headers| async move {
+                    service.create_watcher(&session, create, &headers).await
+                })
+                .await
+            }
+            "GetWatcherEvents" => {
+                connect::unary(request, |events, _| async move { service.watcher_events(&events) }).await
+            }
+            "RemoveWatcher" => {
+                connect::unary(request, |remove, _| async move { service.remove_watcher(&remove) }).await
+            }
             other => unknown_method("filesystem.Filesystem", other),
         }
     }
 
     async fn files(self, request: Request<Body>) -> Response {
-        let session = match self.authorize_running(request.headers()) {
-            Ok(session) => session,
+        let query = FilesQuery::parse(request.uri().query().unwrap_or(""));
+        let operation = if *request.method() == Method::POST { Operation::Write } else { Operation::Read };
+        let authorized = query.and_then(|query| {
+            let session = self.authorize_files(request.headers(), &query, operation)?;
+            Ok((self.running(session)?, query))
+        });
+        let (session, query) = match authorized {
+            Ok(authorized) => authorized,
             Err(error) => return files::error_response(&error),
         };
-        let query = match Query::<FilesQuery>::try_from_uri(request.uri()) {
-            Ok(Query(query)) => query,
-            Err(error) => {
-                return files::error_response(&Error::new(Code::InvalidArgument, error.to_string()));
+        match operation {
+            Operation::Read => {
+                files::download(&self.sandbox, &session, query, request.method(), request.headers()).await
             }
-        };
-        match *request.method() {
-            Method::GET => files::download(&self.sandbox, &session, query, request.headers()).await,
-            _ => files::upload(&self.sandbox, &session, query, request).await,
+            Operation::Write => files::upload(&self.sandbox, &session, query, request).await,
+        }
+    }
+
+    /// The session, for a call of /files: a token that is given must be right; without one a signature will do.
+    fn authorize_files(
+        &self,
+        headers: &HeaderMap,
+        query: &FilesQuery,
+        operation: Operation,
+    ) -> Result<Arc<Session>, Error> {
+        match self.sandbox.session() {
+            Some(session) if !headers.contains_key("x-access-token") => {
+                if let Some(token) = session.access_token() {
+                    query.check_signature(operation, token)?;
+                }
+                Ok(session)
+            }
+            _ => self.authorize(headers),
         }
     }
 }

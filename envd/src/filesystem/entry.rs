@@ -8,12 +8,13 @@ use std::path::Path;
 use envd_proto::filesystem::{EntryInfo, FileType};
 use pbjson_types::Timestamp;
 
+use super::{metadata, name};
 use crate::users::UserDatabase;
 
 /// The entry at `path`, not following a link at its end; `shown` is the path to report.
 pub(super) fn entry(path: &Path, shown: &Path, users: &UserDatabase) -> io::Result<EntryInfo> {
     let own = fs::symlink_metadata(path)?;
-    let link = own.file_type().is_symlink().then(|| target(path));
+    let link = own.file_type().is_symlink().then(|| target(path, shown));
     // A link reports the type and the mode of what it leads to; one that leads nowhere reports itself and no type.
     let (kind, mode) = match &link {
         None => (file_type(&own), own.mode()),
@@ -21,9 +22,9 @@ pub(super) fn entry(path: &Path, shown: &Path, users: &UserDatabase) -> io::Resu
         Some(Target { metadata: None, .. }) => (FileType::Unspecified, own.mode()),
     };
     Ok(EntryInfo {
-        name: shown.file_name().unwrap_or(shown.as_os_str()).to_string_lossy().into_owned(),
+        name: name::encode(shown.file_name().unwrap_or(shown.as_os_str())),
         r#type: kind.into(),
-        path: shown.to_string_lossy().into_owned(),
+        path: name::encode(shown),
         size: i64::try_from(own.size()).unwrap_or(i64::MAX),
         mode: mode & 0o777,
         permissions: permissions(&own),
@@ -32,7 +33,10 @@ pub(super) fn entry(path: &Path, shown: &Path, users: &UserDatabase) -> io::Resu
         // The kernel gives 0 to 999,999,999.
         modified_time: Some(Timestamp { seconds: own.mtime(), nanos: own.mtime_nsec() as i32 }),
         symlink_target: link.map(|target| target.path),
-        metadata: Default::default(),
+        metadata: match kind {
+            FileType::File | FileType::Directory => metadata::read(path),
+            FileType::Symlink | FileType::Unspecified => Default::default(),
+        },
     })
 }
 
@@ -41,12 +45,10 @@ struct Target {
     metadata: Option<Metadata>,
 }
 
-fn target(path: &Path) -> Target {
+fn target(path: &Path, shown: &Path) -> Target {
     match fs::canonicalize(path).and_then(|resolved| Ok((fs::metadata(&resolved)?, resolved))) {
-        Ok((metadata, resolved)) => {
-            Target { path: resolved.to_string_lossy().into_owned(), metadata: Some(metadata) }
-        }
-        Err(_) => Target { path: path.to_string_lossy().into_owned(), metadata: None },
+        Ok((metadata, resolved)) => Target { path: name::encode(&resolved), metadata: Some(metadata) },
+        Err(_) => Target { path: name::encode(shown), metadata: None },
     }
 }
 

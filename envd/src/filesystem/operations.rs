@@ -2,17 +2,15 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, chown};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt, lchown};
+use std::path::Path;
 
 use envd_proto::filesystem::EntryInfo;
 
 use super::entry::entry;
 use crate::connect::{Code, Error};
+use crate::root::Unanswered;
 use crate::users::{User, UserDatabase};
-
-/// Entries that one ListDir gives; more would not fit into a message.
-const MAX_ENTRIES: usize = 10_000;
 
 /// Who gets what a call makes; `None` when the agent cannot give files away.
 pub(super) type Owner = Option<(u32, u32)>;
@@ -21,17 +19,25 @@ pub(super) fn owner(user: &User, can_change: bool) -> Owner {
     can_change.then_some((user.credentials.uid, user.credentials.gid))
 }
 
+/// The one place where errors of the system get their codes.
 pub(super) fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {
+    if let Some(unanswered) = Unanswered::of(error) {
+        return Error::new(unanswered.code(), format!("{what} '{}': {unanswered}", path.display()));
+    }
     let code = match error.kind() {
         // std's kind for this is not stable yet.
         _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => Code::FailedPrecondition,
         io::ErrorKind::NotFound => Code::NotFound,
         io::ErrorKind::AlreadyExists => Code::AlreadyExists,
-        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidInput => {
-            Code::InvalidArgument
+        io::ErrorKind::NotADirectory
+        | io::ErrorKind::IsADirectory
+        | io::ErrorKind::InvalidInput
+        | io::ErrorKind::InvalidFilename => Code::InvalidArgument,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Code::ResourceExhausted
         }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
         io::ErrorKind::PermissionDenied => Code::PermissionDenied,
+        io::ErrorKind::ReadOnlyFilesystem => Code::FailedPrecondition,
         _ => Code::Internal,
     };
     Error::new(code, format!("{what} '{}': {error}", path.display()))
@@ -39,61 +45,6 @@ pub(super) fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {
 
 pub(super) fn stat(path: &Path, users: &UserDatabase) -> Result<EntryInfo, Error> {
     entry(path, path, users).map_err(|error| io_error("cannot stat", path, &error))
-}
-
-/// The entries below a directory, each directory before what is in it, by name; links are not followed.
-pub(super) fn list(path: &Path, depth: u32, users: &UserDatabase) -> Result<Vec<EntryInfo>, Error> {
-    let root = fs::canonicalize(path).map_err(|error| io_error("cannot list", path, &error))?;
-    let metadata = fs::metadata(&root).map_err(|error| io_error("cannot list", path, &error))?;
-    if !metadata.is_dir() {
-        return Err(Error::new(
-            Code::InvalidArgument,
-            format!("path is not a directory: {}", path.display()),
-        ));
-    }
-    let mut found = Vec::new();
-    // What is still to be shown, the next one last: (where it is, how the client named the way to it, depth left).
-    let mut pending = Vec::new();
-    push_children(&mut pending, &root, path, depth.max(1))
-        .map_err(|error| io_error("cannot list", path, &error))?;
-    while let Some((at, shown, depth)) = pending.pop() {
-        if found.len() == MAX_ENTRIES {
-            let message = format!("'{}' has more than {MAX_ENTRIES} entries: list its parts", path.display());
-            return Err(Error::new(Code::ResourceExhausted, message));
-        }
-        let entry = match entry(&at, &shown, users) {
-            Ok(entry) => entry,
-            // Somebody removed it while we walked.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(io_error("cannot list", &shown, &error)),
-        };
-        let directory = entry.symlink_target.is_none() && entry.permissions.starts_with('d');
-        found.push(entry);
-        if directory && depth > 1 {
-            match push_children(&mut pending, &at, &shown, depth - 1) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(io_error("cannot list", &shown, &error));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn push_children(
-    pending: &mut Vec<(PathBuf, PathBuf, u32)>,
-    at: &Path,
-    shown: &Path,
-    depth: u32,
-) -> io::Result<()> {
-    // One more than can be shown is enough to know that it is too many.
-    let room = (MAX_ENTRIES + 1).saturating_sub(pending.len());
-    let names = fs::read_dir(at)?.take(room).map(|entry| Ok(entry?.file_name()));
-    let mut names = names.collect::<io::Result<Vec<_>>>()?;
-    names.sort_unstable_by(|a, b| b.cmp(a));
-    pending.extend(names.into_iter().map(|name| (at.join(&name), shown.join(&name), depth)));
-    Ok(())
 }
 
 pub(super) fn make_directory(path: &Path, owner: Owner, users: &UserDatabase) -> Result<EntryInfo, Error> {
@@ -129,70 +80,16 @@ pub(super) fn make_directories(path: &Path, owner: Owner) -> io::Result<()> {
 
 pub(super) fn give(path: &Path, owner: Owner) -> io::Result<()> {
     match owner {
-        Some((uid, gid)) => chown(path, Some(uid), Some(gid)),
+        // A link that somebody put there meanwhile must not give away what it leads to.
+        Some((uid, gid)) => lchown(path, Some(uid), Some(gid)),
         None => Ok(()),
-    }
-}
-
-pub(super) fn rename(from: &Path, to: &Path, owner: Owner, users: &UserDatabase) -> Result<EntryInfo, Error> {
-    fs::symlink_metadata(from).map_err(|error| io_error("cannot move", from, &error))?;
-    let internal = |error: io::Error| {
-        let message = format!("cannot move '{}' to '{}': {error}", from.display(), to.display());
-        Error::new(Code::Internal, message)
-    };
-    if let Some(parent) = to.parent() {
-        make_directories(parent, owner).map_err(internal)?;
-    }
-    fs::rename(from, to).map_err(internal)?;
-    stat(to, users)
-}
-
-/// Removes what is there, a directory with all that is in it; nothing there is no error.
-pub(super) fn remove(path: &Path) -> Result<(), Error> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(io_error("cannot remove", path, &error)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{relocate::relocate, remove::remove};
     use super::*;
-    use std::os::unix::fs::symlink;
-
-    #[test]
-    fn a_listing_is_in_order_and_does_not_follow_links() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().join("base");
-        make_directories(&base.join("b/deep/deeper"), None).unwrap();
-        fs::write(base.join("a"), b"").unwrap();
-        fs::write(base.join("b/c"), b"").unwrap();
-        symlink("..", base.join("up")).unwrap();
-        symlink("base", dir.path().join("link")).unwrap();
-        let users = UserDatabase::default();
-        let names = |path: &Path, depth| -> Vec<String> {
-            let listed = list(path, depth, &users).unwrap();
-            listed
-                .iter()
-                .map(|entry| Path::new(&entry.path).strip_prefix(path).unwrap().display().to_string())
-                .collect()
-        };
-        assert_eq!(names(&base, 0), ["a", "b", "up"]);
-        assert_eq!(names(&base, 2), ["a", "b", "b/c", "b/deep", "up"]);
-        assert_eq!(names(&dir.path().join("link"), 9), ["a", "b", "b/c", "b/deep", "b/deep/deeper", "up"]);
-
-        let code = |path: &Path| list(path, 1, &users).unwrap_err().code();
-        assert_eq!(code(&base.join("a")), Code::InvalidArgument);
-        assert_eq!(code(&base.join("missing")), Code::NotFound);
-        symlink("loop", base.join("loop")).unwrap();
-        assert_eq!(code(&base.join("loop")), Code::FailedPrecondition);
-    }
 
     #[test]
     fn moves_and_removals_have_the_codes_that_clients_know() {
@@ -202,9 +99,9 @@ mod tests {
         fs::write(&file, b"x").unwrap();
         assert_eq!(make_directory(dir.path(), None, &users).unwrap_err().code(), Code::AlreadyExists);
         assert_eq!(make_directory(&file, None, &users).unwrap_err().code(), Code::InvalidArgument);
-        let moved = rename(&file, &dir.path().join("new/place"), None, &users).unwrap();
+        let moved = relocate(&file, &dir.path().join("new/place"), None, &users).unwrap();
         assert_eq!(moved.name, "place");
-        assert_eq!(rename(&file, &dir.path().join("x"), None, &users).unwrap_err().code(), Code::NotFound);
+        assert_eq!(relocate(&file, &dir.path().join("x"), None, &users).unwrap_err().code(), Code::NotFound);
         remove(&dir.path().join("new")).unwrap();
         remove(&dir.path().join("new")).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

@@ -1,7 +1,6 @@
 //! `filesystem.Filesystem` on the client door.
 
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use envd_proto::filesystem::{
@@ -10,21 +9,24 @@ use envd_proto::filesystem::{
 };
 use http::HeaderMap;
 
-use super::operations::{self, Owner, owner};
+use super::operations::{self, Owner, io_error, owner};
+use super::watch::Watchers;
+use super::{list, name, relocate, remove};
 use crate::connect::{Code, Error};
 use crate::sandbox::{Sandbox, Session};
-use crate::users::{User, UserDatabase};
+use crate::users::User;
 
 /// Answers the calls of `filesystem.Filesystem`.
 #[derive(Clone, Debug)]
 pub struct FilesystemService {
-    sandbox: Arc<Sandbox>,
+    pub(super) sandbox: Arc<Sandbox>,
+    pub(super) watchers: Watchers,
 }
 
 impl FilesystemService {
     /// A service for the files of `sandbox`.
     pub fn new(sandbox: Arc<Sandbox>) -> Self {
-        Self { sandbox }
+        Self { sandbox, watchers: Watchers::default() }
     }
 
     /// What is at a path.
@@ -34,9 +36,9 @@ impl FilesystemService {
         r: StatRequest,
         headers: &HeaderMap,
     ) -> Result<StatResponse, Error> {
-        let (user, users) = self.caller(session, headers).await?;
+        let (user, users) = session.caller(&self.sandbox, headers).await?;
         let path = absolute(session, &user, &r.path)?;
-        let entry = self.run(move || operations::stat(&path, &users)).await?;
+        let entry = self.run(&path.clone(), move || operations::stat(&path, &users)).await?;
         Ok(StatResponse { entry: Some(entry) })
     }
 
@@ -47,9 +49,9 @@ impl FilesystemService {
         r: ListDirRequest,
         headers: &HeaderMap,
     ) -> Result<ListDirResponse, Error> {
-        let (user, users) = self.caller(session, headers).await?;
+        let (user, users) = session.caller(&self.sandbox, headers).await?;
         let path = absolute(session, &user, &r.path)?;
-        let entries = self.run(move || operations::list(&path, r.depth, &users)).await?;
+        let entries = self.run(&path.clone(), move || list::list(&path, r.depth, &users)).await?;
         Ok(ListDirResponse { entries })
     }
 
@@ -60,10 +62,10 @@ impl FilesystemService {
         r: MakeDirRequest,
         headers: &HeaderMap,
     ) -> Result<MakeDirResponse, Error> {
-        let (user, users) = self.caller(session, headers).await?;
+        let (user, users) = session.caller(&self.sandbox, headers).await?;
         let path = absolute(session, &user, &r.path)?;
         let owner = self.owner(&user);
-        let entry = self.run(move || operations::make_directory(&path, owner, &users)).await?;
+        let entry = self.run(&path.clone(), move || operations::make_directory(&path, owner, &users)).await?;
         Ok(MakeDirResponse { entry: Some(entry) })
     }
 
@@ -74,11 +76,11 @@ impl FilesystemService {
         r: MoveRequest,
         headers: &HeaderMap,
     ) -> Result<MoveResponse, Error> {
-        let (user, users) = self.caller(session, headers).await?;
+        let (user, users) = session.caller(&self.sandbox, headers).await?;
         let from = absolute(session, &user, &r.source)?;
         let to = absolute(session, &user, &r.destination)?;
         let owner = self.owner(&user);
-        let entry = self.run(move || operations::rename(&from, &to, owner, &users)).await?;
+        let entry = self.run(&from.clone(), move || relocate::relocate(&from, &to, owner, &users)).await?;
         Ok(MoveResponse { entry: Some(entry) })
     }
 
@@ -91,14 +93,8 @@ impl FilesystemService {
     ) -> Result<RemoveResponse, Error> {
         let user = session.user(&self.sandbox, headers).await?;
         let path = absolute(session, &user, &r.path)?;
-        self.run(move || operations::remove(&path)).await?;
+        self.run(&path.clone(), move || remove::remove(&path)).await?;
         Ok(RemoveResponse {})
-    }
-
-    async fn caller(&self, session: &Session, headers: &HeaderMap) -> Result<(User, UserDatabase), Error> {
-        let user = session.user(&self.sandbox, headers).await?;
-        let users = UserDatabase::read(self.sandbox.root()).await.map_err(|error| internal(&error))?;
-        Ok((user, users))
     }
 
     fn owner(&self, user: &User) -> Owner {
@@ -107,16 +103,18 @@ impl FilesystemService {
 
     async fn run<T: Send + 'static>(
         &self,
+        path: &Path,
         job: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.sandbox.root().run(move || Ok(job())).await.map_err(|error| internal(&error))?
+        let done = self.sandbox.root().run(move || Ok(job())).await;
+        done.map_err(|error| io_error("no answer about", path, &error))?
     }
 }
 
+/// The absolute path that a client means, as the bytes that the kernel gets.
 pub(super) fn absolute(session: &Session, user: &User, path: &str) -> Result<PathBuf, Error> {
-    session.path(user, path).map(PathBuf::from)
-}
-
-fn internal(error: &io::Error) -> Error {
-    Error::new(Code::Internal, error.to_string())
+    if path.contains('\0') {
+        return Err(Error::new(Code::InvalidArgument, "the path holds a NUL byte, which no name can"));
+    }
+    Ok(name::decode(&session.path(user, path)?))
 }

@@ -4,6 +4,7 @@ mod boot;
 mod cleanup;
 mod command;
 mod faults;
+mod files;
 mod init;
 mod isolation;
 mod processes;

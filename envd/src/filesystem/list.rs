@@ -1,0 +1,137 @@
+//! ListDir.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use envd_proto::filesystem::EntryInfo;
+
+use super::entry::entry;
+use super::operations::io_error;
+use super::walk::Walk;
+use crate::connect::{Code, Error};
+use crate::users::UserDatabase;
+
+/// Entries that one ListDir gives; more would not fit into a message.
+const MAX_ENTRIES: usize = 10_000;
+
+/// The entries below a directory, each directory before what is in it, by name; links are not followed.
+pub(super) fn list(path: &Path, depth: u32, users: &UserDatabase) -> Result<Vec<EntryInfo>, Error> {
+    let failed = |shown: &Path, error: &io::Error| io_error("cannot list", shown, error);
+    let mut walk = Walk::begin(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotADirectory => {
+            Error::new(Code::InvalidArgument, format!("path is not a directory: {}", path.display()))
+        }
+        _ => failed(path, &error),
+    })?;
+    let mut found = Vec::new();
+    // How the client named the way to where the walk is, and what is still to be shown of each directory on it.
+    let mut shown = path.to_owned();
+    let mut pending = 0;
+    let mut open = vec![names(&walk, path, &mut pending)?];
+    while let Some(names_here) = open.last_mut() {
+        let Some(name) = names_here.pop() else {
+            open.pop();
+            if !open.is_empty() {
+                walk.ascend().map_err(|error| failed(&shown, &error))?;
+                shown.pop();
+            }
+            continue;
+        };
+        pending -= 1;
+        let at = PathBuf::from(&name);
+        let path_shown = shown.join(&name);
+        let entry = match entry(&at, &path_shown, users) {
+            Ok(entry) => entry,
+            Err(error) if gone(&error) => continue,
+            Err(error) => return Err(failed(&path_shown, &error)),
+        };
+        let directory = entry.symlink_target.is_none() && entry.permissions.starts_with('d');
+        found.push(entry);
+        if directory && open.len() < depth.max(1) as usize {
+            match walk.descend(&name) {
+                Ok(()) => {
+                    shown = path_shown;
+                    pending += found.len();
+                    let inside = names(&walk, path, &mut pending)?;
+                    pending -= found.len();
+                    open.push(inside);
+                }
+                Err(error) if gone(&error) => {}
+                Err(error) => return Err(failed(&path_shown, &error)),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The names in the directory, the first one last. `pending` counts what was found and what is still to come.
+fn names(walk: &Walk, path: &Path, pending: &mut usize) -> Result<Vec<OsString>, Error> {
+    let room = MAX_ENTRIES.saturating_sub(*pending);
+    let (names, more) = walk.names(room).map_err(|error| io_error("cannot list", path, &error))?;
+    if more {
+        let message = format!("'{}' has more than {MAX_ENTRIES} entries: list its parts", path.display());
+        return Err(Error::new(Code::ResourceExhausted, message));
+    }
+    let mut names: Vec<_> = names.into_iter().map(|name| name.name).collect();
+    names.sort_unstable_by(|a, b| b.cmp(a));
+    *pending += names.len();
+    Ok(names)
+}
+
+/// Somebody removed it, or put something else there, while we walked.
+fn gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::operations::make_directories;
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_listing_is_in_order_and_does_not_follow_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("base");
+        make_directories(&base.join("b/deep/deeper"), None).unwrap();
+        fs::write(base.join("a"), b"").unwrap();
+        fs::write(base.join("b/c"), b"").unwrap();
+        symlink("..", base.join("up")).unwrap();
+        symlink("base", dir.path().join("link")).unwrap();
+        let users = UserDatabase::default();
+        let names = |path: &Path, depth| -> Vec<String> {
+            let listed = list(path, depth, &users).unwrap();
+            listed
+                .iter()
+                .map(|entry| Path::new(&entry.path).strip_prefix(path).unwrap().display().to_string())
+                .collect()
+        };
+        assert_eq!(names(&base, 0), ["a", "b", "up"]);
+        assert_eq!(names(&base, 2), ["a", "b", "b/c", "b/deep", "up"]);
+        assert_eq!(names(&dir.path().join("link"), 9), ["a", "b", "b/c", "b/deep", "b/deep/deeper", "up"]);
+
+        let code = |path: &Path| list(path, 1, &users).unwrap_err().code();
+        assert_eq!(code(&base.join("a")), Code::InvalidArgument);
+        assert_eq!(code(&base.join("missing")), Code::NotFound);
+        symlink("loop", base.join("loop")).unwrap();
+        assert_eq!(code(&base.join("loop")), Code::FailedPrecondition);
+    }
+
+    #[test]
+    fn the_bound_holds_however_the_entries_are_spread() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..100 {
+            let folder = dir.path().join(format!("{n}"));
+            fs::create_dir(&folder).unwrap();
+            for n in 0..99 {
+                fs::write(folder.join(format!("{n}")), b"").unwrap();
+            }
+        }
+        let users = UserDatabase::default();
+        assert_eq!(list(dir.path(), 2, &users).unwrap().len(), MAX_ENTRIES);
+        fs::write(dir.path().join("more"), b"").unwrap();
+        assert_eq!(list(dir.path(), 2, &users).unwrap_err().code(), Code::ResourceExhausted);
+    }
+}

@@ -116,12 +116,18 @@ fn end_frame(error: Option<&Error>) -> Bytes {
 fn single_message(body: &[u8]) -> Result<Bytes, Error> {
     let mut decoder = envelope::Decoder::default();
     decoder.push(body);
-    let invalid = |what: String| Error::new(Code::InvalidArgument, what);
-    let first = decoder.envelope().map_err(|error| invalid(error.to_string()))?;
-    match first {
+    match decoder.envelope().map_err(envelope_error)? {
         Some(envelope) if !envelope.end => Ok(envelope.message),
-        _ => Err(invalid("the body has no message in an envelope".into())),
+        _ => Err(Error::new(Code::InvalidArgument, "the body has no message in an envelope")),
     }
+}
+
+fn envelope_error(error: envelope::Error) -> Error {
+    let code = match error {
+        envelope::Error::TooLong { .. } => Code::ResourceExhausted,
+        envelope::Error::Compressed | envelope::Error::Flags { .. } => Code::InvalidArgument,
+    };
+    Error::new(code, error.to_string())
 }
 
 async fn read_body(body: Body) -> Result<Bytes, Error> {

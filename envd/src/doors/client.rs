@@ -10,6 +10,7 @@ use axum::extract::Query;
 use axum::response::{IntoResponse, Response};
 use envd_proto::{filesystem, process};
 use futures::TryStreamExt;
+use http::header::ALLOW;
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -17,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
+use super::cors;
 use crate::connect::{self, Code, Error};
 use crate::filesystem::{self as files, FilesQuery, FilesystemService};
 use crate::process::{ProcessService, ProcessTable};
@@ -71,7 +73,10 @@ impl ClientDoor {
         let services = self.services.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let services = services.clone();
-            async move { Ok::<_, Infallible>(services.answer(request.map(Body::new)).await) }
+            async move {
+                let call = |request| services.answer(request);
+                Ok::<_, Infallible>(cors::answer(request.map(Body::new), call).await)
+            }
         });
         // A client that breaks off is no event.
         let _ = builder.serve_connection(TokioIo::new(stream), service).await;
@@ -100,13 +105,13 @@ impl Services {
         if let Some(method) = path.strip_prefix("/process.Process/") {
             return match *request.method() {
                 Method::POST => self.process_call(method, request).await,
-                _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+                _ => (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "POST")]).into_response(),
             };
         }
         if let Some(method) = path.strip_prefix("/filesystem.Filesystem/") {
             return match *request.method() {
                 Method::POST => self.filesystem_call(method, request).await,
-                _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+                _ => (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "POST")]).into_response(),
             };
         }
         match (request.method(), path.as_str()) {

@@ -3,6 +3,7 @@
 //! ```text
 //! CLIENT_PORT   client.rs    HTTP: processes, files, health
 //! PORTS_PORT    ports.rs     CONNECT <tcp port>
+//! (browsers)    cors.rs      what a page may do at the client door
 //! (dialled)     control.rs   the host alone: hello, configure, shutdown
 //! ```
 //!
@@ -11,6 +12,7 @@
 
 mod client;
 mod control;
+mod cors;
 mod ports;
 
 use std::io;

@@ -35,6 +35,11 @@ pub struct UserDatabase {
 }
 
 impl UserDatabase {
+    /// The two files' contents; public for the fuzz targets.
+    pub fn new(passwd: String, group: String) -> Self {
+        Self { passwd, group }
+    }
+
     /// Reads the sandbox's files.
     pub async fn read(root: &Root) -> io::Result<Self> {
         root.run(Self::load).await
@@ -63,7 +68,8 @@ impl UserDatabase {
             (Some(entry), _) => User {
                 name: entry.name.to_owned(),
                 credentials: Credentials { uid: entry.uid, gid: entry.gid, groups: self.groups_of(&entry) },
-                home: if entry.home.is_empty() { "/".into() } else { entry.home.to_owned() },
+                // A relative one would make every path depend on where the agent stands.
+                home: if entry.home.starts_with('/') { entry.home.to_owned() } else { "/".into() },
             },
             // Docker's rule: a number needs no entry, and its group is then root's.
             (None, Some(uid)) => numeric(uid),

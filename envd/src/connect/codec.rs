@@ -54,14 +54,16 @@ impl Codec {
         }
     }
 
-    pub(super) fn decode<M: Message>(self, bytes: &[u8]) -> Result<M, Error> {
+    /// Reads a message.
+    pub fn decode<M: Message>(self, bytes: &[u8]) -> Result<M, Error> {
         match self {
             Self::Json => serde_json::from_slice(bytes).map_err(|error| malformed(&error)),
             Self::Proto => M::decode(bytes).map_err(|error| malformed(&error)),
         }
     }
 
-    pub(super) fn encode<M: Message>(self, message: &M) -> Result<Bytes, Error> {
+    /// Writes a message.
+    pub fn encode<M: Message>(self, message: &M) -> Result<Bytes, Error> {
         match self {
             Self::Json => serde_json::to_vec(message)
                 .map(Bytes::from)

@@ -40,7 +40,10 @@ fn main() -> io::Result<()> {
             with(&[0b0001_0000], &binary),
             with(&[0b0001_0011], &envelope::encode(0, &json)),
             with(&[0b1111_0001], &envelope::encode(0, &binary)),
-            with(&[3], &[envelope::encode(0, b"{}"), envelope::encode(envelope::END_OF_STREAM, b"{}")].concat()),
+            with(
+                &[3],
+                &[envelope::encode(0, b"{}"), envelope::encode(envelope::END_OF_STREAM, b"{}")].concat(),
+            ),
         ],
     )?;
     let mut messages = vec![with(&[0, 0], &json), with(&[0, 1], &binary)];
@@ -59,11 +62,11 @@ fn main() -> io::Result<()> {
     }
     write("json", messages)?;
 
-    let passwd = "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000:,,,:/home/user:/bin/bash\nodd:x:7:7::relative:\n";
+    let passwd =
+        "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000:,,,:/home/user:/bin/bash\nodd:x:7:7::relative:\n";
     let group = "root:x:0:\nstaff:x:50:user,root\n";
-    let path = |user: &str, workdir: &str, path: &str| {
-        [user, workdir, path, group, passwd].join("\0").into_bytes()
-    };
+    let path =
+        |user: &str, workdir: &str, path: &str| [user, workdir, path, group, passwd].join("\0").into_bytes();
     write(
         "path",
         vec![
@@ -91,7 +94,8 @@ fn main() -> io::Result<()> {
         ],
     )?;
 
-    let configure = Configure { hostname: "h".into(), env: [("A".into(), "1".into())].into(), ..Default::default() };
+    let configure =
+        Configure { hostname: "h".into(), env: [("A".into(), "1".into())].into(), ..Default::default() };
     let request = FromHost { id: 1, request: Some(from_host::Request::Configure(configure)) };
     let mut encoder = record::Encoder::default();
     let mut encode = |payload: &[u8]| encoder.encode(3, payload).map_err(io::Error::other);

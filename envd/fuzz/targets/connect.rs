@@ -69,7 +69,9 @@ async fn call(streaming: bool, json: bool, body: &[u8], step: usize) {
         .unwrap();
     let response = if streaming {
         let handle = |request: StartRequest, _: HeaderMap| async move {
-            Ok(stream::iter((0..request.tag.map_or(0, |tag| tag.len() % 4)).map(|_| Ok(StartResponse::default()))))
+            Ok(stream::iter(
+                (0..request.tag.map_or(0, |tag| tag.len() % 4)).map(|_| Ok(StartResponse::default())),
+            ))
         };
         connect::server_stream(request, handle).await
     } else {

@@ -48,7 +48,8 @@ where
     assert_eq!(M::decode(&binary[..]).unwrap(), message);
     match serde_json::to_string(&message) {
         Ok(printed) => {
-            let again: M = serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"));
+            let again: M =
+                serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"));
             assert_eq!(again, message, "{printed}");
             assert_eq!(serde_json::to_string(&again).unwrap(), printed);
         }

@@ -84,10 +84,12 @@ async fn take_request(socket: &OwnedFd) {
 fn answer(socket: &OwnedFd, datagram: &[u8], descriptors: usize) {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = vec![socket.as_fd(); descriptors];
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let fds = vec![null.as_fd(); descriptors];
     if !fds.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(&fds));
     }
     // An agent that has given up on its spawner reads no more.
-    let _ = sendmsg(socket, &[IoSlice::new(datagram)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    let _ =
+        sendmsg(socket, &[IoSlice::new(datagram)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
 }

@@ -95,8 +95,8 @@ fn frames<S: Message>(
             return None;
         }
         let (frame, ended) = match messages.next().await {
-            Some(message) => match message.and_then(|message| codec.encode(&message)) {
-                Ok(encoded) => (envelope::encode(0, &encoded), false),
+            Some(message) => match message.and_then(|message| codec.encode_enveloped(&message)) {
+                Ok(frame) => (frame, false),
                 Err(error) => (end_frame(Some(&error)), true),
             },
             None => (end_frame(None), true),

@@ -139,7 +139,10 @@ impl Services {
     async fn process_call(self, method: &str, request: Request<Body>) -> Response {
         let session = match self.authorize(request.headers()) {
             Ok(session) => session,
-            Err(error) => return error.into_unary_response(),
+            Err(error) => {
+                connect::discard(request).await;
+                return error.into_unary_response();
+            }
         };
         let service = self.processes;
         match method {
@@ -173,14 +176,20 @@ impl Services {
             "SendSignal" => {
                 connect::unary(request, |signal, _| async move { service.send_signal(&signal) }).await
             }
-            other => unknown_method("process.Process", other),
+            other => {
+                connect::discard(request).await;
+                unknown_method("process.Process", other)
+            }
         }
     }
 
     async fn filesystem_call(self, method: &str, request: Request<Body>) -> Response {
         let session = match self.authorize(request.headers()) {
             Ok(session) => session,
-            Err(error) => return error.into_unary_response(),
+            Err(error) => {
+                connect::discard(request).await;
+                return error.into_unary_response();
+            }
         };
         let service = self.filesystem;
         match method {
@@ -214,7 +223,10 @@ impl Services {
                 })
                 .await
             }
-            other => unknown_method("filesystem.Filesystem", other),
+            other => {
+                connect::discard(request).await;
+                unknown_method("filesystem.Filesystem", other)
+            }
         }
     }
 

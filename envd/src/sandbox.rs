@@ -168,7 +168,8 @@ pub struct Session {
 }
 
 impl Session {
-    fn new(configure: Configure) -> Self {
+    /// What a Configure says; public for the fuzz targets.
+    pub fn new(configure: Configure) -> Self {
         Self {
             env: configure.env.into_iter().collect(),
             default_user: configure.default_user,

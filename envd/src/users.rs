@@ -45,6 +45,11 @@ struct Names {
 }
 
 impl UserDatabase {
+    /// The two files' contents; public for the fuzz targets.
+    pub fn new(passwd: String, group: String) -> Self {
+        Self { passwd, group }
+    }
+
     /// Reads the sandbox's files.
     pub async fn read(root: &Root) -> io::Result<Self> {
         root.run(Self::load).await
@@ -73,7 +78,8 @@ impl UserDatabase {
             (Some(entry), _) => User {
                 name: entry.name.to_owned(),
                 credentials: Credentials { uid: entry.uid, gid: entry.gid, groups: self.groups_of(&entry) },
-                home: if entry.home.is_empty() { "/".into() } else { entry.home.to_owned() },
+                // A relative one would make every path depend on where the agent stands.
+                home: if entry.home.starts_with('/') { entry.home.to_owned() } else { "/".into() },
             },
             // Docker's rule: a number needs no entry, and its group is then root's.
             (None, Some(uid)) => numeric(uid),
@@ -176,7 +182,7 @@ mod tests {
     fn database() -> UserDatabase {
         UserDatabase {
             passwd: "root:x:0:0:root:/root:/bin/bash\nbroken line\nuser:x:1000:1000::/home/user:/bin/sh\n\
-                     nohome:x:5:5::\nbig:x:99999999999:1::/:\n"
+                     nohome:x:5:5::\nodd:x:6:6::a/b:\nbig:x:99999999999:1::/:\n"
                 .into(),
             group: "root:x:0:\nuser:x:1000:\nsudo:x:27:other,user\ndocker:x:999:user\nbad:x:x:user\n".into(),
             ..Default::default()
@@ -196,6 +202,7 @@ mod tests {
         assert_eq!(ids("1000:sudo"), Some(("user".into(), 1000, 27, vec![27], "/home/user".into())));
         assert_eq!(ids("4321:99"), Some(("4321".into(), 4321, 99, vec![99], "/".into())));
         assert_eq!(ids("4321"), Some(("4321".into(), 4321, 0, vec![0], "/".into())));
+        assert_eq!(ids("odd"), Some(("odd".into(), 6, 6, vec![6], "/".into())), "a relative home");
         assert_eq!(ids("nobody"), None);
         assert_eq!(ids("user:nosuch"), None);
         assert_eq!(ids("big"), None);

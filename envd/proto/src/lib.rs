@@ -71,6 +71,9 @@ pub const HOST_CID: u32 = 2;
 /// The generation of a sandbox that was booted cold. Each restore raises it by one.
 pub const FIRST_GENERATION: u64 = 1;
 
+/// The .proto files as an encoded `FileDescriptorSet`, for tools that want to know every method and field.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,7 +141,7 @@ mod tests {
                 lines(&name, nested, out);
             }
         }
-        let set = Set::decode(&include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"))[..]).unwrap();
+        let set = Set::decode(DESCRIPTORS).unwrap();
         let mut out = String::new();
         for file in set.files.iter().filter(|file| file.package != "google.protobuf") {
             for message in &file.messages {

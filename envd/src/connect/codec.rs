@@ -1,6 +1,7 @@
 //! The two encodings of a message.
 
 use bytes::Bytes;
+use envd_channel::envelope;
 use http::{HeaderMap, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -54,21 +55,42 @@ impl Codec {
         }
     }
 
-    pub(super) fn decode<M: Message>(self, bytes: &[u8]) -> Result<M, Error> {
+    /// Reads a message.
+    pub fn decode<M: Message>(self, bytes: &[u8]) -> Result<M, Error> {
         match self {
             Self::Json => serde_json::from_slice(bytes).map_err(|error| malformed(&error)),
             Self::Proto => M::decode(bytes).map_err(|error| malformed(&error)),
         }
     }
 
-    pub(super) fn encode<M: Message>(self, message: &M) -> Result<Bytes, Error> {
+    /// Writes a message.
+    pub fn encode<M: Message>(self, message: &M) -> Result<Bytes, Error> {
         match self {
-            Self::Json => serde_json::to_vec(message)
-                .map(Bytes::from)
-                .map_err(|error| Error::new(Code::Internal, format!("encoding the answer failed: {error}"))),
+            Self::Json => serde_json::to_vec(message).map(Bytes::from).map_err(|error| unwritable(&error)),
             Self::Proto => Ok(message.encode_to_vec().into()),
         }
     }
+
+    /// Writes a message of a stream, in its envelope: output goes through here, so it is copied once and not twice.
+    pub(super) fn encode_enveloped<M: Message>(self, message: &M) -> Result<Bytes, Error> {
+        let mut bytes = Vec::new();
+        match self {
+            Self::Json => {
+                bytes.resize(envelope::HEADER_SIZE, 0);
+                serde_json::to_writer(&mut bytes, message).map_err(|error| unwritable(&error))?;
+            }
+            Self::Proto => {
+                bytes.reserve_exact(envelope::HEADER_SIZE + message.encoded_len());
+                bytes.resize(envelope::HEADER_SIZE, 0);
+                message.encode(&mut bytes).map_err(|error| unwritable(&error))?;
+            }
+        }
+        Ok(envelope::seal(0, bytes))
+    }
+}
+
+fn unwritable(error: &dyn std::error::Error) -> Error {
+    Error::new(Code::Internal, format!("encoding the answer failed: {error}"))
 }
 
 fn malformed(error: &dyn std::error::Error) -> Error {

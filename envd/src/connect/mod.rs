@@ -22,6 +22,12 @@ pub use codec::{Codec, Message};
 pub use error::{Code, Error};
 pub use keepalive::keepalive;
 
+/// What is read of the body of a call that is refused.
+const MAX_DISCARDED: usize = 64 << 10;
+
+/// How long that may take.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The call's deadline, which a client sends in `Connect-Timeout-Ms`: at most ten digits, so always in range.
 pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let Some(value) = headers.get("connect-timeout-ms") else { return Ok(None) };
@@ -42,7 +48,10 @@ where
     S: Message,
     F: Future<Output = Result<S, Error>>,
 {
-    let Some(codec) = Codec::of_unary(request.headers()) else { return unsupported_media_type() };
+    let Some(codec) = Codec::of_unary(request.headers()) else {
+        discard(request).await;
+        return unsupported_media_type();
+    };
     let call = async {
         let deadline = timeout(request.headers())?;
         check_identity(request.headers(), header::CONTENT_ENCODING.as_str())?;
@@ -72,7 +81,10 @@ where
     F: Future<Output = Result<T, Error>>,
     T: Stream<Item = Result<S, Error>> + Send + 'static,
 {
-    let Some(codec) = Codec::of_stream(request.headers()) else { return unsupported_media_type() };
+    let Some(codec) = Codec::of_stream(request.headers()) else {
+        discard(request).await;
+        return unsupported_media_type();
+    };
     let call = async {
         check_identity(request.headers(), "connect-content-encoding")?;
         let (parts, body) = request.into_parts();
@@ -97,8 +109,8 @@ fn frames<S: Message>(
             return None;
         }
         let (frame, ended) = match messages.next().await {
-            Some(message) => match message.and_then(|message| codec.encode(&message)) {
-                Ok(encoded) => (envelope::encode(0, &encoded), false),
+            Some(message) => match message.and_then(|message| codec.encode_enveloped(&message)) {
+                Ok(frame) => (frame, false),
                 Err(error) => (end_frame(Some(&error)), true),
             },
             None => (end_frame(None), true),
@@ -118,12 +130,26 @@ fn end_frame(error: Option<&Error>) -> Bytes {
 fn single_message(body: &[u8]) -> Result<Bytes, Error> {
     let mut decoder = envelope::Decoder::default();
     decoder.push(body);
-    let invalid = |what: String| Error::new(Code::InvalidArgument, what);
-    let first = decoder.envelope().map_err(|error| invalid(error.to_string()))?;
-    match first {
+    match decoder.envelope().map_err(envelope_error)? {
         Some(envelope) if !envelope.end => Ok(envelope.message),
-        _ => Err(invalid("the body has no message in an envelope".into())),
+        _ => Err(Error::new(Code::InvalidArgument, "the body has no message in an envelope")),
     }
+}
+
+fn envelope_error(error: envelope::Error) -> Error {
+    let code = match error {
+        envelope::Error::TooLong { .. } => Code::ResourceExhausted,
+        envelope::Error::Compressed | envelope::Error::Flags { .. } => Code::InvalidArgument,
+    };
+    Error::new(code, error.to_string())
+}
+
+/// Takes the body of a call that is refused: an answer while a client still writes would cost it the connection, and with
+/// it the answer. A body that is large or slow is cut off all the same.
+pub async fn discard(request: Request<Body>) {
+    let mut body = Limited::new(request.into_body(), MAX_DISCARDED);
+    let reading = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, reading).await;
 }
 
 async fn read_body(body: Body) -> Result<Bytes, Error> {

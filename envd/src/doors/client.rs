@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use envd_proto::{filesystem, process};
 use futures::TryStreamExt;
+use http::header::ALLOW;
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -16,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
+use super::cors;
 use super::seats::Seat;
 use crate::connect::{self, Code, Error};
 use crate::filesystem::{self as files, FilesQuery, FilesystemService, Operation};
@@ -84,7 +86,10 @@ impl ClientDoor {
             if services.authorize(request.headers()).is_ok() {
                 seat.used();
             }
-            async move { Ok::<_, Infallible>(services.answer(request.map(Body::new)).await) }
+            async move {
+                let call = |request| services.answer(request);
+                Ok::<_, Infallible>(cors::answer(request.map(Body::new), call).await)
+            }
         });
         // A client that breaks off is no event.
         let _ = builder.serve_connection(TokioIo::new(stream), service).await;
@@ -113,13 +118,13 @@ impl Services {
         if let Some(method) = path.strip_prefix("/process.Process/") {
             return match *request.method() {
                 Method::POST => self.process_call(method, request).await,
-                _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+                _ => (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "POST")]).into_response(),
             };
         }
         if let Some(method) = path.strip_prefix("/filesystem.Filesystem/") {
             return match *request.method() {
                 Method::POST => self.filesystem_call(method, request).await,
-                _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+                _ => (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "POST")]).into_response(),
             };
         }
         match (request.method(), path.as_str()) {
@@ -169,7 +174,10 @@ impl Services {
     async fn process_call(self, method: &str, request: Request<Body>) -> Response {
         let session = match self.authorize_running(request.headers()) {
             Ok(session) => session,
-            Err(error) => return error.into_unary_response(),
+            Err(error) => {
+                connect::discard(request).await;
+                return error.into_unary_response();
+            }
         };
         let service = self.processes;
         match method {
@@ -203,14 +211,20 @@ impl Services {
             "SendSignal" => {
                 connect::unary(request, |signal, _| async move { service.send_signal(&signal) }).await
             }
-            other => unknown_method("process.Process", other),
+            other => {
+                connect::discard(request).await;
+                unknown_method("process.Process", other)
+            }
         }
     }
 
     async fn filesystem_call(self, method: &str, request: Request<Body>) -> Response {
         let session = match self.authorize_running(request.headers()) {
             Ok(session) => session,
-            Err(error) => return error.into_unary_response(),
+            Err(error) => {
+                connect::discard(request).await;
+                return error.into_unary_response();
+            }
         };
         let service = self.filesystem;
         match method {
@@ -262,7 +276,10 @@ impl Services {
             "RemoveWatcher" => {
                 connect::unary(request, |remove, _| async move { service.remove_watcher(&remove) }).await
             }
-            other => unknown_method("filesystem.Filesystem", other),
+            other => {
+                connect::discard(request).await;
+                unknown_method("filesystem.Filesystem", other)
+            }
         }
     }
 

@@ -1,0 +1,127 @@
+//! Writes the first inputs of every target: `seeds FOLDER`. Made by the project's own writers, so that they are well
+//! formed and the fuzzer begins behind the first checks.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use envd_channel::{envelope, preamble, record};
+use envd_proto::control::{Configure, FromHost, from_host};
+use envd_proto::process::{ProcessConfig, Pty, StartRequest, pty};
+use prost::Message;
+
+fn main() -> io::Result<()> {
+    let folder = PathBuf::from(std::env::args_os().nth(1).ok_or(io::ErrorKind::InvalidInput)?);
+    let write = |target: &str, seeds: Vec<Vec<u8>>| {
+        let folder = folder.join(target);
+        fs::create_dir_all(&folder)?;
+        seeds.iter().enumerate().try_for_each(|(n, seed)| fs::write(folder.join(format!("seed-{n}")), seed))
+    };
+    let start = StartRequest {
+        process: Some(ProcessConfig {
+            cmd: "/bin/sh".into(),
+            args: vec!["-c".into(), "echo \"\u{fc}\"".into()],
+            envs: [("A".into(), "1".into())].into(),
+            cwd: Some("/tmp".into()),
+            ..Default::default()
+        }),
+        pty: Some(Pty { size: Some(pty::Size { cols: 80, rows: 24 }) }),
+        tag: Some("tag".into()),
+        stdin: Some(true),
+        ..Default::default()
+    };
+    let json = serde_json::to_vec(&start)?;
+    let binary = start.encode_to_vec();
+    let with = |prefix: &[u8], body: &[u8]| [prefix, body].concat();
+    write(
+        "connect",
+        vec![
+            with(&[0b0001_0010], &json),
+            with(&[0b0001_0000], &binary),
+            with(&[0b0001_0011], &envelope::encode(0, &json)),
+            with(&[0b1111_0001], &envelope::encode(0, &binary)),
+            with(
+                &[3],
+                &[envelope::encode(0, b"{}"), envelope::encode(envelope::END_OF_STREAM, b"{}")].concat(),
+            ),
+        ],
+    )?;
+    let mut messages = vec![with(&[0, 0], &json), with(&[0, 1], &binary)];
+    for (which, text) in [
+        (1, r#"{"process":{"pid":7}}"#),
+        (3, r#"{"process":{"tag":"t"},"pty":{"size":{"cols":1,"rows":2}}}"#),
+        (4, r#"{"data":{"input":{"pty":"AA=="}}}"#),
+        (5, r#"{"process":{"pid":7},"input":{"stdin":"-_8"}}"#),
+        (6, r#"{"process":{"pid":7},"signal":15}"#),
+        (10, r#"{"source":"/a","destination":"/b"}"#),
+        (11, r#"{"path":"/a","depth":2}"#),
+        (13, r#"{"path":"/a","recursive":true,"include_entry":true}"#),
+        (15, r#"{"watcherId":"w"}"#),
+    ] {
+        messages.push(with(&[which, 0], text.as_bytes()));
+    }
+    write("json", messages)?;
+
+    let passwd =
+        "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000:,,,:/home/user:/bin/bash\nodd:x:7:7::relative:\n";
+    let group = "root:x:0:\nstaff:x:50:user,root\n";
+    let path =
+        |user: &str, workdir: &str, path: &str| [user, workdir, path, group, passwd].join("\0").into_bytes();
+    write(
+        "path",
+        vec![
+            path("user", "/app", ""),
+            path("", "app", ""),
+            path("1000:staff", "", "~/a/../b"),
+            path("odd", "", "~"),
+            path("user", "", "../../x//y/."),
+            path("7", "", "~root/x"),
+        ],
+    )?;
+
+    let part = |name: &str, file: &str, content: &str| {
+        format!(
+            "--cut\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"{file}\"\r\n\
+             Content-Type: application/octet-stream\r\n\r\n{content}\r\n"
+        )
+    };
+    let two = format!("{}{}--cut--\r\n", part("file", "/a/b", "first"), part("file", "c", "--cu\r\n-"));
+    write(
+        "multipart",
+        vec![
+            with(&[6], two.as_bytes()),
+            with(&[0], format!("preface\r\n{}--cut--", part("other", "", "")).as_bytes()),
+        ],
+    )?;
+
+    let configure =
+        Configure { hostname: "h".into(), env: [("A".into(), "1".into())].into(), ..Default::default() };
+    let request = FromHost { id: 1, request: Some(from_host::Request::Configure(configure)) };
+    let mut encoder = record::Encoder::default();
+    let mut encode = |payload: &[u8]| encoder.encode(3, payload).map_err(io::Error::other);
+    let (short, long) = (encode(&request.encode_to_vec())?, encode(&[7; 2500])?);
+    write(
+        "records",
+        vec![
+            with(&[1, 3], &short),
+            with(&[200, 3], &[b"garbage\x89TFN".as_slice(), &long, &short].concat()),
+            with(&[9, 3], &[&long[..1024], &short[..], &preamble::encode(3)].concat()),
+        ],
+    )?;
+
+    // Started, Failed, Exited, as protobuf: ids and pids are small numbers.
+    let datagrams = |all: &[&[u8]]| {
+        all.iter().flat_map(|one| [&[one.len() as u8][..], one].concat()).collect::<Vec<u8>>()
+    };
+    let started: &[u8] = &[0x0a, 4, 0x08, 1, 0x10, 9];
+    let failed: &[u8] = &[0x12, 6, 0x08, 2, 0x10, 3, 0x18, 2];
+    let exited: &[u8] = &[0x1a, 4, 0x08, 9, 0x10, 0];
+    write(
+        "spawner",
+        vec![
+            with(&[1], &datagrams(&[started, failed, exited])),
+            with(&[0], &datagrams(&[started, exited, exited, &[]])),
+            with(&[2], &datagrams(&[&[0xff; 200], failed])),
+        ],
+    )
+}

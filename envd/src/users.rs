@@ -47,7 +47,7 @@ struct Names {
 impl UserDatabase {
     /// The two files' contents; public for the fuzz targets.
     pub fn new(passwd: String, group: String) -> Self {
-        Self { passwd, group }
+        Self { passwd, group, names: OnceLock::new() }
     }
 
     /// Reads the sandbox's files.
@@ -62,7 +62,7 @@ impl UserDatabase {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
             Err(error) => Err(error),
         };
-        Ok(Self { passwd: read("/etc/passwd")?, group: read("/etc/group")?, names: OnceLock::new() })
+        Ok(Self::new(read("/etc/passwd")?, read("/etc/group")?))
     }
 
     /// The user that `USER` of an image or a client names: `name`, `uid`, `name:group` or `uid:gid`; empty is root.

@@ -182,7 +182,8 @@ mod tests {
     async fn talk_until_ok(sandbox: &Arc<Sandbox>, port: u16) -> bool {
         let (mut near, far) = tokio::io::duplex(1024);
         let sandbox = Arc::clone(sandbox);
-        let serving = tokio::spawn(async move { serve(far, &sandbox).await });
+        let seat = super::super::seats::Seats::new(1).take().unwrap();
+        let serving = tokio::spawn(async move { serve(far, &sandbox, &seat).await });
         near.write_all(format!("CONNECT {port}\n").as_bytes()).await.unwrap();
         let mut answer = [0; 3];
         let ok = near.read_exact(&mut answer).await.is_ok() && &answer == b"OK\n";

@@ -14,14 +14,7 @@ use serde_json::{Value, json};
 
 /// RPCs of the contract that the agent does not serve yet: each must say `unimplemented`, and leave this list when it is
 /// served.
-const NOT_YET: &[&str] = &[
-    "process.Process/Update",
-    "process.Process/StreamInput",
-    "filesystem.Filesystem/WatchDir",
-    "filesystem.Filesystem/CreateWatcher",
-    "filesystem.Filesystem/GetWatcherEvents",
-    "filesystem.Filesystem/RemoveWatcher",
-];
+const NOT_YET: &[&str] = &["process.Process/Update", "process.Process/StreamInput"];
 
 const END: u8 = 0b10;
 

@@ -43,6 +43,10 @@ const AGENT_MEMORY: u64 = 32 << 20;
 /// Processes in each leaf; together below the kernel's default pid_max (32768).
 const LEAF_PIDS: u32 = 7000;
 
+/// Threads of the whole machine: more than every leaf may have together. The kernel's own number follows the memory, and
+/// in a small machine one leaf would reach it for all; what a thread costs is accounted to its cgroup.
+const MACHINE_THREADS: u32 = 32768;
+
 /// The least that there is.
 const AGENT_OOM_SCORE: &str = "-1000";
 
@@ -80,8 +84,9 @@ pub(super) fn prepare() -> io::Result<()> {
     write(&format!("{ROOT}/box/memory.max"), &limit.to_string())
 }
 
-/// Makes the agent the last that the kernel kills.
+/// What only a machine's own PID 1 may ask for: room for every leaf's threads, and to be the last that the kernel kills.
 pub(super) fn protect_agent() -> io::Result<()> {
+    write("/proc/sys/kernel/threads-max", &MACHINE_THREADS.to_string())?;
     write("/proc/self/oom_score_adj", AGENT_OOM_SCORE)
 }
 

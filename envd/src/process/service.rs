@@ -35,6 +35,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// A tenant's process is killed before the agent when memory runs out; E2B's value.
 const OOM_SCORE_ADJ: i32 = 100;
 
+const EAGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
+
 /// Answers the calls of `process.Process`.
 #[derive(Clone, Debug)]
 pub struct ProcessService {
@@ -174,8 +176,15 @@ impl ProcessService {
             stdio: [ends.child[0].as_fd(), ends.child[1].as_fd(), ends.child[2].as_fd()],
             cgroup: self.sandbox.cgroup(Leaf::User),
         };
-        let launched =
-            self.sandbox.spawner().launch(launch).await.map_err(|error| launch_error(&config.cmd, &error))?;
+        let spawner = self.sandbox.spawner();
+        let launched = match spawner.launch(launch.clone()).await {
+            // The class is full, as beside a fork bomb, and the process may be the one that clears it up.
+            Err(LaunchError::Clone(EAGAIN)) => {
+                spawner.launch(Launch { cgroup: self.sandbox.cgroup(Leaf::System), ..launch }).await
+            }
+            launched => launched,
+        };
+        let launched = launched.map_err(|error| launch_error(&config.cmd, &error))?;
         let pipes = ends.into_pipes().map_err(io_error)?;
         Ok(self.table.insert(launched, config, tag, pipes, deadline, room))
     }

@@ -27,7 +27,7 @@ use super::wire::{Event, EventKind, FailedStage, MAX_EVENT, MAX_FDS, MAX_START, 
 use crate::events::Events;
 
 /// A program for the spawner to start.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Launch<'fd> {
     /// Paths to try in turn.
     pub programs: Vec<Vec<u8>>,

@@ -52,6 +52,11 @@ impl ClientDoor {
         Self { services: Services { sandbox, processes, filesystem } }
     }
 
+    /// The processes that were started through it.
+    pub fn processes(&self) -> &ProcessTable {
+        self.services.processes.table()
+    }
+
     /// Whether somebody owns the sandbox.
     pub(super) fn is_configured(&self) -> bool {
         self.services.sandbox.session().is_some()
@@ -163,10 +168,18 @@ impl Services {
                 connect::unary(request, |input, _| async move { service.send_input(input).await }).await
             }
             "CloseStdin" => {
-                connect::unary(request, |close, _| async move { service.close_stdin(close).await }).await
+                connect::unary(request, |close, _| async move { service.close_stdin(&close) }).await
             }
             "SendSignal" => {
-                connect::unary(request, |signal, _| async move { service.send_signal(&signal) }).await
+                connect::unary(request, |signal, _| async move { service.send_signal(&signal).await }).await
+            }
+            "Update" => connect::unary(request, |update, _| async move { service.update(&update) }).await,
+            "StreamInput" => {
+                connect::client_stream(
+                    request,
+                    |messages, _| async move { service.stream_input(messages).await },
+                )
+                .await
             }
             other => unknown_method("process.Process", other),
         }

@@ -121,7 +121,11 @@ fn serve(booted: Booted) -> io::Result<()> {
         };
         let spawner = Spawner::connect(booted.spawner)?;
         let sandbox = Sandbox::new(root, spawner.clone(), Some(booted.leaves));
-        let doors = Doors::new(ClientDoor::new(std::sync::Arc::clone(&sandbox)));
+        let client = ClientDoor::new(std::sync::Arc::clone(&sandbox));
+        if let Err(error) = crate::process::watch_out_of_memory(client.processes(), sandbox.events()) {
+            crate::log::warn(format_args!("no notices of processes that run out of memory: {error}"));
+        }
+        let doors = Doors::new(client);
         let hello = Hello {
             protocol_version: PROTOCOL_VERSION,
             oldest_protocol_version: OLDEST_PROTOCOL_VERSION,

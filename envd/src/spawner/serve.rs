@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use envd_sys::{Credentials, Failure, Spawn, Stage};
+use envd_sys::{Credentials, Failure, Rlimit, Spawn, Stage};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use prost::Message;
@@ -145,6 +145,13 @@ impl Server<'_> {
             }),
             stdio: [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()],
             cgroup: cgroup.first().map(AsFd::as_fd),
+            terminal: start.terminal,
+            rlimits: start
+                .rlimits
+                .iter()
+                .map(|limit| Rlimit { resource: limit.resource, soft: limit.soft, hard: limit.hard })
+                .collect(),
+            nice: start.nice,
             oom_score_adj: start.oom_score_adj.and_then(|score| CString::new(score.to_string()).ok()),
         };
         let spawned =
@@ -168,6 +175,7 @@ impl Server<'_> {
                     Stage::Credentials => FailedStage::Credentials,
                     Stage::Cwd => FailedStage::Cwd,
                     Stage::Exec => FailedStage::Exec,
+                    Stage::Limits => FailedStage::Limits,
                 };
                 self.fail(starting.id, stage, failure.errno)
             }

@@ -116,6 +116,7 @@ impl Events {
         match self.next().await {
             Ok(Event::Data(process::process_event::DataEvent {
                 output: Some(data_event::Output::Stdout(bytes)),
+                ..
             })) => String::from_utf8(bytes.to_vec()).unwrap(),
             other => panic!("expected output, got {other:?}"),
         }

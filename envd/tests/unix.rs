@@ -1,165 +1,17 @@
 //! The agent as an ordinary process: its client API over a Unix socket, in both codecs, as a client sees it.
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+mod support;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use envd_channel::envelope;
 use envd_proto::{filesystem, process};
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use http::{Method, Request, StatusCode};
+use http_body_util::Full;
 use process::process_event::{Event, data_event};
 use prost::Message;
-use tokio::net::UnixStream;
-
-/// There only to catch a hang.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-struct Agent {
-    child: Child,
-    folder: tempfile::TempDir,
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Agent {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_envd"))
-            .arg("--listen")
-            .arg(format!("unix:{}", folder.path().join("envd.sock").display()))
-            .arg("--no-container")
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let agent = Self { child, folder };
-        let listening = async {
-            while UnixStream::connect(agent.socket()).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(DEADLINE, listening).await.expect("the agent listens");
-        agent
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("envd.sock")
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).display().to_string()
-    }
-
-    async fn send(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
-        let stream = UnixStream::connect(self.socket()).await.unwrap();
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        tokio::time::timeout(DEADLINE, sender.send_request(request)).await.unwrap().unwrap()
-    }
-
-    async fn call(&self, path: &str, content_type: &str, body: impl Into<Bytes>) -> Response<Incoming> {
-        let request = Request::post(path)
-            .header("host", "sandbox")
-            .header("content-type", content_type)
-            .body(Full::new(body.into()))
-            .unwrap();
-        self.send(request).await
-    }
-
-    async fn json(&self, path: &str, body: &str) -> (StatusCode, serde_json::Value) {
-        let response = self.call(path, "application/json", body.to_owned()).await;
-        let status = response.status();
-        (status, serde_json::from_slice(&body_of(response).await).unwrap())
-    }
-
-    async fn start_process(&self, request: process::StartRequest) -> Events {
-        let body = envelope::encode(0, &request.encode_to_vec());
-        let response = self.call("/process.Process/Start", "application/connect+proto", body).await;
-        assert_eq!(response.status(), StatusCode::OK);
-        Events { response, decoder: envelope::Decoder::default() }
-    }
-
-    async fn shell(&self, script: &str) -> Events {
-        self.start_process(start("/bin/sh", &["-c", script])).await
-    }
-}
-
-fn start(command: &str, arguments: &[&str]) -> process::StartRequest {
-    let config = process::ProcessConfig {
-        cmd: command.to_owned(),
-        args: arguments.iter().map(|&argument| argument.to_owned()).collect(),
-        ..Default::default()
-    };
-    process::StartRequest { process: Some(config), ..Default::default() }
-}
-
-async fn body_of(response: Response<Incoming>) -> Bytes {
-    tokio::time::timeout(DEADLINE, response.into_body().collect()).await.unwrap().unwrap().to_bytes()
-}
-
-struct Events {
-    response: Response<Incoming>,
-    decoder: envelope::Decoder,
-}
-
-#[derive(Debug, Default)]
-struct Finished {
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-    end: process::process_event::EndEvent,
-}
-
-impl Events {
-    async fn next(&mut self) -> Result<Event, String> {
-        loop {
-            if let Some(envelope) = self.decoder.envelope().unwrap() {
-                if envelope.end {
-                    return Err(String::from_utf8_lossy(&envelope.message).into_owned());
-                }
-                let response = process::StartResponse::decode(envelope.message).unwrap();
-                return Ok(response.event.unwrap().event.unwrap());
-            }
-            let frame =
-                tokio::time::timeout(DEADLINE, self.response.frame()).await.expect("an event").expect("more");
-            self.decoder.push(&frame.unwrap().into_data().unwrap());
-        }
-    }
-
-    async fn pid(&mut self) -> u32 {
-        match self.next().await.unwrap() {
-            Event::Start(start) => start.pid,
-            other => panic!("the first event is {other:?}"),
-        }
-    }
-
-    async fn finish(mut self) -> Finished {
-        let mut finished = Finished::default();
-        loop {
-            match self.next().await.unwrap() {
-                Event::Data(data) => match data.output.unwrap() {
-                    data_event::Output::Stdout(bytes) => finished.stdout.extend_from_slice(&bytes),
-                    data_event::Output::Stderr(bytes) => finished.stderr.extend_from_slice(&bytes),
-                    data_event::Output::Pty(_) => panic!("no terminal was asked for"),
-                },
-                Event::End(end) => {
-                    finished.end = end;
-                    assert_eq!(self.next().await, Err("{}".to_owned()), "the stream ends without an error");
-                    return finished;
-                }
-                Event::Start(_) | Event::Keepalive(_) => {}
-            }
-        }
-    }
-}
+use support::{Agent, DEADLINE, Events, body_of, start};
 
 #[tokio::test]
 async fn a_process_runs_with_its_own_output_and_exit_code() {
@@ -209,7 +61,7 @@ async fn signals_lists_and_second_readers() {
     let selector = process::ProcessSelector {
         selector: Some(process::process_selector::Selector::Tag("napper".into())),
     };
-    let connect = process::ConnectRequest { process: Some(selector) };
+    let connect = process::ConnectRequest { process: Some(selector), ..Default::default() };
     let body = envelope::encode(0, &connect.encode_to_vec());
     let response = agent.call("/process.Process/Connect", "application/connect+proto", body).await;
     let mut second = Events { response, decoder: envelope::Decoder::default() };
@@ -378,7 +230,6 @@ async fn starts_that_cannot_be_say_why() {
     assert_eq!((code.as_str(), message.as_str()), ("invalid_argument", "cwd '/no/such' does not exist"));
     assert_eq!(refused("{}").await.0, "invalid_argument");
     assert_eq!(refused("nonsense").await.0, "invalid_argument");
-    assert_eq!(refused(r#"{"process":{"cmd":"bash"},"pty":{}}"#).await.0, "unimplemented");
     assert_eq!(refused(r#"{"process":{"cmd":"ls","args":["a\u0000b"]}}"#).await.0, "invalid_argument");
 }
 

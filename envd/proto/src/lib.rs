@@ -168,6 +168,7 @@ mod tests {
         let event = process::ProcessEvent {
             event: Some(process::process_event::Event::Data(process::process_event::DataEvent {
                 output: Some(process::process_event::data_event::Output::Stdout(b"\xff\x00".to_vec().into())),
+                ..Default::default()
             })),
         };
         assert_eq!(serde_json::to_string(&event).unwrap(), r#"{"data":{"stdout":"/wA="}}"#);

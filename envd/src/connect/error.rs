@@ -9,6 +9,8 @@ use http::StatusCode;
 pub enum Code {
     /// The caller went away.
     Canceled,
+    /// What E2B's agent gives for errors that it has no code for.
+    Unknown,
     /// The request can never succeed as it is.
     InvalidArgument,
     /// The call's deadline has passed.
@@ -38,6 +40,7 @@ impl Code {
     pub fn name(self) -> &'static str {
         match self {
             Self::Canceled => "canceled",
+            Self::Unknown => "unknown",
             Self::InvalidArgument => "invalid_argument",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::NotFound => "not_found",
@@ -63,7 +66,7 @@ impl Code {
             Self::PermissionDenied => StatusCode::FORBIDDEN,
             Self::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
             Self::Unimplemented => StatusCode::NOT_IMPLEMENTED,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
         }

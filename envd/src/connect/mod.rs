@@ -3,6 +3,7 @@
 //! Source: connectrpc.com/docs/protocol. Unary calls are `application/json` or `application/proto`; streams are
 //! `application/connect+json` or `application/connect+proto` with an envelope for each message and one at the end.
 
+mod client_stream;
 mod codec;
 mod error;
 mod keepalive;
@@ -18,6 +19,7 @@ use futures::{Stream, StreamExt};
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 
+pub use client_stream::{Messages, client_stream};
 pub use codec::{Codec, Message};
 pub use error::{Code, Error};
 pub use keepalive::keepalive;

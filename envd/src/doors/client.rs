@@ -54,6 +54,11 @@ impl ClientDoor {
         Self { services: Services { sandbox, processes, filesystem } }
     }
 
+    /// The processes that were started through it.
+    pub fn processes(&self) -> &ProcessTable {
+        self.services.processes.table()
+    }
+
     /// Whether somebody owns the sandbox.
     pub(super) fn is_configured(&self) -> bool {
         self.services.sandbox.session().is_some()
@@ -62,11 +67,6 @@ impl ClientDoor {
     /// The sandbox behind the door.
     pub(super) fn sandbox(&self) -> &Arc<Sandbox> {
         &self.services.sandbox
-    }
-
-    /// The processes that its clients started.
-    pub fn processes(&self) -> &ProcessTable {
-        self.services.processes.table()
     }
 
     /// Serves the requests of one connection.
@@ -206,10 +206,18 @@ impl Services {
                 connect::unary(request, |input, _| async move { service.send_input(input).await }).await
             }
             "CloseStdin" => {
-                connect::unary(request, |close, _| async move { service.close_stdin(close).await }).await
+                connect::unary(request, |close, _| async move { service.close_stdin(&close) }).await
             }
             "SendSignal" => {
-                connect::unary(request, |signal, _| async move { service.send_signal(&signal) }).await
+                connect::unary(request, |signal, _| async move { service.send_signal(&signal).await }).await
+            }
+            "Update" => connect::unary(request, |update, _| async move { service.update(&update) }).await,
+            "StreamInput" => {
+                connect::client_stream(
+                    request,
+                    |messages, _| async move { service.stream_input(messages).await },
+                )
+                .await
             }
             other => {
                 connect::discard(request).await;

@@ -138,7 +138,11 @@ fn serve(booted: Booted) -> io::Result<()> {
             None => Spawner::connect(booted.spawner)?,
         };
         let sandbox = Sandbox::new(root, spawner, Some(booted.leaves));
-        let doors = Doors::new(ClientDoor::new(std::sync::Arc::clone(&sandbox)));
+        let client = ClientDoor::new(std::sync::Arc::clone(&sandbox));
+        if let Err(error) = crate::process::watch_out_of_memory(client.processes(), sandbox.events()) {
+            crate::log::warn(format_args!("no notices of processes that run out of memory: {error}"));
+        }
+        let doors = Doors::new(client);
         let machine = Machine::new(std::sync::Arc::clone(&sandbox));
         let hello = Hello { phases: booted.phases, ..hello(booted.container.is_some()) };
         let control = async {

@@ -44,6 +44,9 @@ impl Program {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed("a pipe")(error.into()))?;
         let bytes = |text: &String| text.clone().into_bytes();
         let launch = Launch {
+            terminal: false,
+            rlimits: Vec::new(),
+            nice: None,
             programs: vec![bytes(&self.path)],
             argv: std::iter::once(&self.path).chain(&self.arguments).map(bytes).collect(),
             env: std::iter::once(&PATH.to_owned()).chain(&self.env).map(bytes).collect(),

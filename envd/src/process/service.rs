@@ -2,38 +2,43 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use envd_proto::process::process_event::{DataEvent, EndEvent, Event, KeepAlive, StartEvent, data_event};
+use envd_proto::process::process_event::StartEvent;
+use envd_proto::process::stream_input_request::Event as InputEvent;
 use envd_proto::process::{
     CloseStdinRequest, CloseStdinResponse, ConnectRequest, ListRequest, ListResponse, ProcessConfig,
-    ProcessEvent, SendInputRequest, SendInputResponse, SendSignalRequest, SendSignalResponse,
-    Signal as WireSignal, StartRequest, process_input,
+    ProcessEvent, ProcessInput, ProcessSelector, Scope, SendInputRequest, SendInputResponse,
+    SendSignalRequest, SendSignalResponse, StartRequest, StreamInputRequest, StreamInputResponse,
+    UpdateRequest, UpdateResponse, process_input,
 };
+use envd_sys::SignalNumber;
 use futures::Stream as FuturesStream;
 use http::HeaderMap;
 use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::net::unix::pipe;
+use rustix::termios::Winsize;
 use tokio::time::Instant;
 
-use super::log::{End, Item, Reader, Stream};
-use super::table::{Pipes, Process, ProcessTable};
-use crate::connect::{self, Code, Error};
+use super::carry::Pipe;
+use super::cgroup::OwnCgroup;
+use super::environment::{environment, programs, substitute};
+use super::events::{View, events};
+use super::input::{Data, Input};
+use super::log::{AttachError, Reader};
+use super::options::Options;
+use super::process::{Order, Process};
+use super::table::{Output, ProcessTable, Selector};
+use super::terminal::{self, Terminal};
+use crate::connect::{self, Code, Error, Messages};
 use crate::sandbox::{Leaf, Sandbox, Session};
-use crate::spawner::{Launch, LaunchError};
+use crate::spawner::{Launch, LaunchError, Launched};
 use crate::users::User;
 
 /// Without a wish of the client, as often as E2B's agent.
 const KEEPALIVE: Duration = Duration::from_secs(90);
-
-/// What a program gets when neither the image nor the call says anything.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// A tenant's process is killed before the agent when memory runs out; E2B's value.
-const OOM_SCORE_ADJ: i32 = 100;
 
 const EAGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
 
@@ -42,54 +47,63 @@ const EAGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
 pub struct ProcessService {
     sandbox: Arc<Sandbox>,
     table: ProcessTable,
+    /// Whether it was said that commands run with another shell than they ask for.
+    told_substitute: Arc<AtomicBool>,
 }
 
 impl ProcessService {
     /// A service that starts processes in `sandbox`.
     pub fn new(sandbox: Arc<Sandbox>, table: ProcessTable) -> Self {
-        Self { sandbox, table }
+        Self { sandbox, table, told_substitute: Arc::default() }
     }
 
-    /// Starts a process; its events until its end.
+    /// The processes that it has started.
+    pub fn table(&self) -> &ProcessTable {
+        &self.table
+    }
+
+    /// Starts a process; its events until its end. `Connect-Timeout-Ms` is the process's life.
     pub async fn start(
         &self,
         session: &Arc<Session>,
         request: StartRequest,
         headers: HeaderMap,
     ) -> Result<impl FuturesStream<Item = Result<ProcessEvent, Error>> + Send + 'static + use<>, Error> {
-        if request.pty.is_some() {
-            return Err(Error::new(Code::Unimplemented, "terminals (pty) are not served yet"));
-        }
         let deadline = connect::timeout(&headers)?.map(|timeout| Instant::now() + timeout);
         let keepalive = keepalive(&headers)?;
-        let config = request
-            .process
-            .ok_or_else(|| Error::new(Code::InvalidArgument, "the request has no process to start"))?;
+        let wish = Wish::parse(request)?;
         let user = session.user(&self.sandbox, &headers).await?;
-        let order = Order { config, tag: request.tag, stdin: request.stdin.unwrap_or(true), deadline };
         // In a task of its own: a client that goes away now must not leave a process that nobody knows.
         let (service, session) = (self.clone(), Arc::clone(session));
-        let launched = tokio::spawn(async move { service.launch(&session, &user, order).await });
+        let launched = tokio::spawn(async move { service.launch(&session, &user, wish, deadline).await });
         let lost = |error| Error::new(Code::Internal, format!("starting the process: {error}"));
         let (process, reader) = launched.await.map_err(lost)??;
-        Ok(events(process, reader, keepalive))
+        let start = StartEvent { pid: process.pid(), ..StartEvent::default() };
+        Ok(events(View { process, reader, start, keepalive, deadline: None }))
     }
 
-    /// Attaches to a process; its events from now on.
+    /// Attaches to a process; its events from now on, or from an offset. `Connect-Timeout-Ms` ends this call only.
     pub fn connect(
         &self,
         request: &ConnectRequest,
         headers: &HeaderMap,
     ) -> Result<impl FuturesStream<Item = Result<ProcessEvent, Error>> + Send + 'static + use<>, Error> {
+        let deadline = connect::timeout(headers)?.map(|timeout| Instant::now() + timeout);
         let keepalive = keepalive(headers)?;
         let process = self.table.find(selector(&request.process))?;
-        let reader = process.log().attach();
-        Ok(events(process, reader, keepalive))
-    }
-
-    /// The processes that it started.
-    pub fn table(&self) -> &ProcessTable {
-        &self.table
+        let attached = process.log().attach(request.from_offset).map_err(|error| {
+            let code = match error {
+                AttachError::TooMany => Code::ResourceExhausted,
+                AttachError::Beyond { .. } => Code::InvalidArgument,
+            };
+            Error::new(code, error.to_string())
+        })?;
+        let start = StartEvent {
+            pid: process.pid(),
+            offset: request.from_offset.map(|_| attached.offset),
+            dropped_bytes: attached.dropped,
+        };
+        Ok(events(View { process, reader: attached.reader, start, keepalive, deadline }))
     }
 
     /// The processes that are alive.
@@ -97,41 +111,82 @@ impl ProcessService {
         ListResponse { processes: self.table.alive().iter().map(|process| process.info()).collect() }
     }
 
-    /// Writes to a process's standard input.
+    /// Resizes a process's terminal.
+    pub fn update(&self, request: &UpdateRequest) -> Result<UpdateResponse, Error> {
+        let process = self.table.find_alive(selector(&request.process))?;
+        if let Some(pty) = &request.pty {
+            process.input().resize(terminal::size(pty)?)?;
+        }
+        Ok(UpdateResponse {})
+    }
+
+    /// Writes to a process's input.
     pub async fn send_input(&self, request: SendInputRequest) -> Result<SendInputResponse, Error> {
         let process = self.table.find_alive(selector(&request.process))?;
-        match request.input.and_then(|input| input.input) {
-            Some(process_input::Input::Stdin(bytes)) => process.write_stdin(&bytes).await?,
-            Some(process_input::Input::Pty(_)) => {
-                return Err(Error::new(Code::FailedPrecondition, "the process has no terminal"));
-            }
-            None => return Err(Error::new(Code::InvalidArgument, "the request has no input")),
-        }
+        process.input().write(&data(request.input)?).await?;
         Ok(SendInputResponse {})
     }
 
+    /// Writes to one process's input as long as the client sends.
+    pub async fn stream_input(
+        &self,
+        mut messages: Messages<StreamInputRequest>,
+    ) -> Result<StreamInputResponse, Error> {
+        let invalid = |what: &str| Error::new(Code::InvalidArgument, what.to_owned());
+        let first = messages.next().await?.and_then(|message| message.event);
+        let Some(InputEvent::Start(start)) = first else {
+            return Err(invalid("the first message of StreamInput has to be a start event"));
+        };
+        let process = self.table.find_alive(selector(&start.process))?;
+        while let Some(message) = messages.next().await? {
+            match message.event {
+                Some(InputEvent::Data(event)) => process.input().write(&data(event.input)?).await?,
+                Some(InputEvent::Keepalive(_)) => {}
+                Some(InputEvent::Start(_)) => {
+                    return Err(invalid("StreamInput has one start event, its first"));
+                }
+                None => return Err(invalid("a message of StreamInput has no event")),
+            }
+        }
+        Ok(StreamInputResponse {})
+    }
+
     /// Closes a process's standard input.
-    pub async fn close_stdin(&self, request: CloseStdinRequest) -> Result<CloseStdinResponse, Error> {
-        self.table.find_alive(selector(&request.process))?.close_stdin().await;
+    pub fn close_stdin(&self, request: &CloseStdinRequest) -> Result<CloseStdinResponse, Error> {
+        self.table.find_alive(selector(&request.process))?.input().close_stdin()?;
         Ok(CloseStdinResponse {})
     }
 
-    /// Sends a signal to a process.
-    pub fn send_signal(&self, request: &SendSignalRequest) -> Result<SendSignalResponse, Error> {
-        let signal = match WireSignal::try_from(request.signal) {
-            Ok(WireSignal::Sigkill) => rustix::process::Signal::KILL,
-            Ok(WireSignal::Sigterm) => rustix::process::Signal::TERM,
-            Ok(WireSignal::Unspecified) | Err(_) => {
-                return Err(Error::new(
-                    Code::Unimplemented,
-                    format!("signal {} is not served: SIGTERM and SIGKILL are", request.signal),
-                ));
-            }
+    /// Sends a signal to a process, or to what it has started too.
+    pub async fn send_signal(&self, request: &SendSignalRequest) -> Result<SendSignalResponse, Error> {
+        let signal = SignalNumber::new(request.signal).ok_or_else(|| {
+            let message = format!("signal {} does not exist: expected 1 to 64", request.signal);
+            Error::new(Code::InvalidArgument, message)
+        })?;
+        let scope = Scope::try_from(request.scope).map_err(|_| {
+            Error::new(Code::InvalidArgument, format!("scope {} does not exist", request.scope))
+        })?;
+        let selector = selector(&request.process);
+        let process = self.table.find(selector)?;
+        // A cgroup of its own still reaches what outlived the process.
+        let process = match scope {
+            Scope::Tree if process.has_cgroup() => process,
+            _ => self.table.find_alive(selector)?,
         };
-        let process = self.table.find_alive(selector(&request.process))?;
-        process
-            .signal(signal)
-            .map_err(|error| Error::new(Code::Internal, format!("sending the signal failed: {error}")))?;
+        let sent = match scope {
+            Scope::Process | Scope::Group => process.signal_scope(signal, scope),
+            Scope::Tree => tokio::task::spawn_blocking(move || process.signal_scope(signal, scope))
+                .await
+                .map_err(io::Error::other)
+                .flatten(),
+        };
+        sent.map_err(|error| {
+            let code = match error.kind() {
+                io::ErrorKind::PermissionDenied => Code::PermissionDenied,
+                _ => Code::Internal,
+            };
+            Error::new(code, format!("sending signal {} failed: {error}", signal.number()))
+        })?;
         Ok(SendSignalResponse {})
     }
 
@@ -139,54 +194,94 @@ impl ProcessService {
         &self,
         session: &Session,
         user: &User,
-        Order { config, tag, stdin, deadline }: Order,
+        Wish { config, tag, stdin, terminal, options }: Wish,
+        deadline: Option<Instant>,
     ) -> Result<(Arc<Process>, Reader), Error> {
-        if config.cmd.is_empty() {
-            return Err(Error::new(Code::InvalidArgument, "the request has no command to run"));
-        }
-        let envs = config.envs.iter().flat_map(|(name, value)| [name, value]);
-        if config
-            .args
-            .iter()
-            .chain([&config.cmd])
-            .chain(&config.cwd)
-            .chain(envs)
-            .any(|text| text.contains('\0'))
-        {
-            let message =
-                "a command, an argument, the cwd or the environment has a NUL byte, which no program can get";
-            return Err(Error::new(Code::InvalidArgument, message));
-        }
-        let room = self.table.reserve(&config)?;
+        let room = self.table.reserve(&config, tag.as_ref())?;
         let cwd = session.working_directory(user, config.cwd.as_deref().unwrap_or(""));
         self.check_directory(&cwd).await?;
-        let env = environment(session, user, &config);
-        let argv = std::iter::once(&config.cmd).chain(&config.args);
-
+        let env = environment(session, user, &config, terminal.is_some());
+        let leaf = if terminal.is_some() { Leaf::Pty } else { Leaf::User };
+        let cgroup = match (options.own_cgroup, self.sandbox.cgroup(leaf)) {
+            (true, Some(leaf)) => Some(OwnCgroup::create(leaf).map_err(|error| {
+                Error::new(Code::Internal, format!("making the process's cgroup: {error}"))
+            })?),
+            (true, None) => {
+                let message = "own_cgroup: this agent runs without cgroups";
+                return Err(Error::new(Code::FailedPrecondition, message));
+            }
+            (false, _) => None,
+        };
         let io_error =
             |error: io::Error| Error::new(Code::Internal, format!("making the process's pipes: {error}"));
-        let ends = Ends::new(stdin).map_err(io_error)?;
-        let launch = Launch {
-            programs: programs(&config.cmd, &env),
-            argv: argv.map(|argument| argument.clone().into_bytes()).collect(),
-            env: env.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect(),
-            cwd: cwd.into_bytes(),
-            credentials: self.sandbox.can_change_user().then(|| user.credentials.clone()),
-            oom_score_adj: Some(OOM_SCORE_ADJ),
-            stdio: [ends.child[0].as_fd(), ends.child[1].as_fd(), ends.child[2].as_fd()],
-            cgroup: self.sandbox.cgroup(Leaf::User),
-        };
+        let ends = match terminal {
+            Some(size) => self.terminal(user, size).await.map(Ends::Terminal),
+            None => Pipes::new(stdin).map(Ends::Pipes),
+        }
+        .map_err(io_error)?;
+        let launched = self
+            .run(&config, |programs, argv| Launch {
+                programs: programs(&env),
+                argv,
+                env: env.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect(),
+                cwd: cwd.clone().into_bytes(),
+                credentials: self.sandbox.can_change_user().then(|| user.credentials.clone()),
+                oom_score_adj: Some(options.oom_score_adj),
+                terminal: terminal.is_some(),
+                rlimits: options.rlimits.clone(),
+                nice: options.nice,
+                stdio: ends.child(),
+                cgroup: cgroup.as_ref().map(OwnCgroup::directory).or(self.sandbox.cgroup(leaf)),
+            })
+            .await?;
+        let (input, output) = ends.into_agents().map_err(io_error)?;
+        let order = Order { config, tag, options, input, cgroup };
+        self.table.insert(launched, order, output, deadline, room)
+    }
+
+    /// Runs a command, or what stands in for it when the image has no such program.
+    async fn run<'a>(
+        &self,
+        config: &ProcessConfig,
+        launch: impl Fn(&dyn Fn(&[(String, String)]) -> Vec<Vec<u8>>, Vec<Vec<u8>>) -> Launch<'a>,
+    ) -> Result<Launched, Error> {
         let spawner = self.sandbox.spawner();
-        let launched = match spawner.launch(launch.clone()).await {
+        let order = |command: &str| {
+            let argv = std::iter::once(command).chain(config.args.iter().map(String::as_str));
+            let argv = argv.map(|argument| argument.as_bytes().to_vec()).collect();
+            launch(&|env| programs(command, env), argv)
+        };
+        let launched = match spawner.launch(order(&config.cmd)).await {
             // The class is full, as beside a fork bomb, and the process may be the one that clears it up.
             Err(LaunchError::Clone(EAGAIN)) => {
-                spawner.launch(Launch { cgroup: self.sandbox.cgroup(Leaf::System), ..launch }).await
+                let cgroup = self.sandbox.cgroup(Leaf::System);
+                spawner.launch(Launch { cgroup, ..order(&config.cmd) }).await
             }
             launched => launched,
         };
-        let launched = launched.map_err(|error| launch_error(&config.cmd, &error))?;
-        let pipes = ends.into_pipes().map_err(io_error)?;
-        Ok(self.table.insert(launched, config, tag, pipes, deadline, room))
+        let substitute = match launched {
+            Err(LaunchError::Exec(errno)) if errno == rustix::io::Errno::NOENT.raw_os_error() => {
+                substitute(config)
+            }
+            _ => None,
+        };
+        let Some(substitute) = substitute else {
+            return launched.map_err(|error| launch_error(&config.cmd, &error));
+        };
+        let launched =
+            spawner.launch(order(substitute)).await.map_err(|error| launch_error(&config.cmd, &error))?;
+        if !self.told_substitute.swap(true, Ordering::Relaxed) {
+            crate::log::warn(format_args!(
+                "the image has no {}: commands that ask for it run with {substitute}",
+                config.cmd
+            ));
+        }
+        Ok(launched)
+    }
+
+    async fn terminal(&self, user: &User, size: Winsize) -> io::Result<Terminal> {
+        let owner = self.sandbox.can_change_user().then_some(user.credentials.uid);
+        self.sandbox.root().run(move || terminal::open_pair(size, owner)).await
     }
 
     async fn check_directory(&self, cwd: &str) -> Result<(), Error> {
@@ -200,23 +295,79 @@ impl ProcessService {
     }
 }
 
-/// A process that a client wants.
-struct Order {
+/// A process that a client wants, checked.
+struct Wish {
     config: ProcessConfig,
     tag: Option<String>,
     stdin: bool,
-    deadline: Option<Instant>,
+    terminal: Option<Winsize>,
+    options: Options,
 }
 
-/// Both ends of a process's pipes.
-struct Ends {
+impl Wish {
+    fn parse(request: StartRequest) -> Result<Self, Error> {
+        let invalid = |what: &str| Error::new(Code::InvalidArgument, what.to_owned());
+        let config = request.process.ok_or_else(|| invalid("the request has no process to start"))?;
+        if config.cmd.is_empty() {
+            return Err(invalid("the request has no command to run"));
+        }
+        let envs = config.envs.iter().flat_map(|(name, value)| [name, value]);
+        let texts = config.args.iter().chain([&config.cmd]).chain(&config.cwd).chain(envs);
+        if { texts }.any(|text| text.contains('\0')) {
+            return Err(invalid(
+                "a command, an argument, the cwd or the environment has a NUL byte, which no program can get",
+            ));
+        }
+        Ok(Self {
+            config,
+            tag: request.tag,
+            stdin: request.stdin.unwrap_or(true),
+            terminal: request.pty.as_ref().map(terminal::size).transpose()?,
+            options: Options::parse(request.options)?,
+        })
+    }
+}
+
+/// Both ends of what connects the agent with a process.
+enum Ends {
+    Pipes(Pipes),
+    Terminal(Terminal),
+}
+
+impl Ends {
+    fn child(&self) -> [BorrowedFd<'_>; 3] {
+        match self {
+            Self::Pipes(pipes) => [pipes.child[0].as_fd(), pipes.child[1].as_fd(), pipes.child[2].as_fd()],
+            Self::Terminal(terminal) => [terminal.slave.as_fd(); 3],
+        }
+    }
+
+    fn into_agents(self) -> io::Result<(Input, Output)> {
+        match self {
+            Self::Pipes(pipes) => {
+                let input = match pipes.stdin {
+                    Some(stdin) => Input::pipe(Pipe::new(stdin)?),
+                    None => Input::nothing(),
+                };
+                let (stdout, stderr) = (Pipe::new(pipes.stdout)?, Pipe::new(pipes.stderr)?);
+                Ok((input, Output::Pipes { stdout, stderr }))
+            }
+            Self::Terminal(terminal) => {
+                let terminal = Arc::new(Pipe::new(terminal.master)?);
+                Ok((Input::terminal(Arc::clone(&terminal)), Output::Terminal(terminal)))
+            }
+        }
+    }
+}
+
+struct Pipes {
     child: [OwnedFd; 3],
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
     stderr: OwnedFd,
 }
 
-impl Ends {
+impl Pipes {
     fn new(stdin: bool) -> io::Result<Self> {
         let (child_in, stdin) = if stdin {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -228,18 +379,18 @@ impl Ends {
         let (stderr, child_err) = pipe_with(PipeFlags::CLOEXEC)?;
         Ok(Self { child: [child_in, child_out, child_err], stdin, stdout, stderr })
     }
-
-    fn into_pipes(self) -> io::Result<Pipes> {
-        Ok(Pipes {
-            stdin: self.stdin.map(pipe::Sender::from_owned_fd).transpose()?,
-            stdout: pipe::Receiver::from_owned_fd(self.stdout)?,
-            stderr: pipe::Receiver::from_owned_fd(self.stderr)?,
-        })
-    }
 }
 
-fn selector(selector: &Option<envd_proto::process::ProcessSelector>) -> Option<&super::table::Selector> {
+fn selector(selector: &Option<ProcessSelector>) -> Option<&Selector> {
     selector.as_ref()?.selector.as_ref()
+}
+
+fn data(input: Option<ProcessInput>) -> Result<Data, Error> {
+    match input.and_then(|input| input.input) {
+        Some(process_input::Input::Stdin(bytes)) => Ok(Data::Stdin(bytes)),
+        Some(process_input::Input::Pty(bytes)) => Ok(Data::Terminal(bytes)),
+        None => Err(Error::new(Code::InvalidArgument, "the request has no input")),
+    }
 }
 
 /// How often a client wants to hear from a quiet process.
@@ -256,142 +407,17 @@ fn keepalive(headers: &HeaderMap) -> Result<Duration, Error> {
     Ok(Duration::from_secs(seconds.into()))
 }
 
-/// The environment, later ones winning: the user's own, the sandbox's, the call's.
-fn environment(session: &Session, user: &User, config: &ProcessConfig) -> Vec<(String, String)> {
-    let mut env = std::collections::BTreeMap::from([
-        ("PATH", DEFAULT_PATH),
-        ("HOME", &user.home),
-        ("USER", &user.name),
-        ("LOGNAME", &user.name),
-    ]);
-    env.extend(session.env().iter().map(|(name, value)| (name.as_str(), value.as_str())));
-    env.extend(config.envs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-    env.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
-}
-
-/// The paths that a command can mean: itself if it has a slash, else each folder of `PATH`.
-fn programs(command: &str, env: &[(String, String)]) -> Vec<Vec<u8>> {
-    if command.contains('/') {
-        return vec![command.as_bytes().to_vec()];
-    }
-    let path = env.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH, |(_, path)| path);
-    // An empty element means the working directory (POSIX 8.3).
-    let candidate =
-        |folder: &str| if folder.is_empty() { command.to_owned() } else { format!("{folder}/{command}") };
-    path.split(':').map(|folder| candidate(folder).into_bytes()).collect()
-}
-
 fn launch_error(command: &str, error: &LaunchError) -> Error {
     let code = match error {
         LaunchError::Exec(_) | LaunchError::Cwd(_) | LaunchError::TooLong { .. } => Code::InvalidArgument,
         LaunchError::Clone(_) => Code::ResourceExhausted,
+        LaunchError::Limits(errno) => match io::Error::from_raw_os_error(*errno).kind() {
+            io::ErrorKind::PermissionDenied => Code::PermissionDenied,
+            io::ErrorKind::InvalidInput => Code::InvalidArgument,
+            _ => Code::Internal,
+        },
         LaunchError::Prepare { .. } | LaunchError::Io(_) => Code::Internal,
         LaunchError::Gone | LaunchError::Restarting | LaunchError::Lost => Code::Unavailable,
     };
     Error::new(code, format!("error starting process '{command}': {error}"))
-}
-
-enum Phase {
-    Start,
-    Running,
-    Over,
-}
-
-/// The events of a process: its start, its output, its end.
-fn events(
-    process: Arc<Process>,
-    reader: Reader,
-    keepalive: Duration,
-) -> impl FuturesStream<Item = Result<ProcessEvent, Error>> + Send + 'static {
-    let event = |event| Some(ProcessEvent { event: Some(event) });
-    futures::stream::unfold((process, reader, Phase::Start), move |(process, mut reader, phase)| async move {
-        let item = match phase {
-            Phase::Start => {
-                let start = event(Event::Start(StartEvent { pid: process.pid() })).map(Ok);
-                return start.map(|start| (start, (process, reader, Phase::Running)));
-            }
-            Phase::Over => return None,
-            Phase::Running => tokio::time::timeout(keepalive, reader.next()).await,
-        };
-        let (result, phase) = match item {
-            Ok(Item::Data(stream, bytes)) => (Ok(data(stream, bytes)), Phase::Running),
-            Ok(Item::End(_)) if process.is_overdue() => (Err(Error::deadline()), Phase::Over),
-            Ok(Item::End(end)) => (Ok(Event::End(end_event(end))), Phase::Over),
-            Ok(Item::CutOff) => {
-                let message = "this reader took no output for too long and was cut off; the process goes on";
-                (Err(Error::new(Code::ResourceExhausted, message)), Phase::Over)
-            }
-            Err(_) => (Ok(Event::Keepalive(KeepAlive {})), Phase::Running),
-        };
-        Some((result.map(|kind| ProcessEvent { event: Some(kind) }), (process, reader, phase)))
-    })
-}
-
-fn data(stream: Stream, bytes: Bytes) -> Event {
-    let output = match stream {
-        Stream::Stdout => data_event::Output::Stdout(bytes),
-        Stream::Stderr => data_event::Output::Stderr(bytes),
-    };
-    Event::Data(DataEvent { output: Some(output) })
-}
-
-/// The end of a process in the words of Go's `os.ProcessState`, which the clients know.
-fn end_event(end: End) -> EndEvent {
-    let (exit_code, exited, status) = match end {
-        End::Exited(code) => (code, true, format!("exit status {code}")),
-        End::Signalled(signal) => (-1, false, format!("signal: {}", signal_name(signal))),
-        End::Unknown => (-1, false, "unknown: the sandbox's spawner died before it told".to_owned()),
-    };
-    let error = (end != End::Exited(0)).then(|| status.clone());
-    EndEvent { exit_code, exited, status, error }
-}
-
-/// Go's names of the signals that commonly end a process; others by number, as Go does.
-fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        1 => "hangup",
-        2 => "interrupt",
-        3 => "quit",
-        4 => "illegal instruction",
-        5 => "trace/breakpoint trap",
-        6 => "aborted",
-        7 => "bus error",
-        8 => "floating point exception",
-        9 => "killed",
-        10 => "user defined signal 1",
-        11 => "segmentation fault",
-        12 => "user defined signal 2",
-        13 => "broken pipe",
-        14 => "alarm clock",
-        15 => "terminated",
-        other => return format!("signal {other}"),
-    };
-    name.to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ends_are_told_in_gos_words() {
-        let told = |end| {
-            let event = end_event(end);
-            (event.exit_code, event.exited, event.status, event.error)
-        };
-        assert_eq!(told(End::Exited(0)), (0, true, "exit status 0".into(), None));
-        assert_eq!(told(End::Exited(3)), (3, true, "exit status 3".into(), Some("exit status 3".into())));
-        assert_eq!(
-            told(End::Signalled(9)),
-            (-1, false, "signal: killed".into(), Some("signal: killed".into()))
-        );
-        assert_eq!(signal_name(40), "signal 40");
-    }
-
-    #[test]
-    fn commands_are_searched_in_the_path_of_the_process() {
-        let env = [("PATH".to_owned(), "/a::/b".to_owned())];
-        assert_eq!(programs("ls", &env), [b"/a/ls".to_vec(), b"ls".to_vec(), b"/b/ls".to_vec()]);
-        assert_eq!(programs("./ls", &env), [b"./ls".to_vec()]);
-    }
 }

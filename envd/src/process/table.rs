@@ -1,258 +1,187 @@
 //! The processes that were started through the agent.
 
-use std::collections::HashMap;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use envd_proto::limits::MAX_OUTPUT_CHUNK;
-use envd_proto::process::{ProcessConfig, ProcessInfo, process_selector};
-use rustix::process::{Signal, pidfd_send_signal};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::pipe;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use envd_proto::process::{ProcessConfig, process_selector};
+use envd_sys::SignalNumber;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::budget::Budget;
+use super::carry::{Pipe, carry};
 use super::log::{End, OutputLog, Reader, Stream};
+use super::out_of_memory::KernelLog;
+use super::process::{Order, Process};
 use crate::connect::{Code, Error};
 use crate::spawner::Launched;
 
-/// Processes that run or are remembered at one time; each holds up to four descriptors and a log.
-const MAX_PROCESSES: usize = 4096;
+/// Processes that run or are remembered at one time; each that runs holds up to four descriptors and a log.
+pub(super) const MAX_PROCESSES: usize = 4096;
 
 /// What the commands, arguments and environments of those together may take: List tells them all.
 const MAX_CONFIGS: usize = 64 << 20;
 
-/// How long the end of a process can be asked for.
-const KEEP_ENDED: Duration = Duration::from_secs(30);
-
 /// Which process a call means.
 pub type Selector = process_selector::Selector;
 
-/// One process.
+/// Where a process's output comes from.
 #[derive(Debug)]
-pub struct Process {
-    pid: u32,
-    config: ProcessConfig,
-    tag: Option<String>,
-    pidfd: OwnedFd,
-    stdin: tokio::sync::Mutex<Option<pipe::Sender>>,
-    /// Interrupts a write that waits for a process that reads no more.
-    stdin_closed: CancellationToken,
-    log: Arc<OutputLog>,
-    overdue: AtomicBool,
+pub(super) enum Output {
+    /// Two pipes.
+    Pipes {
+        /// What it prints.
+        stdout: Pipe,
+        /// Its errors.
+        stderr: Pipe,
+    },
+    /// A terminal; the process's input has it too.
+    Terminal(Arc<Pipe>),
 }
 
 /// Room for a process in the table, and for its configuration.
 #[derive(Debug)]
-pub struct Room {
+pub(super) struct Room {
     _place: OwnedSemaphorePermit,
     _bytes: OwnedSemaphorePermit,
 }
 
-/// The agent's ends of a process's pipes.
-#[derive(Debug)]
-pub struct Pipes {
-    /// Where input goes; `None` when the process reads /dev/null.
-    pub stdin: Option<pipe::Sender>,
-    /// What it prints.
-    pub stdout: pipe::Receiver,
-    /// Its errors.
-    pub stderr: pipe::Receiver,
-}
-
-impl Process {
-    /// Its pid as the container sees it.
-    pub fn pid(&self) -> u32 {
-        self.pid
-    }
-
-    /// Its output.
-    pub fn log(&self) -> &Arc<OutputLog> {
-        &self.log
-    }
-
-    /// What List says of it.
-    pub fn info(&self) -> ProcessInfo {
-        ProcessInfo { config: Some(self.config.clone()), pid: self.pid, tag: self.tag.clone() }
-    }
-
-    /// Writes to its standard input; returns when the process's pipe has it all.
-    pub async fn write_stdin(&self, bytes: &[u8]) -> Result<(), Error> {
-        let closed = || Error::new(Code::Internal, "stdin not enabled or closed");
-        let mut stdin = self.stdin.lock().await;
-        let pipe = stdin.as_mut().ok_or_else(closed)?;
-        let written = tokio::select! {
-            written = pipe.write_all(bytes) => written,
-            () = self.stdin_closed.cancelled() => Err(io::ErrorKind::BrokenPipe.into()),
-        };
-        match written {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                *stdin = None;
-                Err(closed())
-            }
-            Err(error) => Err(Error::new(Code::Internal, format!("writing to stdin failed: {error}"))),
-        }
-    }
-
-    /// Closes its standard input; no error when it is closed.
-    pub async fn close_stdin(&self) {
-        self.stdin_closed.cancel();
-        *self.stdin.lock().await = None;
-    }
-
-    /// Whether it was killed because its time was over.
-    pub fn is_overdue(&self) -> bool {
-        self.overdue.load(Ordering::Relaxed)
-    }
-
-    /// Sends it a signal. It may have ended in the meantime, which is no error.
-    pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        match pidfd_send_signal(self.pidfd.as_fd(), signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
 /// All processes, the ended ones for a while.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ProcessTable {
-    processes: Arc<Mutex<HashMap<u32, Arc<Process>>>>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<State>,
     places: Arc<Semaphore>,
     config_bytes: Arc<Semaphore>,
+    budget: Arc<Budget>,
+    kernel_log: OnceLock<Arc<KernelLog>>,
+    /// For the task that forgets: there is something to forget sooner.
+    ended: Notify,
 }
 
-impl Default for ProcessTable {
+#[derive(Debug, Default)]
+struct State {
+    processes: HashMap<u32, Entry>,
+    /// The ended processes, by when they are forgotten.
+    expiries: BTreeMap<(Instant, u64), u32>,
+    /// Counts starts: of two processes with one tag the newer is meant.
+    started: u64,
+    is_forgetting: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    process: Arc<Process>,
+    order: u64,
+    _room: Room,
+}
+
+impl Default for Inner {
     fn default() -> Self {
         Self {
-            processes: Arc::default(),
+            state: Mutex::default(),
             places: Arc::new(Semaphore::new(MAX_PROCESSES)),
             config_bytes: Arc::new(Semaphore::new(MAX_CONFIGS)),
+            budget: Arc::default(),
+            kernel_log: OnceLock::new(),
+            ended: Notify::new(),
         }
     }
 }
 
 impl ProcessTable {
-    /// Room for one more process.
-    pub fn reserve(&self, config: &ProcessConfig) -> Result<Room, Error> {
+    /// Room for one more process. Ended ones make place, those first that would be forgotten next.
+    pub(super) fn reserve(&self, config: &ProcessConfig, tag: Option<&String>) -> Result<Room, Error> {
         let exhausted = |what: String| Error::new(Code::ResourceExhausted, what);
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            exhausted(format!(
-                "{MAX_PROCESSES} processes run or ended less than {KEEP_ENDED:?} ago: no more at a time"
-            ))
-        })?;
         // A message is bounded far below u32.
-        let length = prost::Message::encoded_len(config) as u32;
-        let bytes = Arc::clone(&self.config_bytes).try_acquire_many_owned(length).map_err(|_| {
-            exhausted(format!(
-                "the arguments and environments of all processes take more than {MAX_CONFIGS} bytes"
-            ))
-        })?;
-        Ok(Room { _place: place, _bytes: bytes })
+        let length = (prost::Message::encoded_len(config) + tag.map_or(0, String::len)) as u32;
+        loop {
+            let place = Arc::clone(&self.inner.places).try_acquire_owned();
+            let bytes = Arc::clone(&self.inner.config_bytes).try_acquire_many_owned(length);
+            let missing = match (place, bytes) {
+                (Ok(place), Ok(bytes)) => return Ok(Room { _place: place, _bytes: bytes }),
+                (Err(_), _) => format!("{MAX_PROCESSES} processes run: no more at a time"),
+                (_, Err(_)) => format!(
+                    "the arguments and environments of all processes take more than {MAX_CONFIGS} bytes"
+                ),
+            };
+            if !self.inner.lock().forget_first() {
+                return Err(exhausted(missing));
+            }
+        }
     }
 
     /// Takes a process that was just launched and carries its output to its log until it ends, or kills it at its
     /// deadline. The reader gets everything from the beginning.
-    pub fn insert(
+    pub(super) fn insert(
         &self,
         launched: Launched,
-        config: ProcessConfig,
-        tag: Option<String>,
-        pipes: Pipes,
+        order: Order,
+        output: Output,
         deadline: Option<Instant>,
         room: Room,
-    ) -> (Arc<Process>, Reader) {
+    ) -> Result<(Arc<Process>, Reader), Error> {
         let Launched { pid, pidfd, exit } = launched;
-        let Pipes { stdin, stdout, stderr } = pipes;
-        let log = OutputLog::new();
-        let reader = log.attach();
-        let process = Arc::new(Process {
-            pid,
-            config,
-            tag,
-            pidfd,
-            stdin: tokio::sync::Mutex::new(stdin),
-            stdin_closed: CancellationToken::new(),
-            log: Arc::clone(&log),
-            overdue: AtomicBool::new(false),
-        });
-        // An older process of the same pid has ended, or the kernel would not have given it out again.
-        self.lock().insert(pid, Arc::clone(&process));
-
-        let table = self.clone();
-        let watched = Arc::clone(&process);
+        let log = OutputLog::new(order.options.log_size, order.options.policy, &self.inner.budget);
+        let reader = log
+            .attach(None)
+            .map_err(|error| Error::new(Code::Internal, format!("a new log has no place: {error}")))?
+            .reader;
+        let process = Arc::new(Process::new(pid, pidfd, order, log));
+        {
+            let mut state = self.inner.lock();
+            state.started += 1;
+            let entry = Entry { process: Arc::clone(&process), order: state.started, _room: room };
+            // An older process of the same pid has ended, or the kernel would not have given it out again.
+            state.processes.insert(pid, entry);
+        }
+        let (table, watched) = (self.clone(), Arc::clone(&process));
         tokio::spawn(async move {
-            let exited = CancellationToken::new();
-            let out = pump(stdout, Stream::Stdout, &log, &exited);
-            let err = pump(stderr, Stream::Stderr, &log, &exited);
-            let wait = async {
-                let mut exit = exit;
-                let late = async {
-                    match deadline {
-                        Some(deadline) => tokio::time::sleep_until(deadline).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                let end = tokio::select! {
-                    end = &mut exit => end,
-                    () = late => {
-                        watched.overdue.store(true, Ordering::Relaxed);
-                        // An error means that it ended by itself just now.
-                        let _ = watched.signal(Signal::KILL);
-                        exit.await
-                    }
-                };
-                exited.cancel();
-                end.map_or(End::Unknown, End::from)
-            };
-            let ((), (), end) = tokio::join!(out, err, wait);
-            log.finish(end);
-            watched.close_stdin().await;
-            tokio::time::sleep(KEEP_ENDED).await;
-            table.forget(&watched);
-            drop(room);
+            let end = watch(&watched, output, exit, deadline).await;
+            table.end(&watched, end);
         });
-        (process, reader)
+        Ok((process, reader))
     }
 
-    /// The process that a selector means, also one that has ended a short while ago.
-    pub fn find(&self, selector: Option<&Selector>) -> Result<Arc<Process>, Error> {
-        let processes = self.lock();
+    /// The process that a selector means, also one that has ended a short while ago. Of several with one tag it is the
+    /// one that was started last, and one that is alive before one that has ended.
+    pub(super) fn find(&self, selector: Option<&Selector>) -> Result<Arc<Process>, Error> {
+        let state = self.inner.lock();
         let (found, what) = match selector {
-            Some(Selector::Pid(pid)) => (processes.get(pid), format!("pid {pid}")),
+            Some(Selector::Pid(pid)) => (state.processes.get(pid), format!("pid {pid}")),
             Some(Selector::Tag(tag)) => {
-                let tagged = || processes.values().filter(|process| process.tag.as_deref() == Some(tag));
-                let alive = tagged().find(|process| process.log.end().is_none());
-                (alive.or_else(|| tagged().next()), format!("tag {tag}"))
+                let tagged = state.processes.values().filter(|entry| entry.process.tag() == Some(tag));
+                (tagged.max_by_key(|entry| (entry.process.is_alive(), entry.order)), format!("tag {tag}"))
             }
             None => return Err(Error::new(Code::InvalidArgument, "the request selects no process")),
         };
-        found.cloned().ok_or_else(|| Error::new(Code::NotFound, format!("process with {what} not found")))
+        found
+            .map(|entry| Arc::clone(&entry.process))
+            .ok_or_else(|| Error::new(Code::NotFound, format!("process with {what} not found")))
     }
 
     /// As [`ProcessTable::find`], but only a process that is alive.
-    pub fn find_alive(&self, selector: Option<&Selector>) -> Result<Arc<Process>, Error> {
+    pub(super) fn find_alive(&self, selector: Option<&Selector>) -> Result<Arc<Process>, Error> {
         let process = self.find(selector)?;
-        match process.log.end() {
-            None => Ok(process),
-            Some(_) => Err(Error::new(
-                Code::NotFound,
-                format!("process with pid {} not found: it has ended", process.pid),
-            )),
+        if process.is_alive() {
+            return Ok(process);
         }
+        let message = format!("process with pid {} not found: it has ended", process.pid());
+        Err(Error::new(Code::NotFound, message))
     }
 
     /// The processes that are alive, by pid.
-    pub fn alive(&self) -> Vec<Arc<Process>> {
-        let mut alive: Vec<_> =
-            self.lock().values().filter(|process| process.log.end().is_none()).cloned().collect();
-        alive.sort_by_key(|process| process.pid);
+    pub(super) fn alive(&self) -> Vec<Arc<Process>> {
+        let state = self.inner.lock();
+        let alive = state.processes.values().filter(|entry| entry.process.is_alive());
+        let mut alive: Vec<_> = alive.map(|entry| Arc::clone(&entry.process)).collect();
+        alive.sort_by_key(|process| process.pid());
         alive
     }
 
@@ -260,14 +189,14 @@ impl ProcessTable {
     pub async fn end_all(&self, grace: Duration) {
         let alive = self.alive();
         for process in &alive {
-            if let Err(error) = process.signal(Signal::TERM) {
-                crate::log::warn(format_args!("asking process {} to end: {error}", process.pid));
+            if let Err(error) = process.signal(SignalNumber::TERM) {
+                crate::log::warn(format_args!("asking process {} to end: {error}", process.pid()));
             }
         }
         let all = async {
             for process in &alive {
                 // One that cannot be waited for is killed with the rest.
-                if let Ok(pidfd) = process.pidfd.try_clone() {
+                if let Some(pidfd) = process.pidfd() {
                     let _ = crate::pidfd::ended(pidfd).await;
                 }
             }
@@ -275,59 +204,126 @@ impl ProcessTable {
         let _ = tokio::time::timeout(grace, all).await;
     }
 
-    fn forget(&self, process: &Arc<Process>) {
-        let mut processes = self.lock();
-        // The pid may belong to a newer process by now.
-        if processes.get(&process.pid).is_some_and(|current| Arc::ptr_eq(current, process)) {
-            processes.remove(&process.pid);
-        }
+    /// Where the ends of processes ask for what the kernel has killed.
+    pub(super) fn set_kernel_log(&self, log: Arc<KernelLog>) {
+        // A second watcher would tell everything twice.
+        let _ = self.inner.kernel_log.set(log);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Arc<Process>>> {
-        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Carries one pipe to the log: to its end, or after the exit of the process as far as it is filled. A grandchild that
-/// keeps the pipe open cannot delay the end of the process for ever.
-async fn pump(mut pipe: pipe::Receiver, stream: Stream, log: &OutputLog, exited: &CancellationToken) {
-    let mut buffer = BytesMut::new();
-    loop {
-        buffer.reserve(MAX_OUTPUT_CHUNK);
-        let read = tokio::select! {
-            biased;
-            () = exited.cancelled() => break,
-            read = pipe.read_buf(&mut buffer) => read,
+    /// Marks the process that the kernel killed, or one that started what the kernel killed; whether it is it itself.
+    pub(super) fn mark_out_of_memory(
+        &self,
+        host_pid: i32,
+        session: Option<i32>,
+    ) -> Option<(Arc<Process>, bool)> {
+        let alive = self.alive();
+        let itself = alive.iter().find(|process| process.host_pid() == Some(host_pid));
+        let relative = || {
+            let by_session = |process: &&Arc<Process>| session.is_some() && process.host_pid() == session;
+            let by_cgroup = |process: &&Arc<Process>| process.cgroup_holds(host_pid);
+            alive.iter().find(by_session).or_else(|| alive.iter().find(by_cgroup))
         };
-        // A pipe gives no error but the end.
-        if read.unwrap_or(0) == 0 {
+        let found = itself.or_else(relative)?;
+        found.mark_out_of_memory();
+        Some((Arc::clone(found), itself.is_some()))
+    }
+
+    /// A process has ended: tells its readers, and forgets it after a while.
+    fn end(&self, process: &Arc<Process>, end: End) {
+        if let Some(kernel_log) = self.inner.kernel_log.get().filter(|_| end != End::Exited(0)) {
+            kernel_log.catch_up(self);
+        }
+        process.end(end);
+        let mut state = self.inner.lock();
+        let Some(entry) = state.processes.get(&process.pid()) else { return };
+        // The pid may belong to a newer process by now.
+        if !Arc::ptr_eq(&entry.process, process) {
             return;
         }
-        append(log, stream, &mut buffer).await;
-    }
-    // Everything that the process itself wrote is in the pipe by now: as much as is in it now is taken and no more, since a
-    // grandchild may go on writing. The kernel is asked, not tokio: its readiness can lag behind the exit, and what was
-    // written last would be lost.
-    let mut left = rustix::io::ioctl_fionread(&pipe).unwrap_or(0);
-    let mut bytes = vec![0; MAX_OUTPUT_CHUNK];
-    while left > 0 {
-        let most = usize::try_from(left).unwrap_or(MAX_OUTPUT_CHUNK).min(MAX_OUTPUT_CHUNK);
-        match rustix::io::read(&pipe, &mut bytes[..most]) {
-            Ok(0) => return,
-            Ok(count) => {
-                left = left.saturating_sub(count as u64);
-                buffer.extend_from_slice(&bytes[..count]);
-                append(log, stream, &mut buffer).await;
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return,
+        let expiry = (Instant::now() + process.keep_ended(), entry.order);
+        state.expiries.insert(expiry, process.pid());
+        if std::mem::replace(&mut state.is_forgetting, true) {
+            self.inner.ended.notify_one();
+        } else {
+            tokio::spawn(forget(Arc::downgrade(&self.inner)));
         }
     }
 }
 
-async fn append(log: &OutputLog, stream: Stream, buffer: &mut BytesMut) {
-    while !buffer.is_empty() {
-        let chunk = buffer.split_to(buffer.len().min(MAX_OUTPUT_CHUNK)).freeze();
-        log.append(stream, chunk).await;
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Forgets the ended process whose time is over first; false when there is none.
+    fn forget_first(&mut self) -> bool {
+        let Some(((_, order), pid)) = self.expiries.pop_first() else { return false };
+        if self.processes.get(&pid).is_some_and(|entry| entry.order == order) {
+            self.processes.remove(&pid);
+        }
+        true
+    }
+}
+
+/// Forgets ended processes, each when its time is over, until there is none.
+async fn forget(table: Weak<Inner>) {
+    loop {
+        let Some(inner) = table.upgrade() else { return };
+        let next = {
+            let mut state = inner.lock();
+            while state.expiries.first_key_value().is_some_and(|((when, _), _)| *when <= Instant::now()) {
+                state.forget_first();
+            }
+            match state.expiries.first_key_value() {
+                Some(((when, _), _)) => *when,
+                None => {
+                    state.is_forgetting = false;
+                    return;
+                }
+            }
+        };
+        // At the end of a wait, or when another process has ended, which may be the next to be forgotten.
+        let _ = tokio::time::timeout_at(next, inner.ended.notified()).await;
+    }
+}
+
+/// Carries a process's output to its log until it has ended.
+async fn watch(
+    process: &Process,
+    output: Output,
+    mut exit: tokio::sync::oneshot::Receiver<std::process::ExitStatus>,
+    deadline: Option<Instant>,
+) -> End {
+    let exited = CancellationToken::new();
+    let log = process.log();
+    let wait = async {
+        let late = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let end = tokio::select! {
+            end = &mut exit => end,
+            () = late => {
+                process.set_overdue();
+                // An error means that it ended by itself just now.
+                let _ = process.signal(SignalNumber::KILL);
+                exit.await
+            }
+        };
+        log.close();
+        exited.cancel();
+        end.map_or(End::Unknown, End::from)
+    };
+    match &output {
+        Output::Pipes { stdout, stderr } => {
+            let out = carry(stdout, Stream::Stdout, log, &exited);
+            let err = carry(stderr, Stream::Stderr, log, &exited);
+            tokio::join!(wait, out, err).0
+        }
+        Output::Terminal(terminal) => tokio::join!(wait, carry(terminal, Stream::Pty, log, &exited)).0,
     }
 }

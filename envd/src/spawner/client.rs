@@ -10,7 +10,7 @@ use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use envd_sys::Credentials;
+use envd_sys::{Credentials, Rlimit};
 use prost::Message;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{
@@ -23,7 +23,9 @@ use tokio::sync::oneshot;
 
 use super::Respawn;
 use super::kept::Kept;
-use super::wire::{Event, EventKind, FailedStage, MAX_EVENT, MAX_FDS, MAX_START, Start, WireCredentials};
+use super::wire::{
+    Event, EventKind, FailedStage, MAX_EVENT, MAX_FDS, MAX_START, Start, WireCredentials, WireRlimit,
+};
 use crate::events::Events;
 
 /// A program for the spawner to start.
@@ -41,6 +43,12 @@ pub struct Launch<'fd> {
     pub credentials: Option<Credentials>,
     /// The score, from -1000 to 1000.
     pub oom_score_adj: Option<i32>,
+    /// Whether standard input is a terminal, which becomes the controlling one of the program's session.
+    pub terminal: bool,
+    /// Limits of its own.
+    pub rlimits: Vec<Rlimit>,
+    /// The nice value; `None` keeps the spawner's.
+    pub nice: Option<i32>,
     /// Standard input, output and error.
     pub stdio: [BorrowedFd<'fd>; 3],
     /// The cgroup2 directory to be born in.
@@ -70,6 +78,9 @@ pub enum LaunchError {
     /// A limit of processes or memory is reached.
     #[error("no new process: {}", io::Error::from_raw_os_error(*.0))]
     Clone(i32),
+    /// A limit, the nice value or the score was refused.
+    #[error("setting its limits: {}", io::Error::from_raw_os_error(*.0))]
+    Limits(i32),
     /// Anything else that the child had to do first.
     #[error("preparing the process ({stage}): {}", io::Error::from_raw_os_error(*errno))]
     Prepare {
@@ -154,6 +165,13 @@ fn memfd_of(launch: Launch<'_>) -> Result<File, LaunchError> {
             groups,
         }),
         oom_score_adj: launch.oom_score_adj,
+        terminal: launch.terminal,
+        rlimits: launch
+            .rlimits
+            .iter()
+            .map(|limit| WireRlimit { resource: limit.resource, soft: limit.soft, hard: limit.hard })
+            .collect(),
+        nice: launch.nice,
     }
     .encode_to_vec();
     if start.len() > MAX_START {
@@ -280,6 +298,7 @@ impl Connection {
                     Ok(FailedStage::Exec) => LaunchError::Exec(errno),
                     Ok(FailedStage::Cwd) => LaunchError::Cwd(errno),
                     Ok(FailedStage::Clone) => LaunchError::Clone(errno),
+                    Ok(FailedStage::Limits) => LaunchError::Limits(errno),
                     Ok(FailedStage::Credentials) => prepare("credentials"),
                     Ok(FailedStage::Filter) => prepare("seccomp filter"),
                     Ok(FailedStage::Prepare) => prepare("signals and descriptors"),

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use envd_sys::{Credentials, Failure, SeccompFilter, Spawn, Stage};
+use envd_sys::{Credentials, Failure, Rlimit, SeccompFilter, Spawn, Stage};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use prost::Message;
@@ -146,6 +146,13 @@ impl Server<'_> {
             }),
             stdio: [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()],
             cgroup: cgroup.first().map(AsFd::as_fd),
+            terminal: start.terminal,
+            rlimits: start
+                .rlimits
+                .iter()
+                .map(|limit| Rlimit { resource: limit.resource, soft: limit.soft, hard: limit.hard })
+                .collect(),
+            nice: start.nice,
             oom_score_adj: start.oom_score_adj.and_then(|score| CString::new(score.to_string()).ok()),
             filter: self.filter,
         };
@@ -171,6 +178,7 @@ impl Server<'_> {
                     Stage::Cwd => FailedStage::Cwd,
                     Stage::Exec => FailedStage::Exec,
                     Stage::Filter => FailedStage::Filter,
+                    Stage::Limits => FailedStage::Limits,
                 };
                 self.fail(starting.id, stage, failure.errno)
             }

@@ -27,6 +27,22 @@ pub(super) struct Start {
     pub(super) credentials: Option<WireCredentials>,
     #[prost(int32, optional, tag = "7")]
     pub(super) oom_score_adj: Option<i32>,
+    #[prost(bool, tag = "8")]
+    pub(super) terminal: bool,
+    #[prost(message, repeated, tag = "9")]
+    pub(super) rlimits: Vec<WireRlimit>,
+    #[prost(sint32, optional, tag = "10")]
+    pub(super) nice: Option<i32>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct WireRlimit {
+    #[prost(uint32, tag = "1")]
+    pub(super) resource: u32,
+    #[prost(uint64, tag = "2")]
+    pub(super) soft: u64,
+    #[prost(uint64, tag = "3")]
+    pub(super) hard: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -88,6 +104,8 @@ pub(super) enum FailedStage {
     Request = 5,
     /// The seccomp filter could not be applied.
     Filter = 6,
+    /// A limit, the nice value or the oom score was refused.
+    Limits = 7,
 }
 
 /// A program that was started has ended.

@@ -7,8 +7,10 @@ mod entropy;
 mod fork;
 mod interface;
 mod netlink;
+mod readiness;
 mod seccomp;
 mod signal;
+mod signals;
 mod spawn;
 
 pub use bpf::{Device, DeviceKind, DeviceRules};
@@ -16,6 +18,11 @@ pub use entropy::{MAX_SEED, seed_random};
 pub use fork::{Forked, fork};
 pub use interface::bring_up;
 pub use netlink::explain_netlink_errors;
+pub use readiness::watch_readiness;
 pub use seccomp::SeccompFilter;
 pub use signal::send_real_time_signal;
-pub use spawn::{Credentials, Failure, Spawn, Spawned, Stage};
+pub use signals::{SignalNumber, signal_group, signal_process};
+pub use spawn::{Credentials, Failure, Rlimit, Spawn, Spawned, Stage};
+
+/// The highest signal number on Linux (`_NSIG`).
+const LAST_SIGNAL: libc::c_int = 64;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! parent                       child
-//!   clone3 ───────────────────►  signals, session, stdio, oom score, groups, gid, uid, cwd, seccomp, execve
+//!   clone3 ───────────────────►  signals, session, stdio, terminal, limits, groups, gid, uid, cwd, seccomp, execve
 //!   failure pipe ◄─────────────  (stage, errno), or closed by a successful execve
 //! ```
 //!
@@ -10,16 +10,13 @@
 //! does not matter which locks other threads of the parent held.
 
 use std::convert::Infallible;
-use std::ffi::{CString, c_char, c_int, c_long};
+use std::ffi::{CString, c_char, c_long};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::SeccompFilter;
-
-/// The highest signal number on Linux (`_NSIG`).
-const LAST_SIGNAL: c_int = 64;
 
 /// From `linux/sched.h`: it does not fit the C library's `int`.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -50,10 +47,27 @@ pub struct Spawn<'fd> {
     pub stdio: [BorrowedFd<'fd>; 3],
     /// A cgroup2 directory to be born in; `None` is the caller's own.
     pub cgroup: Option<BorrowedFd<'fd>>,
+    /// Whether standard input is a terminal, which becomes the controlling one of the program's session.
+    pub terminal: bool,
+    /// Limits, set with the caller's credentials.
+    pub rlimits: Vec<Rlimit>,
+    /// The nice value; `None` keeps the caller's.
+    pub nice: Option<i32>,
     /// What to write to `oom_score_adj`, decimal; `None` keeps the caller's.
     pub oom_score_adj: Option<CString>,
     /// What the program may ask of the kernel, and no new privileges; `None` leaves both as they are.
     pub filter: Option<&'fd SeccompFilter>,
+}
+
+/// A limit of setrlimit(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rlimit {
+    /// The kernel's number of the resource (`RLIMIT_*`).
+    pub resource: u32,
+    /// The limit that holds; `u64::MAX` is none.
+    pub soft: u64,
+    /// What an unprivileged process may raise it to; `u64::MAX` is no limit.
+    pub hard: u64,
 }
 
 /// A user with its groups.
@@ -81,7 +95,7 @@ pub struct Spawned {
 /// The step at which a child gave up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Session, signals, stdio or oom score.
+    /// Session, signals, stdio or terminal.
     Prepare,
     /// Groups, gid or uid.
     Credentials,
@@ -91,6 +105,8 @@ pub enum Stage {
     Exec,
     /// Applying the seccomp filter.
     Filter,
+    /// Limits, nice value or oom score.
+    Limits = 5,
 }
 
 /// Why a child did not reach its program.
@@ -114,6 +130,7 @@ impl Failure {
             2 => Stage::Cwd,
             3 => Stage::Exec,
             4 => Stage::Filter,
+            5 => Stage::Limits,
             _ => return None,
         };
         Some(Self { stage, errno: i32::from_ne_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) })
@@ -187,6 +204,11 @@ impl Child<'_> {
         // SAFETY: setsid takes no argument.
         check(Stage::Prepare, unsafe { libc::setsid() }.into())?;
         self.move_stdio()?;
+        if spawn.terminal {
+            // SAFETY: TIOCSCTTY takes a number; descriptor 0 was just opened.
+            check(Stage::Prepare, unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }.into())?;
+        }
+        self.set_limits()?;
         if let Some(score) = &spawn.oom_score_adj {
             self.set_oom_score(score)?;
         }
@@ -207,7 +229,7 @@ impl Child<'_> {
         // empty set, and both live over the calls. Signals whose disposition cannot be changed answer EINVAL, which does
         // not matter. The C library's wrappers would refuse the signals that it keeps for itself.
         unsafe {
-            for signal in 1..=LAST_SIGNAL {
+            for signal in 1..=crate::LAST_SIGNAL {
                 let none = std::ptr::null_mut::<u64>();
                 libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT_ACTION.as_ptr(), none, SIGSET_SIZE);
             }
@@ -237,14 +259,30 @@ impl Child<'_> {
         Ok(())
     }
 
+    fn set_limits(&self) -> Result<(), Failure> {
+        for limit in &self.spawn.rlimits {
+            let new = [limit.soft, limit.hard];
+            let none = std::ptr::null_mut::<u64>();
+            // SAFETY: prlimit64 reads two u64, which is the kernel's struct rlimit64, from `new`, which outlives the call.
+            let set = unsafe { libc::syscall(libc::SYS_prlimit64, 0, limit.resource, new.as_ptr(), none) };
+            check(Stage::Limits, set)?;
+        }
+        if let Some(nice) = self.spawn.nice {
+            // SAFETY: setpriority takes numbers.
+            let set = unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, nice) };
+            check(Stage::Limits, set)?;
+        }
+        Ok(())
+    }
+
     fn set_oom_score(&self, score: &CString) -> Result<(), Failure> {
         let bytes = score.as_bytes();
         // SAFETY: the path is a C string literal, `bytes` outlives the write, and the descriptor was opened here.
         unsafe {
             let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-            check(Stage::Prepare, file.into())?;
+            check(Stage::Limits, file.into())?;
             let written = libc::write(file, bytes.as_ptr().cast(), bytes.len());
-            check(Stage::Prepare, written as c_long)?;
+            check(Stage::Limits, written as c_long)?;
             libc::close(file);
         }
         Ok(())
@@ -311,6 +349,9 @@ mod tests {
             credentials: None,
             stdio: [null.as_fd(), write.as_fd(), write.as_fd()],
             cgroup: None,
+            terminal: false,
+            rlimits: vec![Rlimit { resource: libc::RLIMIT_CORE, soft: 0, hard: 4096 }],
+            nice: Some(5),
             oom_score_adj: None,
             filter: None,
         };
@@ -344,6 +385,13 @@ mod tests {
         let lines: Vec<_> = output.split_whitespace().collect();
         assert_eq!(lines[..4], ["SigBlk:", "0000000000000000", "SigIgn:", "0000000000000000"]);
         assert_eq!(lines[4], lines[5], "the program leads its session");
+    }
+
+    #[test]
+    fn limits_and_the_nice_value_are_the_programs() {
+        let (output, ..) = run(&["/bin/sh"], &["sh", "-c", "nice; ulimit -S -c; ulimit -H -c"], "/");
+        // The shell counts core files in blocks of 512 bytes.
+        assert_eq!(output, "5\n0\n8\n");
     }
 
     #[test]

@@ -71,6 +71,11 @@ fn every_message_has_one_json_and_one_binary_form() {
 fn process_messages(seen: &mut Seen) {
     seen.golden::<p::pty::Size>(r#"{"cols":80,"rows":24}"#, "08501018");
     seen.golden::<p::Pty>(r#"{"size":{"cols":80,"rows":24}}"#, "0a0408501018");
+    seen.golden::<p::Rlimit>(r#"{"resource":"nofile","soft":"8","hard":"16"}"#, "0a066e6f66696c6510081810");
+    seen.golden::<p::StartOptions>(
+        r#"{"logBytes":4096,"outputPolicy":"OUTPUT_POLICY_BLOCK","keepEndedSeconds":60,"rlimits":[{"resource":"core"}],"nice":5,"oomScoreAdj":100,"ownCgroup":true}"#,
+        "0880201002183c22060a04636f7265280530643801",
+    );
     seen.golden::<p::ProcessConfig>(
         r#"{"cmd":"/bin/sh","args":["-c",""],"envs":{"A":"1"},"cwd":"/tmp"}"#,
         "0a072f62696e2f736812022d6312001a060a014112013122042f746d70",

@@ -12,10 +12,6 @@ use http_body_util::BodyExt;
 use prost::Message;
 use serde_json::{Value, json};
 
-/// RPCs of the contract that the agent does not serve yet: each must say `unimplemented`, and leave this list when it is
-/// served.
-const NOT_YET: &[&str] = &["process.Process/Update", "process.Process/StreamInput"];
-
 const END: u8 = 0b10;
 
 /// The status that the protocol gives a unary error (connectrpc.com/docs/protocol, "Error codes").
@@ -94,11 +90,7 @@ async fn every_rpc_in_both_codecs_over_both_versions() {
             start_background(&agent, &round).await;
             for rpc in &RPCS {
                 for call in calls(rpc.name, &agent, &round) {
-                    if NOT_YET.contains(&rpc.name) {
-                        let not_yet =
-                            Call { request: call.request, expected: Expected::Code("unimplemented") };
-                        make(&agent, version, codec, rpc, &not_yet).await;
-                    } else if let Some(answer) = make(&agent, version, codec, rpc, &call).await
+                    if let Some(answer) = make(&agent, version, codec, rpc, &call).await
                         && let Some(id) = answer["watcherId"].as_str()
                     {
                         round.watcher = id.to_owned();
@@ -116,13 +108,11 @@ async fn start_background(agent: &Agent, round: &Round) {
         json!({ "process": { "cmd": "/bin/cat" }, "tag": format!("cat-{}", round.name) }),
         json!({ "process": { "cmd": "sleep", "args": ["1000"] }, "tag": format!("terminated-{}", round.name) }),
     ];
-    if !NOT_YET.contains(&"process.Process/Update") {
-        wanted.push(json!({
-            "process": { "cmd": "/bin/cat" },
-            "pty": { "size": { "cols": 80, "rows": 24 } },
-            "tag": format!("terminal-{}", round.name),
-        }));
-    }
+    wanted.push(json!({
+        "process": { "cmd": "/bin/cat" },
+        "pty": { "size": { "cols": 80, "rows": 24 } },
+        "tag": format!("terminal-{}", round.name),
+    }));
     for request in wanted {
         let call = Call {
             request,
@@ -260,7 +250,7 @@ fn assert_unary_error(answer: &Answer, code: &str, context: &str) {
 async fn what_is_no_call_is_refused_by_its_status() {
     let agent = Agent::start().await;
     for version in Version::ALL {
-        for rpc in RPCS.iter().filter(|rpc| !NOT_YET.contains(&rpc.name)) {
+        for rpc in &RPCS {
             for method in ["GET", "PUT", "DELETE"] {
                 let request = version.request(method, &rpc.path()).body(whole("")).unwrap();
                 let answer = agent.exchange(version, request).await;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use e2e::DEADLINE;
 
 /// Checks of tests/python/sdk.py that need what the agent does not serve yet. They may fail; none may be missing.
-const NOT_YET: &[&str] = &["stream_input", "pty", "pty_kill"];
+const NOT_YET: &[&str] = &[];
 
 /// Ends with the test.
 struct Ended(Child);

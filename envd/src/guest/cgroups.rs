@@ -41,7 +41,14 @@ const LEAVES: [&str; 4] = ["init", "user", "pty", "system"];
 const AGENT_MEMORY: u64 = 32 << 20;
 
 /// Processes in each leaf; together below the kernel's default pid_max (32768).
-const LEAF_PIDS: u32 = 7000;
+const MAX_LEAF_PIDS: u64 = 7000;
+
+/// The memory of the machine for each process that a leaf may have. Where a fork bomb fills the memory before it fills its
+/// leaf, the kernel does nothing but look for victims, and the agent waits with everybody else.
+const MEMORY_PER_PROCESS: u64 = 256 << 10;
+
+/// The agent's share of the CPU against the box's, which has the default of 100.
+const AGENT_CPU_WEIGHT: u32 = 10_000;
 
 /// Threads of the whole machine: more than every leaf may have together. The kernel's own number follows the memory, and
 /// in a small machine one leaf would reach it for all; what a thread costs is accounted to its cgroup.
@@ -78,6 +85,7 @@ pub(super) fn prepare() -> io::Result<()> {
     enable_controllers(ROOT)?;
     enable_controllers(&format!("{ROOT}/box"))?;
     write(&format!("{ROOT}/agent/memory.min"), &AGENT_MEMORY.to_string())?;
+    write(&format!("{ROOT}/agent/cpu.weight"), &AGENT_CPU_WEIGHT.to_string())?;
     let total = Meminfo::current().map_err(io::Error::other)?.mem_total;
     // The box's limit is the machine less the agent's share, but never nothing.
     let limit = total.saturating_sub(AGENT_MEMORY).max(total / 2);
@@ -131,10 +139,12 @@ pub(super) fn enter(init: Option<u32>, limits: bool) -> io::Result<Leaves> {
     if limits {
         enable_controllers(&main)?;
     }
+    let total = Meminfo::current().map_err(io::Error::other)?.mem_total;
+    let pids = (total / MEMORY_PER_PROCESS).min(MAX_LEAF_PIDS);
     for leaf in LEAVES {
         let file = format!("{main}/{leaf}/pids.max");
         if limits || fs::exists(&file)? {
-            write(&file, &LEAF_PIDS.to_string())?;
+            write(&file, &pids.to_string())?;
         }
     }
     let leaf = |name: &str| File::open(format!("{main}/{name}")).map(OwnedFd::from);

@@ -6,6 +6,7 @@ mod command;
 mod faults;
 mod init;
 mod isolation;
+mod own_image;
 mod processes;
 mod profile;
 mod transfer;

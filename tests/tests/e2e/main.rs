@@ -7,6 +7,7 @@ mod faults;
 mod files;
 mod init;
 mod isolation;
+mod own_image;
 mod processes;
 mod profile;
 mod survival;

@@ -1,0 +1,229 @@
+//! The agent as a service with a host, over Unix sockets, as a host sees it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// There only to catch a hang.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Service {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Service {
+    fn start_in(folder: tempfile::TempDir) -> Self {
+        let at = |name: &str| format!("unix:{}", folder.path().join(name).display());
+        let child = Command::new(env!("CARGO_BIN_EXE_envd"))
+            .args(["--control", &at("control.sock"), "--listen", &at("envd.sock"), "--no-container"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, folder }
+    }
+
+    fn start() -> Self {
+        Self::start_in(tempfile::tempdir().unwrap())
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Listens until the agent has dialled, and reads its hello.
+    fn host(&self) -> (Host, Value) {
+        let path = self.at("control.sock");
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(path).unwrap();
+        let mut poll = [rustix::event::PollFd::new(&listener, rustix::event::PollFlags::IN)];
+        let limit = rustix::event::Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(&mut poll, Some(&limit)).unwrap(), 1, "the agent dials");
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut host = Host(BufReader::new(stream));
+        let hello = host.next("hello").unwrap();
+        (host, hello)
+    }
+
+    /// One request on a connection of its own.
+    fn call(&self, request: &str) -> String {
+        let started = Instant::now();
+        let mut stream = loop {
+            match UnixStream::connect(self.at("envd.sock")) {
+                Ok(stream) => break stream,
+                Err(_) if started.elapsed() < DEADLINE => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) => panic!("the agent does not listen: {error}"),
+            }
+        };
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    fn list(&self) -> String {
+        self.call(
+            "POST /process.Process/List HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: 2\r\n\r\n{}",
+        )
+    }
+
+    fn ended(&mut self) -> Option<i32> {
+        let started = Instant::now();
+        loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => return status.code(),
+                None if started.elapsed() < DEADLINE => std::thread::sleep(Duration::from_millis(5)),
+                None => panic!("the service runs on"),
+            }
+        }
+    }
+}
+
+struct Host(BufReader<UnixStream>);
+
+impl Host {
+    fn say(&mut self, line: &[u8]) {
+        // An agent that has heard enough closes while we still talk.
+        let _ = self.0.get_mut().write_all(line);
+    }
+
+    /// The next message with this field; `None` at the end.
+    fn next(&mut self, kind: &str) -> Option<Value> {
+        let mut line = String::new();
+        while self.0.read_line(&mut line).unwrap_or(0) > 0 {
+            let mut message: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(message["generation"], 1);
+            if !message[kind].is_null() {
+                return Some(message[kind].take());
+            }
+            line.clear();
+        }
+        None
+    }
+
+    fn ask(&mut self, request: Value) -> Value {
+        let mut line = request;
+        line["generation"] = json!(1);
+        line["id"] = json!(7);
+        self.say(format!("{line}\n").as_bytes());
+        let response = self.next("response").unwrap();
+        assert_eq!(response["id"], "7");
+        response
+    }
+}
+
+#[test]
+fn nobody_calls_before_the_host_has_configured_and_a_host_that_left_is_dialled_again() {
+    let mut service = Service::start();
+    assert!(service.list().contains("not configured yet"));
+    let (mut host, hello) = service.host();
+    assert!(hello["container"].is_null() && hello["protocolVersion"].as_u64().unwrap() >= 1, "{hello}");
+    drop(host);
+    (host, _) = service.host();
+    assert_eq!(
+        host.ask(json!({"configure": {"env": {"A": "b"}, "accessToken": "secret"}}))["error"],
+        Value::Null
+    );
+    assert!(service.list().starts_with("HTTP/1.1 401"));
+    assert_eq!(host.ask(json!({"configure": {}}))["error"]["code"], "CODE_FAILED_PRECONDITION");
+    assert_eq!(host.ask(json!({"freeze": {}}))["error"]["code"], "CODE_UNSUPPORTED");
+    assert_eq!(host.ask(json!({"ofALaterVersion": {}}))["error"]["code"], "CODE_UNSUPPORTED");
+    assert_eq!(host.ask(json!({"shutdown": {"graceMs": 1}}))["error"], Value::Null);
+    assert_eq!(service.ended(), Some(0));
+    assert!(!service.at("envd.sock").exists());
+}
+
+#[test]
+fn a_line_that_is_no_message_is_told_and_ends_the_connection_not_the_service() {
+    let mut service = Service::start();
+    let long = [b"{\"generation\":1,\"configure\":{\"hostname\":\"".to_vec(), vec![b'x'; 1 << 20]].concat();
+    for (bad, expected) in [
+        (&b"nonsense\n"[..], "expected {\"generation\":N"),
+        (b"{\"id\":1,\"thaw\":{}}\n", "missing field `generation`"),
+        (b"{\"generation\":1,\"id\":\0}\n", "no message"),
+        (b"\x89TFNCTL\n a record", "no message"),
+        (&long, "more than 1048576 bytes"),
+    ] {
+        let (mut host, _) = service.host();
+        host.say(b"\r\n\n");
+        host.say(bad);
+        let response = host.next("response").unwrap();
+        // An id of 0 is not written, as protobuf's JSON mapping has it.
+        assert!(response["id"].is_null() && response["error"]["code"] == "CODE_INVALID", "{response}");
+        let message = response["error"]["message"].as_str().unwrap();
+        assert!(message.contains(expected), "{message}");
+        assert!(host.next("response").is_none(), "the connection ends");
+    }
+    let (mut host, _) = service.host();
+    host.ask(json!({"shutdown": {}}));
+    assert_eq!(service.ended(), Some(0));
+}
+
+#[test]
+fn a_shutdown_gives_processes_their_grace() {
+    let mut service = Service::start();
+    let (mut host, _) = service.host();
+    host.ask(json!({"configure": {}}));
+    let marks = service.at("marks");
+    let script = format!(
+        "trap 'echo asked >> {0}; exit' TERM; echo ready >> {0}; while :; do sleep 0.05; done",
+        marks.display()
+    );
+    let start = json!({"process": {"cmd": "/bin/sh", "args": ["-c", script]}}).to_string();
+    let mut stream = UnixStream::connect(service.at("envd.sock")).unwrap();
+    let head = format!(
+        "POST /process.Process/Start HTTP/1.1\r\nhost: x\r\ncontent-type: application/connect+json\r\ncontent-length: {}\r\n\r\n\0",
+        start.len() + 5
+    );
+    let body = [head.as_bytes(), &(start.len() as u32).to_be_bytes(), start.as_bytes()].concat();
+    stream.write_all(&body).unwrap();
+    let read = || std::fs::read_to_string(&marks).unwrap_or_default();
+    let started = Instant::now();
+    while read().is_empty() {
+        assert!(started.elapsed() < DEADLINE, "the process starts");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    host.ask(json!({"shutdown": {"graceMs": DEADLINE.as_millis() as u64}}));
+    assert_eq!(service.ended(), Some(0));
+    assert_eq!(read(), "ready\nasked\n");
+}
+
+#[test]
+fn a_socket_that_a_killed_service_left_is_taken_over_and_one_in_use_is_not() {
+    let mut service = Service::start();
+    assert!(service.list().contains("not configured yet"));
+    let folder = service.folder.path().to_owned();
+    let second = |folder: &std::path::Path| {
+        let listen = format!("unix:{}", folder.join("envd.sock").display());
+        Command::new(env!("CARGO_BIN_EXE_envd"))
+            .args(["--listen", &listen, "--no-container"])
+            .output()
+            .unwrap()
+    };
+    let refused = second(&folder);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said.contains("envd.sock") && said.contains("in use"), "{said}");
+    service.child.kill().unwrap();
+    service.child.wait().unwrap();
+    assert!(std::fs::metadata(folder.join("envd.sock")).unwrap().file_type().is_socket(), "it is left");
+    let folder = std::mem::replace(&mut service.folder, tempfile::tempdir().unwrap());
+    let again = Service::start_in(folder);
+    assert!(again.list().contains("not configured yet"));
+}

@@ -14,7 +14,7 @@ use crate::{line, record};
 pub enum Framing {
     /// Protobuf in [records](crate::record): for a serial port, which can lose its host in the middle of one.
     Records,
-    /// JSON in [lines](crate::line): for vsock and Unix sockets.
+    /// JSON in [lines](mod@crate::line): for vsock and Unix sockets.
     Lines,
 }
 

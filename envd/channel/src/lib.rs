@@ -6,7 +6,7 @@
 //!  control           the agent dials the host, JSON lines     port `ctl`: records
 //! ```
 //!
-//! Control messages have two framings. [`line`] is JSON for streams that lose nothing, simple enough to write by hand.
+//! Control messages have two framings. [`mod@line`] is JSON for streams that lose nothing, simple enough to write by hand.
 //! [`record`] is for a serial port, which can lose its host in the middle of a message: records are of one size,
 //! checksummed, and found again after garbage. [`preamble`] marks where a mux
 //! session begins, since after a restore a serial port delivers what the snapshot's source had half sent. [`mux`]

@@ -166,7 +166,7 @@ impl SandboxClient {
 
     /// Sends a signal to a process.
     pub async fn send_signal(&self, pid: u32, signal: Signal) -> Result<(), ClientError> {
-        let request = SendSignalRequest { process: by_pid(pid), signal: signal.into() };
+        let request = SendSignalRequest { process: by_pid(pid), signal: signal.into(), ..Default::default() };
         self.unary("process.Process/SendSignal", &request).await.map(|SendSignalResponse {}| ())
     }
 

@@ -113,7 +113,7 @@ fn cycle(agent: &Agent, calls: &mut Wire, n: usize) -> io::Result<u64> {
         )));
     }
 
-    let kill = SendSignalRequest { process: Some(selector), signal: 9 }.encode_to_vec();
+    let kill = SendSignalRequest { process: Some(selector), signal: 9, ..Default::default() }.encode_to_vec();
     let status = calls.request("POST", "/process.Process/SendSignal", "application/proto", &kill)?;
     let answer = calls.rest()?;
     if status != 200 {

@@ -24,7 +24,7 @@ fn event(event: Event) -> Bytes {
 }
 
 fn data(output: data_event::Output) -> Bytes {
-    event(Event::Data(DataEvent { output: Some(output) }))
+    event(Event::Data(DataEvent { output: Some(output), ..Default::default() }))
 }
 
 fn stream(parts: &[Bytes]) -> Response {
@@ -72,7 +72,7 @@ async fn a_process_prints_reads_and_ends() {
         let request = StartRequest::decode(decoder.envelope().unwrap().unwrap().message).unwrap();
         assert_eq!(request.process.unwrap().args, ["-c", "x"]);
         stream(&[
-            event(Event::Start(StartEvent { pid: 7 })),
+            event(Event::Start(StartEvent { pid: 7, ..Default::default() })),
             data(data_event::Output::Stdout(Bytes::from_static(b"\xff\0"))),
             data(data_event::Output::Stderr(Bytes::from_static(b"oops"))),
             event(Event::End(EndEvent { exit_code: 3, exited: true, ..EndEvent::default() })),
@@ -135,7 +135,7 @@ async fn a_refused_start_has_its_code_in_the_stream_or_in_the_status() {
 
 #[tokio::test]
 async fn a_stream_that_breaks_off_is_no_end_of_a_process() {
-    let started = event(Event::Start(StartEvent { pid: 1 }));
+    let started = event(Event::Start(StartEvent { pid: 1, ..Default::default() }));
     let cut = data(data_event::Output::Stdout(Bytes::from_static(b"half"))).slice(..8);
     for rest in [
         vec![],

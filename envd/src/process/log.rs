@@ -69,7 +69,7 @@ impl Stream {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// The process waits for the fastest reader, of which another may be half a log behind, but not for readers of which
-    /// none takes anything for [`STALL_LIMIT`].
+    /// none takes anything for 10 seconds.
     Paced,
     /// The oldest bytes go.
     Drop,

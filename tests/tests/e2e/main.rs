@@ -7,3 +7,4 @@ mod faults;
 mod isolation;
 mod processes;
 mod transfer;
+mod trees;

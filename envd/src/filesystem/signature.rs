@@ -1,6 +1,6 @@
 //! Signed addresses of /files: who has one may read or write that one file without the token.
 //!
-//! `v1_` and, in base64 without padding, the SHA-256 of "path:operation:user:token[:expiration]".
+//! `v1_` and, in base64 without padding, the SHA-256 of `path:operation:user:token[:expiration]`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -68,7 +68,8 @@ impl Stream {
 /// What happens when a log is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// The process waits for the fastest reader, but not for readers of which none takes anything for [`STALL_LIMIT`].
+    /// The process waits for the fastest reader, of which another may be half a log behind, but not for readers of which
+    /// none takes anything for 10 seconds.
     Paced,
     /// The oldest bytes go.
     Drop,
@@ -173,13 +174,18 @@ struct Position {
 
 impl State {
     /// Up to where bytes may go now without anybody losing what the policy promises.
+    ///
+    /// Half of what is kept stays behind the reader that counts: what was sent to a client that then goes away is still
+    /// here when it comes back, and readers of one speed, all slower than the process, lose nothing to the first of them.
     fn evictable(&self, policy: Policy) -> u64 {
         let positions = || self.readers.iter().map(|reader| reader.next);
+        let (start, end) = (self.ring.start(), self.ring.end());
+        let behind = |position: u64| position.saturating_sub((end - start) / 2);
         match policy {
-            Policy::Drop => self.ring.end(),
-            _ if self.stalled => self.ring.end(),
-            Policy::Paced => positions().max().unwrap_or(self.ring.end()),
-            Policy::Block => positions().min().unwrap_or(self.ring.start()),
+            Policy::Drop => end,
+            _ if self.stalled => end,
+            Policy::Paced => positions().max().map_or(end, behind),
+            Policy::Block => positions().min().map_or(start, behind),
         }
     }
 }
@@ -228,7 +234,7 @@ impl OutputLog {
         while written < bytes.len() {
             let rest = &bytes[written..];
             let mut state = self.lock();
-            while state.ring.room(stream, state.limit) < rest.len() && self.may_grow(&state) {
+            while state.ring.room(stream, state.limit) < rest.len() && self.may_grow(&state, self.size) {
                 drop(state);
                 self.grow();
                 state = self.lock();
@@ -236,11 +242,15 @@ impl OutputLog {
             let (limit, floor) = (state.limit, state.evictable(self.policy));
             state.ring.make_room(stream, rest.len().min(limit), limit, floor);
             let count = state.ring.room(stream, limit).min(rest.len());
-            if count == 0 && !self.may_grow(&state) {
-                break;
-            }
             state.ring.append(stream, &rest[..count], limit);
             written += count;
+            if count == 0 {
+                if !state.closing || !self.may_grow(&state, self.size + LAST_WORDS) {
+                    break;
+                }
+                drop(state);
+                self.grow();
+            }
         }
         if written > 0 {
             self.grown.notify_waiters();
@@ -338,19 +348,16 @@ impl OutputLog {
         }
     }
 
-    fn most(&self, state: &State) -> usize {
-        if state.closing { self.size + LAST_WORDS } else { self.size }
-    }
-
-    fn may_grow(&self, state: &State) -> bool {
-        state.limit < self.most(state) && state.denied.is_none_or(|denied| denied.elapsed() >= DENIED)
+    fn may_grow(&self, state: &State, most: usize) -> bool {
+        state.limit < most && state.denied.is_none_or(|denied| denied.elapsed() >= DENIED)
     }
 
     /// Takes as much again from the pool as it has. The lock must not be held.
     fn grow(&self) {
         let (limit, next) = {
             let state = self.lock();
-            (state.limit, (state.limit * 2).min(self.most(&state)))
+            let most = if state.closing { self.size + LAST_WORDS } else { self.size };
+            (state.limit, (state.limit * 2).min(most))
         };
         let taken = self.budget.take(next - limit, self.id, &self.itself);
         let mut state = self.lock();

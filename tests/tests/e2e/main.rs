@@ -12,4 +12,5 @@ mod processes;
 mod profile;
 mod survival;
 mod transfer;
+mod trees;
 mod volumes;

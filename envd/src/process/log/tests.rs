@@ -96,6 +96,37 @@ fn a_dead_reader_holds_up_nobody_and_is_told_what_it_missed() {
 }
 
 #[test]
+fn readers_of_one_speed_lose_nothing_to_each_other() {
+    paused().block_on(async {
+        let log = log(64 << 10, Policy::Paced);
+        let readers: Vec<_> = (0..4).map(|_| attach(&log)).collect();
+        let writer = writer(&log, 1_000_000);
+        let readers: Vec<_> = readers
+            .into_iter()
+            .map(|mut reader| {
+                tokio::spawn(async move {
+                    let (mut all, mut lost) = (Vec::new(), 0);
+                    loop {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                        match reader.next().await {
+                            Item::Data { bytes, dropped, .. } => {
+                                all.extend_from_slice(&bytes);
+                                lost += dropped;
+                            }
+                            Item::End(_) => return (all, lost),
+                        }
+                    }
+                })
+            })
+            .collect();
+        for reader in readers {
+            assert!(reader.await.unwrap() == (numbered(1_000_000), 0));
+        }
+        writer.await.unwrap();
+    });
+}
+
+#[test]
 fn readers_that_all_stall_hold_the_process_for_the_stall_limit_only() {
     paused().block_on(async {
         let log = log(MIN_SIZE, Policy::Paced);

@@ -38,7 +38,12 @@ async fn the_container_is_a_container_of_the_image() {
     let own = sandbox
         .stdout("cat /proc/self/cgroup; cat /sys/fs/cgroup/user/pids.max; ls -d /sys/fs/cgroup/*/")
         .await;
-    assert!(own.starts_with("0::/user\n7000\n"), "{own}");
+    let limit = own
+        .strip_prefix("0::/user\n")
+        .and_then(|rest| rest.lines().next())
+        .and_then(|line| line.parse().ok());
+    // As many as its memory can hold, and never all that the kernel has.
+    assert!(limit.is_some_and(|limit: u32| (500..=7000).contains(&limit)), "{own}");
     for leaf in ["init", "user", "pty", "system"] {
         assert!(own.contains(&format!("/sys/fs/cgroup/{leaf}/")), "{own}");
     }

@@ -211,7 +211,7 @@ async fn a_baked_disk(root: &str, arguments: &str, container: bool, scratch: boo
     assert!(said.contains(r#""resumed": {"parts": [{"name": "seed"}, {"name": "clock"}]}"#), "{said}");
     assert!(said.contains("\nstill here\n"), "{said}");
     let said = orchestrator.run("shutdown").await;
-    assert!(said.contains(r#""generation": "2""#) && said.contains("shutdown {"), "{said}");
+    assert!(said.contains(r#""generation": "2""#), "{said}");
     machine.ended(&orchestrator).await;
     drop(relay);
     let disk = orchestrator.at("disk.ext4");

@@ -40,6 +40,8 @@ fn echo_of(name: &str) -> Echo {
         p::ProcessInfo,
         p::ListRequest,
         p::ListResponse,
+        p::Rlimit,
+        p::StartOptions,
         p::StartRequest,
         p::StartResponse,
         p::ConnectRequest,

@@ -52,6 +52,9 @@ pub(crate) use service::ServiceContainer;
 /// How long a host has to take the news of a failed boot before the machine goes off.
 const FAILURE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a host that was told may keep its connection.
+const HANG_UP_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How often a serial port that is missing is looked for.
 const PORT_RETRY: Duration = Duration::from_secs(10);
 
@@ -112,8 +115,13 @@ fn report(error: &BootError) {
                     Control::new(port, Framing::Records, FIRST_GENERATION).fail(failed).await
                 }
                 Channel::Vsock(port) => {
-                    let stream = HostAddress::Vsock(port).dial().await;
-                    Control::new(stream, Framing::Lines, FIRST_GENERATION).fail(failed).await
+                    let mut stream = HostAddress::Vsock(port).dial().await;
+                    Control::new(&mut stream, Framing::Lines, FIRST_GENERATION).fail(failed).await?;
+                    // Until the host hangs up: what is still on its way is lost with the machine.
+                    let mut rest = tokio::io::sink();
+                    let heard = tokio::io::copy(&mut stream, &mut rest);
+                    let _ = tokio::time::timeout(HANG_UP_TIMEOUT, heard).await;
+                    Ok(())
                 }
             }
         })

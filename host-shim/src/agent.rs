@@ -16,11 +16,11 @@ use envd_proto::control::from_agent::Message;
 use envd_proto::control::from_host::Request;
 use envd_proto::control::{Configure, FromAgent, FromHost, Hello, Response, Shutdown, error::Code};
 use envd_proto::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use sandbox_folder::client::Stream;
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::channel::Stream;
 use news::News;
 
 /// The longest text of the agent that is shown.

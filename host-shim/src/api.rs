@@ -5,12 +5,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use sandbox_folder::State;
 use serde_json::json;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-use crate::dir::State;
 
 /// Verbs of the contract that this version does not carry out.
 const LATER: [&str; 6] = ["/configure", "/pause", "/resume", "/snapshot", "/fork", "/network"];
@@ -70,9 +69,7 @@ fn error(status: StatusCode, message: &str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Lifecycle;
-    use crate::dir::STATE_VERSION;
-    use crate::timings::Phase;
+    use sandbox_folder::{Lifecycle, Phase, STATE_VERSION};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     async fn call(path: &std::path::Path, request: &str) -> String {

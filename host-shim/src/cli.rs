@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use host_shim::spec::{AcceleratorChoice, ChannelChoice, ProfileChoice, SandboxSpec};
 use host_shim::{Error, tools};
+use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, ProfileChoice, SandboxSpec};
 use template::{DataDir, RuntimeConfig, TEMPLATE_FILE, TemplateFolder};
 
 const AFTER_HELP: &str = "\

@@ -16,58 +16,20 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use sandbox_folder::{API_SOCKET, End, Lifecycle, STATE, SandboxId, State, VSOCK_SOCKET};
+use serde::Serialize;
 
-use crate::timings::Phase;
-use crate::{End, Error, Lifecycle, SandboxId};
+use crate::Error;
 
 /// The longest path of a folder: its sockets must fit into `sun_path` (108 bytes with the NUL).
 const MAX_PATH: usize = 107 - "/vmm/vsock_4294967295".len();
 
 const LOCK: &str = "lock";
-const STATE: &str = "state.json";
 
 /// What the lock file of a folder says that lives and dies with its shim.
 const EPHEMERAL: &[u8] = b"ephemeral\n";
 /// What the lock file of a caller's folder says.
 const KEPT: &[u8] = b"kept\n";
-
-/// The contents of `state.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct State {
-    /// [`STATE_VERSION`].
-    pub schema_version: u32,
-    /// The sandbox.
-    pub id: SandboxId,
-    /// Where it is in its life.
-    pub phase: Lifecycle,
-    /// The process that owns the folder.
-    pub shim_pid: u32,
-    /// The VMM, while there is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vmm_pid: Option<u32>,
-    /// `kvm` or `tcg`, once it is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub accelerator: Option<String>,
-    /// The kind of channel, once it is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub channel: Option<String>,
-    /// The agent's version, once it spoke.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub agent_version: Option<String>,
-    /// What took how long.
-    #[serde(default)]
-    pub phases: Vec<Phase>,
-    /// The caller's notes.
-    #[serde(default)]
-    pub labels: std::collections::BTreeMap<String, String>,
-    /// How it ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub end: Option<End>,
-}
-
-/// The version of `state.json`.
-pub const STATE_VERSION: u32 = 1;
 
 /// A sandbox folder that this process owns.
 #[derive(Debug)]
@@ -246,7 +208,7 @@ fn write_state(path: &Path, state: &State, durable: bool) -> Result<(), Error> {
 /// Removes what only a running sandbox needs; tells whether there was any.
 fn remove_live_files(path: &Path) -> Result<bool, Error> {
     let mut removed = false;
-    for name in ["api.sock", "vsock.sock", "scratch.ext4", "state.json.new"] {
+    for name in [API_SOCKET, VSOCK_SOCKET, "scratch.ext4", "state.json.new"] {
         removed |=
             absent_is_fine(fs::remove_file(path.join(name))).map_err(Error::io("remove", path.join(name)))?;
     }
@@ -315,6 +277,8 @@ fn check_length(path: &Path) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use sandbox_folder::STATE_VERSION;
+
     use super::*;
 
     fn id() -> SandboxId {

@@ -15,6 +15,9 @@ pub enum Error {
         /// What was expected and what was got.
         reason: String,
     },
+    /// What the caller wrote makes no sense.
+    #[error(transparent)]
+    Spec(#[from] sandbox_folder::spec::InvalidSpec),
     /// The host misses something: something has to be installed or made.
     #[error("{what} is missing: {remedy}")]
     Missing {
@@ -74,7 +77,7 @@ pub enum Error {
     Agent(#[from] crate::agent::AgentError),
     /// A call to the sandbox failed.
     #[error(transparent)]
-    Client(#[from] crate::client::ClientError),
+    Client(#[from] sandbox_folder::client::ClientError),
     /// The sandbox ended under its command.
     #[error("{reason}")]
     Ended {
@@ -100,7 +103,7 @@ impl Error {
 
     /// Whether other input, and not another host, would help.
     pub fn is_bad_input(&self) -> bool {
-        matches!(self, Self::Invalid { .. } | Self::Template(_))
+        matches!(self, Self::Invalid { .. } | Self::Spec(_) | Self::Template(_))
     }
 }
 

@@ -6,7 +6,7 @@
 //!                                              │           │ vmm::process: dies with the shim
 //!                                   channel::Prepared      ▼
 //!                                              └──► control door ─► agent::Agent   Hello, Configure, Shutdown
-//!                                                   streams ──────► client::SandboxClient (run, vsock.sock)
+//!                                                   streams ──────► sandbox_folder::client (run, vsock.sock)
 //! DIR ── dir::SandboxDir ── lock, state.json, api.sock, vsock.sock, console.log, shim.log
 //!            └─ reaper: sweeps after a SIGKILL
 //! ```
@@ -17,7 +17,6 @@
 pub mod agent;
 pub mod api;
 pub mod channel;
-pub mod client;
 pub mod dir;
 pub mod doctor;
 mod error;
@@ -25,10 +24,8 @@ pub mod log;
 pub mod reaper;
 pub mod run;
 pub mod sandbox;
-mod sandbox_id;
 pub mod scratch;
 pub mod spec;
-mod state;
 #[cfg(test)]
 mod test_template;
 pub mod timings;
@@ -37,5 +34,3 @@ pub mod vmm;
 pub mod vsock_server;
 
 pub use error::Error;
-pub use sandbox_id::{InvalidId, SandboxId};
-pub use state::{End, Event, InvalidTransition, Lifecycle};

@@ -10,8 +10,9 @@ use host_shim::dir::{self, SandboxDir};
 use host_shim::doctor::Facts;
 use host_shim::run::{Interrupt, TerminalWatch};
 use host_shim::sandbox::GuestEnd;
-use host_shim::spec::SandboxSpec;
+use host_shim::spec::CheckedSpec;
 use host_shim::{Error, log, reaper, run, vmm};
+use sandbox_folder::spec::SandboxSpec;
 
 use cli::{Cli, Command, Doctor, Run, Sweep, VmmExec};
 
@@ -58,7 +59,7 @@ fn result(result: Result<u8, Error>) -> u8 {
 async fn command(args: &Run) -> Result<u8, Error> {
     let data = args.host.data.resolve()?;
     let (spec, argv) = args.template_spec(&data)?;
-    let spec = spec.check()?;
+    let spec = CheckedSpec::new(spec)?;
     let sandboxes = data.sandboxes();
     let interrupt = listen()?;
     if let Err(error) = dir::sweep(&sandboxes) {
@@ -86,7 +87,7 @@ async fn serve(args: &Run) -> Result<u8, Error> {
     let mut spec = SandboxSpec::read(file)?;
     spec.kernel = spec.kernel.or_else(|| args.host.kernel.clone());
     spec.guest_image = spec.guest_image.or_else(|| args.host.guest_image.clone());
-    let spec = spec.check()?;
+    let spec = CheckedSpec::new(spec)?;
     let data = args.host.data.resolve()?;
     let interrupt = listen()?;
     let dir = SandboxDir::adopt(folder)?;

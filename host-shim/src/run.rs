@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use envd_proto::process::{ProcessConfig, Signal, StartRequest};
+use sandbox_folder::client::{ClientError, Code, Exit, Output, Process, SandboxClient, Stdin};
+use sandbox_folder::{End, Phase, SandboxId, State};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::client::{ClientError, Code, Exit, Output, Process, SandboxClient, Stdin};
-use crate::dir::{SandboxDir, State};
+use crate::dir::SandboxDir;
 use crate::sandbox::{GuestEnd, Sandbox, Watch};
 use crate::spec::CheckedSpec;
-use crate::timings::Phase;
-use crate::{End, Error};
+
+use crate::Error;
 
 /// How long a process may take to end after SIGTERM, as in `docker stop`.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -61,7 +62,7 @@ impl Interrupt {
 #[derive(Debug, Serialize)]
 pub struct CommandReport {
     /// The sandbox that it ran in.
-    pub id: crate::SandboxId,
+    pub id: SandboxId,
     /// Its exit code, 128 + n for signal n.
     pub exit_code: u8,
     /// What runs the guest's instructions.

@@ -8,6 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use envd_proto::FIRST_GENERATION;
 use envd_proto::control::{Configure, Hello};
+use sandbox_folder::client::{Dial, SandboxClient};
+use sandbox_folder::spec::AcceleratorChoice;
+use sandbox_folder::{API_SOCKET, End, Event, Lifecycle, STATE_VERSION, State, VSOCK_SOCKET};
 use tokio::net::UnixListener;
 use tokio::process::Child;
 use tokio::sync::watch;
@@ -15,16 +18,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::agent::{Agent, AgentError};
-use crate::channel::{self, Channel, Dial};
-use crate::client::SandboxClient;
-use crate::dir::{STATE_VERSION, SandboxDir, State};
+use crate::channel::{self, Channel};
+use crate::dir::SandboxDir;
 use crate::reaper::Reaper;
-use crate::spec::{AcceleratorChoice, CheckedSpec};
-use crate::state::Event;
+use crate::spec::CheckedSpec;
+
 use crate::timings::Timings;
 use crate::vmm::kvm_probe::{self, Kvm};
 use crate::vmm::{self, Accelerator, VmSpec, Vmm, qemu};
-use crate::{End, Error, Lifecycle, api, scratch, tools, vsock_server};
+use crate::{Error, api, scratch, tools, vsock_server};
 
 /// How long the VM may take to power off beyond the grace of its processes.
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(10);
@@ -194,8 +196,8 @@ impl Sandbox {
             let path = self.ground.dir.file(name);
             UnixListener::bind(&path).map_err(Error::io("listen on", path))
         };
-        let api = api::serve(listen("api.sock")?, self.ground.changes.subscribe(), self.stop.clone());
-        let vsock = vsock_server::serve(listen("vsock.sock")?, self.dial());
+        let api = api::serve(listen(API_SOCKET)?, self.ground.changes.subscribe(), self.stop.clone());
+        let vsock = vsock_server::serve(listen(VSOCK_SOCKET)?, self.dial());
         self.serving =
             vec![AbortOnDropHandle::new(tokio::spawn(api)), AbortOnDropHandle::new(tokio::spawn(vsock))];
         Ok(())

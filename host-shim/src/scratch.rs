@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::{Error, SandboxId};
+use sandbox_folder::SandboxId;
+
+use crate::Error;
 
 /// The file system's label, for whoever looks into one.
 const LABEL: &str = "scratch";

@@ -3,22 +3,13 @@
 use std::time::{Duration, Instant};
 
 use envd_proto::control::Hello;
-use serde::{Deserialize, Serialize};
+use sandbox_folder::Phase;
 
 /// Phases that an agent may report; more are a broken or hostile one's.
 const MAX_AGENT_PHASES: usize = 32;
 
 /// The longest name of an agent's phase that is kept.
 const MAX_NAME: usize = 32;
-
-/// A phase of a sandbox's start.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Phase {
-    /// What was done. The agent's phases begin with `agent.`.
-    pub name: String,
-    /// Milliseconds that it took.
-    pub ms: f64,
-}
 
 /// Measures phases one after the other.
 #[derive(Debug)]

@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use envd_channel::mux::MAX_OPEN_STREAMS;
 use envd_proto::{CLIENT_PORT, PORTS_PORT};
+use sandbox_folder::client::Dial;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-
-use crate::channel::Dial;
 
 /// `CONNECT 4294967295\n` and nothing longer.
 const MAX_LINE: usize = 19;
@@ -89,7 +88,7 @@ fn invalid(reason: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::Stream;
+    use sandbox_folder::client::Stream;
     use std::sync::Mutex;
 
     struct Server {

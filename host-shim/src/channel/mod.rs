@@ -14,27 +14,15 @@ pub(crate) use vhost_vsock::is_usable as vhost_vsock_is_usable;
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 use command_fds::FdMapping;
 use envd_channel::control::Framing;
-use futures::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncWrite};
+use sandbox_folder::client::Stream;
+use sandbox_folder::spec::ChannelChoice;
 use tokio::process::Child;
 
 use crate::Error;
-use crate::spec::ChannelChoice;
 use crate::vmm::Wiring;
-
-/// A byte stream to the agent.
-pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
-
-/// A byte stream of whatever channel.
-pub type Stream = Box<dyn ByteStream>;
-
-/// Opens a stream to a port of the agent.
-pub type Dial = Arc<dyn Fn(u32) -> BoxFuture<'static, io::Result<Stream>> + Send + Sync>;
 
 /// The host's side of a channel whose guest does not run yet, or has not spoken yet.
 pub struct Prepared {

@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 use command_fds::FdMapping;
 use envd_channel::mux::Mux;
 use envd_proto::FIRST_GENERATION;
+use sandbox_folder::client::Stream;
 use tokio::net::UnixStream;
 
-use super::{PreparedKind, Stream};
+use super::PreparedKind;
 use crate::Error;
 use crate::vmm::{Wiring, qemu};
 

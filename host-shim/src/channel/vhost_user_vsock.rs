@@ -6,10 +6,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use envd_proto::CONTROL_PORT;
+use sandbox_folder::client::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{PreparedKind, Stream};
+use super::PreparedKind;
 use crate::vmm::{Console, Wiring, process, qemu};
 use crate::{Error, tools};
 

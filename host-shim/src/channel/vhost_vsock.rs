@@ -4,9 +4,10 @@
 
 use std::io;
 
+use sandbox_folder::client::Stream;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
-use super::{PreparedKind, Stream};
+use super::PreparedKind;
 use crate::Error;
 use crate::vmm::Wiring;
 

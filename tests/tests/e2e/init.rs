@@ -2,7 +2,7 @@
 
 use e2e::{Channel, DEADLINE, TestSandbox, TestSandboxBuilder, made};
 use envd_proto::process::{ProcessConfig, StartRequest};
-use host_shim::client::{Output, Process};
+use sandbox_folder::client::{Output, Process};
 
 fn systemd() -> TestSandboxBuilder {
     let template = made("TIFFIN_E2E_DATA").join("templates/systemd");

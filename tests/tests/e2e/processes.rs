@@ -2,7 +2,7 @@
 
 use e2e::{Channel, DEADLINE, TestSandbox};
 use envd_proto::process::{ProcessConfig, Signal, StartRequest};
-use host_shim::client::{Exit, Output};
+use sandbox_folder::client::{Exit, Output};
 
 #[tokio::test]
 async fn output_errors_and_exit_codes_are_carried_on_every_channel() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use e2e::{Channel, DEADLINE, TestSandbox};
 use envd_proto::process::{ProcessConfig, StartRequest};
-use host_shim::client::{Exit, Output, Process};
+use sandbox_folder::client::{Exit, Output, Process};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 

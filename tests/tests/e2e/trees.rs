@@ -8,7 +8,7 @@ use envd_proto::process::{
     ProcessConfig, ProcessSelector, Pty, Scope, SendSignalRequest, SendSignalResponse, Signal, StartOptions,
     StartRequest,
 };
-use host_shim::client::{Exit, Output, connect_hybrid};
+use sandbox_folder::client::{Exit, Output, connect_hybrid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn shell(script: &str) -> StartRequest {

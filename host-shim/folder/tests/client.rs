@@ -13,9 +13,9 @@ use envd_proto::process::{
     CloseStdinResponse, ProcessEvent, SendInputRequest, SendInputResponse, StartRequest, StartResponse,
     process_input,
 };
-use host_shim::channel::Dial;
-use host_shim::client::{ClientError, Code, Exit, Output, SandboxClient};
+
 use prost::Message;
+use sandbox_folder::client::{ClientError, Code, Dial, Exit, Output, SandboxClient};
 use tokio::net::UnixListener;
 
 fn event(event: Event) -> Bytes {
@@ -50,7 +50,7 @@ fn serve(router: Router) -> Server {
         let path = path.clone();
         Box::pin(async move {
             let stream = tokio::net::UnixStream::connect(path).await?;
-            Ok(Box::new(stream) as host_shim::channel::Stream)
+            Ok(Box::new(stream) as sandbox_folder::client::Stream)
         })
     });
     Server { client: SandboxClient::new(dial), _dir: dir }

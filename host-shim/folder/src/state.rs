@@ -11,6 +11,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::SandboxId;
+
 /// Where a sandbox is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -91,6 +93,52 @@ pub enum End {
     },
     /// The shim was killed; its VMM died with it.
     ShimKilled,
+}
+
+/// The contents of `state.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// [`STATE_VERSION`].
+    pub schema_version: u32,
+    /// The sandbox.
+    pub id: SandboxId,
+    /// Where it is in its life.
+    pub phase: Lifecycle,
+    /// The process that owns the folder.
+    pub shim_pid: u32,
+    /// The VMM, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm_pid: Option<u32>,
+    /// `kvm` or `tcg`, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<String>,
+    /// The kind of channel, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<String>,
+    /// The agent's version, once it spoke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+    /// What took how long.
+    #[serde(default)]
+    pub phases: Vec<Phase>,
+    /// The caller's notes.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<End>,
+}
+
+/// The version of `state.json`.
+pub const STATE_VERSION: u32 = 1;
+
+/// A phase of a sandbox's start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    /// What was done. The agent's phases begin with `agent.`.
+    pub name: String,
+    /// Milliseconds that it took.
+    pub ms: f64,
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! A client of the client door: the Connect protocol with the binary codec, over any stream.
 //!
 //! ```no_run
-//! # async fn example() -> Result<(), host_shim::client::ClientError> {
-//! use host_shim::client::SandboxClient;
+//! # async fn example() -> Result<(), sandbox_folder::client::ClientError> {
+//! use sandbox_folder::client::SandboxClient;
 //! let sandbox = SandboxClient::unix("/run/my-sandbox/vsock.sock");
 //! let done = sandbox.output("/bin/sh", ["-c", "nproc"]).await?;
 //! assert_eq!((done.stdout.as_slice(), done.exit.code()), (&b"1\n"[..], 0));
@@ -35,20 +35,29 @@ use envd_proto::process::{
     StartRequest,
 };
 use envd_proto::{CLIENT_PORT, PORTS_PORT};
+use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 pub use code::Code;
 pub use exit::Exit;
 pub use process::{Completed, Output, Process, Stdin};
 
-use crate::channel::{Dial, Stream};
+/// A byte stream to the agent.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// A byte stream of whatever channel.
+pub type Stream = Box<dyn ByteStream>;
+
+/// Opens a stream to a port of the agent.
+pub type Dial = Arc<dyn Fn(u32) -> BoxFuture<'static, io::Result<Stream>> + Send + Sync>;
 
 /// What can go wrong with a call.
 #[derive(Debug, thiserror::Error)]
@@ -282,10 +291,7 @@ pub async fn connect_hybrid(socket: &std::path::Path, port: u32) -> io::Result<S
 }
 
 /// Reads `OK\n` or `OK <n>\n`, and not a byte more.
-async fn read_ok(
-    stream: &mut (impl tokio::io::AsyncRead + Unpin),
-    port: impl std::fmt::Display,
-) -> io::Result<()> {
+async fn read_ok(stream: &mut (impl AsyncRead + Unpin), port: impl std::fmt::Display) -> io::Result<()> {
     /// `OK 4294967295\n`.
     const MAX_ANSWER: usize = 16;
     let mut answer = Vec::new();

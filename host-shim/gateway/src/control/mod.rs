@@ -1,0 +1,1 @@
+//! The control API: create, list, end sandboxes.

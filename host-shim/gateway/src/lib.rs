@@ -1,0 +1,50 @@
+//! The E2B-compatible front of one machine: the published SDKs run against it unmodified.
+//!
+//! ```text
+//!                     one port (HTTP/1.1, HTTP/2, WebSocket); every request is routed and authorised by itself
+//!                        │
+//!        ┌───────────────┼─────────────────────────┐
+//!   control API     sandbox's ports            legacy JSON-RPC
+//!   control::       proxy::  by headers or     legacy::  `49982-<id>`
+//!        │          by host label              │
+//!        │               └──────────┬──────────┘
+//!        ▼                          ▼
+//!   fleet::Fleet ──────────► Sandbox ── vsock.sock ── the agent
+//!        │  starts host-shim processes, finds them again, ends them
+//!        ▼
+//!   store::Store   SQLite: teams, hashed keys, sandboxes
+//! ```
+//!
+//! The gateway owns no VMM code: a sandbox is a `host-shim` process and its folder, and outlives the gateway.
+
+pub mod config;
+pub mod control;
+mod error;
+pub mod fleet;
+pub mod identity;
+pub mod legacy;
+pub mod metrics;
+pub mod proxy;
+pub mod store;
+
+use std::sync::Arc;
+
+pub use error::ApiError;
+
+use config::Config;
+use fleet::Fleet;
+use metrics::Metrics;
+use store::Store;
+
+/// Everything that a request may need.
+#[derive(Debug)]
+pub struct Gateway {
+    /// What the operator said.
+    pub config: Config,
+    /// What is kept.
+    pub store: Store,
+    /// The sandboxes of this machine.
+    pub fleet: Arc<Fleet>,
+    /// What is counted.
+    pub metrics: Metrics,
+}

@@ -1,0 +1,49 @@
+//! The schema, as steps from one version to the next. A step that was released is never changed.
+
+use rusqlite::Connection;
+
+use super::StoreError;
+
+/// Step n brings version n to n + 1.
+const STEPS: [&str; 1] = ["
+    CREATE TABLE teams (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        sandboxes INTEGER NOT NULL,
+        cpus INTEGER NOT NULL,
+        memory_mib INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE keys (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        team TEXT NOT NULL REFERENCES teams (id) ON DELETE CASCADE,
+        hash TEXT NOT NULL UNIQUE,
+        name TEXT NOT NULL,
+        hint TEXT NOT NULL,
+        created_at TEXT NOT NULL
+    ) STRICT;
+    -- The record is JSON: it is read whole, and searched by nothing but its id.
+    CREATE TABLE sandboxes (
+        id TEXT PRIMARY KEY,
+        team TEXT NOT NULL REFERENCES teams (id),
+        record TEXT NOT NULL
+    ) STRICT;
+"];
+
+/// Brings the schema up to date, each step in a transaction of its own.
+pub(super) fn run(connection: &mut Connection) -> Result<(), StoreError> {
+    let known = STEPS.len() as i64;
+    loop {
+        // Another process may be migrating too: the version is read under the lock that changes it.
+        let change = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+        let found: i64 = change.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if found > known {
+            return Err(StoreError::Newer { found, known });
+        }
+        let Some(step) = usize::try_from(found).ok().and_then(|version| STEPS.get(version)) else {
+            return Ok(());
+        };
+        change.execute_batch(step)?;
+        change.pragma_update(None, "user_version", found + 1)?;
+        change.commit()?;
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -23,19 +23,33 @@ pub(crate) async fn ended(pidfd: OwnedFd) -> io::Result<()> {
 /// Whether a descriptor is the pidfd of a process that its own pid namespace knows as `pid`. Of one that is reaped
 /// already, nobody can tell its pid any more: any will do.
 pub(crate) fn is_of(descriptor: BorrowedFd<'_>, pid: u32) -> io::Result<bool> {
+    Ok(fdinfo_is_of(&fdinfo(descriptor)?, pid))
+}
+
+/// The pid of a pidfd's process as the agent sees it; `None` when it was reaped.
+pub(crate) fn host_pid(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    let pid = field(&fdinfo(pidfd).ok()?, "Pid:")?.parse().ok()?;
+    (pid > 0).then_some(pid)
+}
+
+/// What the kernel says of a descriptor (proc_pid_fdinfo(5)).
+fn fdinfo(descriptor: BorrowedFd<'_>) -> io::Result<String> {
     let mut text = String::new();
-    let path = format!("/proc/self/fdinfo/{}", descriptor.as_fd().as_raw_fd());
-    File::open(path)?.take(MAX_FDINFO).read_to_string(&mut text)?;
-    Ok(fdinfo_is_of(&text, pid))
+    let file = File::open(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd()))?;
+    file.take(MAX_FDINFO).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn field<'a>(fdinfo: &'a str, name: &str) -> Option<&'a str> {
+    fdinfo.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
 fn fdinfo_is_of(fdinfo: &str, pid: u32) -> bool {
-    let field = |name: &str| fdinfo.lines().find_map(|line| line.strip_prefix(name));
-    // proc_pid_fdinfo(5): -1 once the process is reaped, 0 when it is in no namespace below the reader's.
-    match field("Pid:").and_then(|pid| pid.trim().parse::<i64>().ok()) {
+    // -1 once the process is reaped, 0 when it is in no namespace below the reader's.
+    match field(fdinfo, "Pid:").and_then(|pid| pid.parse::<i64>().ok()) {
         Some(-1) => true,
         Some(outer) if outer > 0 => {
-            let inner = field("NSpid:").and_then(|pids| pids.split_whitespace().last()?.parse().ok());
+            let inner = field(fdinfo, "NSpid:").and_then(|pids| pids.split_whitespace().last()?.parse().ok());
             inner.unwrap_or(outer) == i64::from(pid)
         }
         _ => false,
@@ -45,6 +59,7 @@ fn fdinfo_is_of(fdinfo: &str, pid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
     use std::process::Command;
 
     use rustix::process::{Pid, PidfdFlags, pidfd_open};

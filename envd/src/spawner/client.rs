@@ -62,7 +62,7 @@ pub struct Launched {
     /// Its pid as the container sees it.
     pub pid: u32,
     /// For signals: never another process.
-    pub pidfd: OwnedFd,
+    pub pidfd: Arc<OwnedFd>,
     /// Its exit status; an error when the spawner died before it told.
     pub exit: oneshot::Receiver<ExitStatus>,
 }
@@ -203,7 +203,7 @@ struct Waiting {
 #[derive(Debug)]
 pub(super) struct Running {
     /// To see its end when the spawner cannot tell it.
-    pub(super) pidfd: OwnedFd,
+    pub(super) pidfd: Arc<OwnedFd>,
     /// Dropped without a status when that is lost.
     pub(super) exited: oneshot::Sender<ExitStatus>,
 }
@@ -294,21 +294,14 @@ impl Connection {
             Some(EventKind::Started(started)) => {
                 let Some(reply) = waiting.starts.remove(&started.id) else { return Ok(()) };
                 let pidfd = match pidfd.unwrap_or_else(|| Err(rustix::io::Errno::MFILE.into())) {
-                    Ok(pidfd) => pidfd,
-                    Err(error) => {
-                        let _ = reply.send(Err(LaunchError::Io(error)));
-                        return Ok(());
-                    }
-                };
-                let watched = match pidfd.try_clone() {
-                    Ok(watched) => watched,
+                    Ok(pidfd) => Arc::new(pidfd),
                     Err(error) => {
                         let _ = reply.send(Err(LaunchError::Io(error)));
                         return Ok(());
                     }
                 };
                 let (exited, exit) = oneshot::channel();
-                waiting.exits.insert(started.pid, Running { pidfd: watched, exited });
+                waiting.exits.insert(started.pid, Running { pidfd: Arc::clone(&pidfd), exited });
                 // A caller that went away leaves the process to run.
                 let _ = reply.send(Ok(Launched { pid: started.pid, pidfd, exit }));
             }

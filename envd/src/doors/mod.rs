@@ -4,6 +4,7 @@
 //! CLIENT_PORT   client.rs    HTTP: processes, files, health
 //! PORTS_PORT    ports.rs     CONNECT <tcp port>
 //!               machine.rs   of these: metrics, environment, ports
+//!               linger.rs    of these: the end of a body that nobody reads
 //! (browsers)    cors.rs      what a page may do at the client door
 //! (dialled)     control.rs   the host alone: hello, configure, freeze, resume, thaw, shutdown
 //! ```
@@ -15,6 +16,7 @@ mod client;
 mod control;
 mod cors;
 mod lease;
+mod linger;
 mod machine;
 mod ports;
 mod seats;

@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use envd_proto::process::process_event::StartEvent;
 use envd_proto::process::stream_input_request::Event as InputEvent;
@@ -37,9 +36,6 @@ use crate::sandbox::{Leaf, Sandbox, Session};
 use crate::spawner::{Launch, LaunchError, Launched};
 use crate::users::User;
 
-/// Without a wish of the client, as often as E2B's agent.
-const KEEPALIVE: Duration = Duration::from_secs(90);
-
 const EAGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
 
 /// Answers the calls of `process.Process`.
@@ -70,7 +66,7 @@ impl ProcessService {
         headers: HeaderMap,
     ) -> Result<impl FuturesStream<Item = Result<ProcessEvent, Error>> + Send + 'static + use<>, Error> {
         let deadline = connect::timeout(&headers)?.map(|timeout| Instant::now() + timeout);
-        let keepalive = keepalive(&headers)?;
+        let keepalive = connect::keepalive(&headers)?;
         let wish = Wish::parse(request)?;
         let user = session.user(&self.sandbox, &headers).await?;
         // In a task of its own: a client that goes away now must not leave a process that nobody knows.
@@ -89,7 +85,7 @@ impl ProcessService {
         headers: &HeaderMap,
     ) -> Result<impl FuturesStream<Item = Result<ProcessEvent, Error>> + Send + 'static + use<>, Error> {
         let deadline = connect::timeout(headers)?.map(|timeout| Instant::now() + timeout);
-        let keepalive = keepalive(headers)?;
+        let keepalive = connect::keepalive(headers)?;
         let process = self.table.find(selector(&request.process))?;
         let attached = process.log().attach(request.from_offset).map_err(|error| {
             let code = match error {
@@ -391,20 +387,6 @@ fn data(input: Option<ProcessInput>) -> Result<Data, Error> {
         Some(process_input::Input::Pty(bytes)) => Ok(Data::Terminal(bytes)),
         None => Err(Error::new(Code::InvalidArgument, "the request has no input")),
     }
-}
-
-/// How often a client wants to hear from a quiet process.
-fn keepalive(headers: &HeaderMap) -> Result<Duration, Error> {
-    let Some(value) = headers.get("keepalive-ping-interval") else { return Ok(KEEPALIVE) };
-    let seconds =
-        value.to_str().ok().and_then(|text| text.parse::<u32>().ok()).filter(|seconds| *seconds > 0);
-    let seconds = seconds.ok_or_else(|| {
-        Error::new(
-            Code::InvalidArgument,
-            format!("Keepalive-Ping-Interval {value:?}: expected seconds, at least 1"),
-        )
-    })?;
-    Ok(Duration::from_secs(seconds.into()))
 }
 
 fn launch_error(command: &str, error: &LaunchError) -> Error {

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -32,6 +34,7 @@ use super::process::{Order, Process};
 use super::table::{Output, ProcessTable, Selector};
 use super::terminal::{self, Terminal};
 use crate::connect::{self, Code, Error, Messages};
+use crate::filesystem::path_of;
 use crate::sandbox::{Leaf, Sandbox, Session};
 use crate::spawner::{Launch, LaunchError, Launched};
 use crate::users::User;
@@ -195,7 +198,8 @@ impl ProcessService {
     ) -> Result<(Arc<Process>, Reader), Error> {
         let room = self.table.reserve(&config, tag.as_ref())?;
         let cwd = session.working_directory(user, config.cwd.as_deref().unwrap_or(""));
-        self.check_directory(&cwd).await?;
+        let directory = path_of(&cwd);
+        self.check_directory(&cwd, &directory).await?;
         let env = environment(session, user, &config, terminal.is_some());
         let leaf = if terminal.is_some() { Leaf::Pty } else { Leaf::User };
         let cgroup = match (options.own_cgroup, self.sandbox.cgroup(leaf)) {
@@ -220,7 +224,7 @@ impl ProcessService {
                 programs: programs(&env),
                 argv,
                 env: env.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect(),
-                cwd: cwd.clone().into_bytes(),
+                cwd: directory.as_os_str().as_bytes().to_vec(),
                 credentials: self.sandbox.can_change_user().then(|| user.credentials.clone()),
                 oom_score_adj: Some(options.oom_score_adj),
                 terminal: terminal.is_some(),
@@ -280,11 +284,10 @@ impl ProcessService {
         self.sandbox.root().run(move || terminal::open_pair(size, owner)).await
     }
 
-    async fn check_directory(&self, cwd: &str) -> Result<(), Error> {
-        let path = cwd.to_owned();
-        let is_directory =
-            self.sandbox.root().run(move || Ok(std::fs::metadata(&path)?.is_dir())).await.unwrap_or(false);
-        if is_directory {
+    async fn check_directory(&self, cwd: &str, directory: &Path) -> Result<(), Error> {
+        let path = directory.to_owned();
+        let is_directory = self.sandbox.root().run(move || Ok(std::fs::metadata(&path)?.is_dir())).await;
+        if is_directory.unwrap_or(false) {
             return Ok(());
         }
         Err(Error::new(Code::InvalidArgument, format!("cwd '{cwd}' does not exist")))

@@ -33,15 +33,15 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 pub use client::ClientDoor;
 pub use control::{Control, Outcome};
-use envd_proto::limits::MAX_MUX_STREAMS;
 use lease::Lease;
 use seats::Seats;
 
-/// Connections that each door serves at one time, so that one door cannot shut the other.
-const MAX_CONNECTIONS: usize = MAX_MUX_STREAMS;
+/// Connections that each door serves at one time, so that one door cannot shut the other: a client of HTTP/1.1 has one for
+/// each process that it follows, and there may be a thousand of these. An idle one costs 27 KiB.
+const MAX_CONNECTIONS: usize = 2048;
 
 /// Connections that wait to be accepted: a busy agent shall not look like one that does not listen.
-const BACKLOG: i32 = 1024;
+const BACKLOG: i32 = MAX_CONNECTIONS as i32;
 
 /// How long an opener may take to say which door it wants.
 const PORT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -106,9 +106,10 @@ fn refused<T>(result: Result<T, ClientError>) -> Option<Code> {
     result.err().expect("a refusal").code()
 }
 
-/// Whoever owns the sandbox is told that it is frozen, and nothing in it goes on.
-async fn is_frozen(host: &mut Host, client: &SandboxClient) -> u64 {
-    let before = host.user_cpu().await;
+/// Whoever owns the sandbox is told that it is frozen, and nothing in it goes on. Gives the time on CPUs that the busy class
+/// has had.
+async fn is_frozen(host: &mut Host, client: &SandboxClient, busy: &str) -> u64 {
+    let before = host.cpu_of(busy).await;
     for _ in 0..10 {
         timely("health", client.health()).await.expect("health is always answered");
         let unavailable = Some(Code::Unavailable);
@@ -116,8 +117,8 @@ async fn is_frozen(host: &mut Host, client: &SandboxClient) -> u64 {
         assert_eq!(refused(timely("a start", client.output("/bin/true", [""; 0])).await), unavailable);
         assert_eq!(refused(timely("a stat", client.stat("/")).await), unavailable);
     }
-    // The counter never waits: it would have taken what these calls left of the one CPU.
-    assert_eq!(host.user_cpu().await, before, "something runs");
+    // What is in there never waits: it would have taken what these calls left of the one CPU.
+    assert_eq!(host.cpu_of(busy).await, before, "something runs");
     before
 }
 
@@ -143,9 +144,9 @@ impl Owned {
     }
 
     /// Freezes it and stops it for good.
-    async fn into_snapshot(mut self, lab: &Lab, freeze: Freeze) -> (Snapshot, u64) {
+    async fn into_snapshot(mut self, lab: &Lab, freeze: Freeze, busy: &str) -> (Snapshot, u64) {
         self.host.tell(Request::Freeze(freeze)).await;
-        let cpu = is_frozen(&mut self.host, &self.client).await;
+        let cpu = is_frozen(&mut self.host, &self.client, busy).await;
         (self.machine.into_snapshot(lab).await, cpu)
     }
 }
@@ -213,7 +214,7 @@ async fn the_same_sandbox_goes_on_where_it_was_frozen() {
     let (counter_pid, holder_pid) = (counter.pid(), holder.pid());
     let running = pids(&source.client).await;
     assert_eq!(running, [holder_pid, counter_pid]);
-    let (snapshot, cpu) = source.into_snapshot(&lab, Freeze::default()).await;
+    let (snapshot, cpu) = source.into_snapshot(&lab, Freeze::default(), "user").await;
     drop((counter, holder));
 
     let mut drawn = Vec::new();
@@ -224,7 +225,11 @@ async fn the_same_sandbox_goes_on_where_it_was_frozen() {
         assert_all_done(&resumed, &["seed", "clock"]);
         let mux = connect_mux(mux, 2).await;
         let client = client(&mux);
-        assert_eq!(is_frozen(&mut host, &client).await, cpu, "it ran between the snapshot and the Thaw");
+        assert_eq!(
+            is_frozen(&mut host, &client, "user").await,
+            cpu,
+            "it ran between the snapshot and the Thaw"
+        );
         host.tell(Request::Thaw(Thaw {})).await;
 
         assert_eq!(pids(&client).await, running);
@@ -324,7 +329,7 @@ async fn become_tenant(lab: &Lab, snapshot: &Snapshot, name: &str, number: u8, c
 
     let mux = connect_mux(mux, 2).await;
     let client = owner(&mux, Some(&format!("token-of-{name}")));
-    assert_eq!(is_frozen(&mut host, &client).await, cpu, "it ran between the snapshot and the Thaw");
+    assert_eq!(is_frozen(&mut host, &client, "user").await, cpu, "it ran between the snapshot and the Thaw");
     host.tell(Request::Thaw(Thaw {})).await;
 
     for stranger in ["token-of-source", "token-of-forged", ""] {
@@ -382,7 +387,7 @@ async fn two_clones_of_one_snapshot_are_two_others() {
     };
     let (counter, _) = start_counter(&source.client).await;
     let freeze = Freeze { strip_ssh_host_keys: true };
-    let (snapshot, cpu) = source.into_snapshot(&lab, freeze).await;
+    let (snapshot, cpu) = source.into_snapshot(&lab, freeze, "user").await;
     drop(counter);
 
     let (one, two) = tokio::join!(
@@ -397,6 +402,36 @@ async fn two_clones_of_one_snapshot_are_two_others() {
     for id in [&one, &two] {
         assert_eq!((id.machine_id.len(), id.boot_id.len(), id.host_key.len()), (33, 37, 64), "{id:?}");
     }
+}
+
+/// The image's init is the tenant's, with all that it runs. The agent's own work in there goes on beside it.
+#[tokio::test]
+async fn an_init_of_the_image_is_frozen_with_its_services() {
+    let lab = Lab::new(Vec::new()).with_init("/bin/init");
+    let owner_of = |name: &str| Configure { hostname: name.into(), ..Default::default() };
+    let source = Owned::boot(&lab, owner_of("source")).await;
+    write_file(&source.client, "/etc/inittab", "::respawn:/bin/sh /root/service\n").await;
+    write_file(&source.client, "/root/service", "echo $$ > /root/pid; while :; do :; done\n").await;
+    let hook = "#!/bin/sh\nhostname > /root/hook; cat /sys/fs/cgroup/cgroup.freeze >> /root/hook\n";
+    write_file(&source.client, "/etc/tiffin/resume.d/hook", hook).await;
+    let pid = sh(
+        &source.client,
+        "chmod 755 /etc/tiffin/resume.d/hook; kill -HUP 1; until [ -s /root/pid ]; do sleep 0.1; done; cat /root/pid",
+    )
+    .await;
+    let (snapshot, cpu) = source.into_snapshot(&lab, Freeze::default(), "init").await;
+
+    let (_machine, mut host, mux) = restored(&lab, &snapshot, "clone").await;
+    let resumed = host.resume(Kind::Clone, 1, LATER, Some(owner_of("clone"))).await;
+    assert_eq!(resumed.hooks[0].error, "");
+    let mux = connect_mux(mux, 2).await;
+    let client = client(&mux);
+    assert_eq!(is_frozen(&mut host, &client, "init").await, cpu, "it ran between the snapshot and the Thaw");
+    host.tell(Request::Thaw(Thaw {})).await;
+    assert_eq!(sh(&client, "cat /root/hook").await, "clone\n1\n");
+    assert_eq!(sh(&client, "cat /root/pid; cat /proc/$(cat /root/pid)/comm").await, format!("{pid}sh\n"));
+    let before = host.cpu_of("init").await;
+    timely("the service to go on", async { while host.cpu_of("init").await == before {} }).await;
 }
 
 /// Asks for what must be refused with this code, and whose refusal must say this.
@@ -441,7 +476,7 @@ async fn what_is_malformed_or_out_of_order_is_refused_and_costs_nothing() {
 
     // While it is frozen.
     host.tell(Request::Freeze(Freeze::default())).await;
-    let cpu = is_frozen(&mut host, &client).await;
+    let cpu = is_frozen(&mut host, &client, "user").await;
     refuses(&mut host, 1, Request::Freeze(Freeze::default()), FailedPrecondition, "frozen already").await;
     for (generation, request, code, says) in [
         (1, same(1, 64, LATER, None), FailedPrecondition, "generation 1 is not above"),
@@ -458,7 +493,7 @@ async fn what_is_malformed_or_out_of_order_is_refused_and_costs_nothing() {
     }
     // What is no request at all is told under an id that no request has, and the port goes on.
     host.send_undecodable().await;
-    assert_eq!(is_frozen(&mut host, &client).await, cpu, "a refusal let it go on");
+    assert_eq!(is_frozen(&mut host, &client, "user").await, cpu, "a refusal let it go on");
     assert!(host.ask(Request::Stats(StatsRequest {})).await.is_ok());
 
     host.tell(Request::Thaw(Thaw {})).await;
@@ -489,17 +524,18 @@ async fn over_vsock_the_agent_finds_the_host_of_its_next_life() {
     let pid = counter.pid();
 
     host.tell(Request::Freeze(Freeze::default())).await;
-    let cpu = is_frozen(&mut host, &client).await;
+    let cpu = is_frozen(&mut host, &client, "user").await;
     machine.stop().await;
     machine.go().await;
-    // Not while it is stopped: the daemon's rings are too, and it forgets an end that it cannot tell.
+    // Only when bytes flow again: while the daemon's rings are stopped, it forgets an end that it cannot tell.
+    assert_eq!(host.cpu_of("user").await, cpu, "being stopped let it go on");
     let listener = UnixListener::bind(&door).expect("a listener");
     drop(host);
     let (stream, _) = timely("the agent's next call", listener.accept()).await.expect("the agent dials");
     close(listener);
     let mut host = Host::new(stream, Framing::Lines, 1);
     assert!(host.hello().await.frozen);
-    assert_eq!(is_frozen(&mut host, &client).await, cpu, "a lost host let it go on");
+    assert_eq!(is_frozen(&mut host, &client, "user").await, cpu, "a lost host let it go on");
     let resumed = host.resume(Kind::Same, 5, LATER, None).await;
     assert_all_done(&resumed, &["seed", "clock"]);
     // The streams of the life before have ended, with what was on the way.
@@ -510,7 +546,7 @@ async fn over_vsock_the_agent_finds_the_host_of_its_next_life() {
             Err(_) => break,
         }
     }
-    assert_eq!(is_frozen(&mut host, &client).await, cpu, "it ran before the Thaw");
+    assert_eq!(is_frozen(&mut host, &client, "user").await, cpu, "it ran before the Thaw");
     host.tell(Request::Thaw(Thaw {})).await;
     assert_eq!(pids(&client).await, [pid]);
     let stream = timely("a stream", connect_hybrid(&lab.at("vsock"), CLIENT_PORT)).await.expect("a stream");

@@ -128,14 +128,14 @@ impl Host {
         resumed
     }
 
-    /// Time on CPUs, in microseconds, of what clients have started.
-    pub(super) async fn user_cpu(&mut self) -> u64 {
+    /// Time on CPUs, in microseconds, of a class of processes.
+    pub(super) async fn cpu_of(&mut self, class: &str) -> u64 {
         let stats: Stats = match self.ask(Request::Stats(StatsRequest {})).await.expect("stats") {
             Some(response::Result::Stats(stats)) => stats,
             other => panic!("{other:?}"),
         };
-        let class = stats.classes.iter().find(|class| class.name == "user").expect("the class of clients");
-        class.cpu_usage_us.expect("its time is known")
+        let found = stats.classes.iter().find(|found| found.name == class).expect("the class");
+        found.cpu_usage_us.expect("its time is known")
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use e2e::{binary, made, template};
+use envd_proto::boot::Init;
 use host_shim::vmm::{Accelerator, VmSpec, Wiring, process, qemu};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -36,6 +37,7 @@ pub(super) struct Lab {
     folder: tempfile::TempDir,
     /// Devices that all of its machines have beside host-shim's.
     devices: Vec<&'static str>,
+    init: Init,
 }
 
 /// A machine. Dropped, it is killed; it also dies with the test.
@@ -65,7 +67,13 @@ pub(super) struct Snapshot {
 impl Lab {
     pub(super) fn new(devices: Vec<&'static str>) -> Self {
         let folder = tempfile::Builder::new().prefix("tiffin-resume-").tempdir().expect("a folder");
-        Self { folder, devices }
+        Self { folder, devices, init: Init::Envd }
+    }
+
+    /// A program of the image is PID 1 of its machines' containers.
+    pub(super) fn with_init(mut self, path: &str) -> Self {
+        self.init = Init::Path(path.to_owned());
+        self
     }
 
     pub(super) fn at(&self, name: &str) -> PathBuf {
@@ -144,7 +152,7 @@ impl Machine {
             accelerator: Accelerator::Tcg,
             wiring,
             profile: Default::default(),
-            init: Default::default(),
+            init: lab.init.clone(),
             volumes: Vec::new(),
         };
         let mut mappings = Vec::new();

@@ -44,7 +44,7 @@ fn answer(stream: &mut impl BufRead) -> (String, String) {
 
 #[test]
 fn a_refused_call_is_answered_although_its_client_sends_all_before_it_reads() {
-    const LENGTH: usize = 64 << 20;
+    const LENGTH: usize = 16 << 20;
     let (service, _host) = guarded();
     let folder = service.folder.path().display();
     for (what, head, expected) in [

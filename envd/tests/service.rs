@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use support_service::{DEADLINE, Service};
 
@@ -109,4 +110,36 @@ fn a_socket_that_a_killed_service_left_is_taken_over_and_one_in_use_is_not() {
     let folder = std::mem::replace(&mut service.folder, tempfile::tempdir().unwrap());
     let again = Service::start_in(folder);
     assert!(again.list().contains("not configured yet"));
+}
+
+#[test]
+fn a_spawner_that_dies_again_and_again_is_made_again_ever_more_slowly_and_the_host_is_told() {
+    let service = Service::start();
+    let (mut host, _) = service.host();
+    host.ask(json!({"configure": {}}));
+    let limits = |pid: Pid| {
+        let text = std::fs::read_to_string(format!("/proc/{}/limits", pid.as_raw_nonzero())).unwrap();
+        text.lines().find(|line| line.starts_with("Max open files")).unwrap().to_owned()
+    };
+    let first = limits(service.spawner().unwrap());
+    // None, then 20 ms, twice as long each time. A slow machine only adds to it, and a spawner that has lived for long
+    // (10 s) begins anew.
+    let mut expected = Duration::ZERO;
+    let mut before = Instant::now();
+    for nth in 0..7 {
+        let spawner = service.spawner().unwrap();
+        let killed = Instant::now();
+        kill_process(spawner, Signal::KILL).unwrap();
+        assert_eq!(host.next("event").unwrap(), json!({"spawnerRestarted": {}}));
+        if before.elapsed() > Duration::from_secs(9) {
+            expected = Duration::ZERO;
+        }
+        assert!(killed.elapsed() >= expected, "{nth}: {:?}, expected {expected:?}", killed.elapsed());
+        expected = (expected * 2).max(Duration::from_millis(20));
+        before = killed;
+        let next = service.spawner().unwrap();
+        assert_ne!(next, spawner);
+        assert_eq!(limits(next), first, "what it starts may open as many files as before");
+    }
+    assert!(service.list().contains("200 OK"));
 }

@@ -16,8 +16,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Code, Error};
 
-/// All large bodies: four of the longest. Decoding takes as much again, and the box leaves the agent 32 MiB.
-const LARGE_POOL: usize = 4 * MAX_CONNECT_MESSAGE;
+/// All large bodies: eight of the longest, or the inputs of 512 processes that read nothing, 64 KiB for each. Decoding takes
+/// as much again for a moment. The box leaves the agent 32 MiB; beyond that the kernel takes it from the box.
+const LARGE_POOL: usize = 8 * MAX_CONNECT_MESSAGE;
 
 /// All small bodies, and the beginnings of the large ones: thousands of the usual calls.
 const SMALL_POOL: usize = 4 << 20;

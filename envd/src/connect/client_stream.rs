@@ -45,7 +45,12 @@ impl<Q: Message> Messages<Q> {
             if self.ended {
                 return Ok(None);
             }
-            match self.body.frame().await {
+            // Between two messages a client may be quiet for as long as it likes; in one, it holds room.
+            let frame = match self.buffered {
+                0 => self.body.frame().await,
+                _ => super::next_frame(&mut self.body).await?,
+            };
+            match frame {
                 Some(Ok(frame)) => {
                     let data = frame.data_ref().map_or(&[][..], |data| data);
                     self.buffered += data.len();

@@ -19,7 +19,7 @@ use envd_proto::limits::MAX_CONNECT_MESSAGE;
 use futures::{Stream, StreamExt};
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::body::Body as _;
+use hyper::body::{Body as _, Frame};
 
 pub(crate) use budget::Room;
 pub use client_stream::{Messages, client_stream};
@@ -163,11 +163,7 @@ async fn read_body(mut body: Body, room: &mut Room<'_>) -> Result<Vec<u8>, Error
     room.grow_to(announced).await?;
     let mut bytes = Vec::new();
     loop {
-        let frame = tokio::time::timeout(STALL, body.frame()).await.map_err(|_| {
-            let message = format!("nothing came of the request for {} s", STALL.as_secs());
-            Error::new(Code::DeadlineExceeded, message)
-        })?;
-        match frame {
+        match next_frame(&mut body).await? {
             Some(Ok(frame)) => {
                 let data = frame.data_ref().map_or(&[][..], |data| data);
                 let length = bytes.len() + data.len();
@@ -183,6 +179,14 @@ async fn read_body(mut body: Body, room: &mut Room<'_>) -> Result<Vec<u8>, Error
             None => return Ok(bytes),
         }
     }
+}
+
+/// What comes next of a message that has begun.
+async fn next_frame(body: &mut Body) -> Result<Option<Result<Frame<Bytes>, axum::Error>>, Error> {
+    tokio::time::timeout(STALL, body.frame()).await.map_err(|_| {
+        let message = format!("nothing came of the request for {} s", STALL.as_secs());
+        Error::new(Code::DeadlineExceeded, message)
+    })
 }
 
 fn check_identity(headers: &HeaderMap, name: &str) -> Result<(), Error> {
@@ -269,6 +273,24 @@ mod tests {
             body,
             "\0\0\0\0\u{2}{}\u{2}\0\0\0\u{2f}{\"error\":{\"code\":\"internal\",\"message\":\"broke\"}}"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_stops_in_the_middle_is_given_up() {
+        let begun = || {
+            let pieces =
+                futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"\0\0\0\0\x09{"))]);
+            Body::from_stream(pieces.chain(futures::stream::pending()))
+        };
+        let request = |kind| Request::builder().header(header::CONTENT_TYPE, kind).body(begun()).unwrap();
+        let unary = unary(request("application/json"), list).await;
+        assert_eq!(unary.status(), StatusCode::GATEWAY_TIMEOUT);
+        let next = |mut messages: Messages<ListRequest>, _| async move {
+            messages.next().await?;
+            Ok(ListResponse::default())
+        };
+        let (_, stream) = text(client_stream(request("application/connect+json"), next).await).await;
+        assert!(stream.contains("deadline_exceeded"), "{stream}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use serde_json::{Value, json};
 
 /// There only to catch a hang.
@@ -43,6 +44,15 @@ impl Service {
 
     pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// The pid of its only child, of whichever of its threads: the spawner's.
+    pub(crate) fn spawner(&self) -> Option<Pid> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().flatten();
+        let children =
+            threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+        let children: String = children.collect();
+        Pid::from_raw(children.split_whitespace().next()?.parse().unwrap())
     }
 
     /// Listens until the agent has dialled, and reads its hello.

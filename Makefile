@@ -127,12 +127,18 @@ E2E_ENV := PATH="$$PATH:$(TOOLS)/bin" TIFFIN_BIN=$(CURDIR)/target/debug TIFFIN_A
 e2e: packages nextest test-guest vhost-device-vsock python ## the end-to-end tests alone
 	$(E2E_ENV) cargo nextest run --locked -p e2e
 
+# The fuzz targets are a workspace of their own. They are not linked here, so libFuzzer is not built, which takes g++.
+FUZZ_LINT := CUSTOM_LIBFUZZER_PATH=/unlinked/libfuzzer.a cargo clippy --locked \
+	--manifest-path envd/fuzz/Cargo.toml --target-dir target/fuzz/lint
+
 .PHONY: lint
 lint: packages ## fmt, clippy and docs, warnings denied
 	$(call say,fmt)
 	cargo fmt --all --check
+	cargo fmt --manifest-path envd/fuzz/Cargo.toml --check
 	$(call say,clippy)
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(FUZZ_LINT) -- -D warnings
 	$(call say,doc)
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 

@@ -23,7 +23,6 @@ fn main() -> io::Result<()> {
             args: vec!["-c".into(), "echo \"\u{fc}\"".into()],
             envs: [("A".into(), "1".into())].into(),
             cwd: Some("/tmp".into()),
-            ..Default::default()
         }),
         pty: Some(Pty { size: Some(pty::Size { cols: 80, rows: 24 }) }),
         tag: Some("tag".into()),

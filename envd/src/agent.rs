@@ -97,6 +97,8 @@ impl Service {
     /// Serves until the host wants a shutdown, or until SIGTERM or SIGINT. Call it in a process with one thread.
     pub fn run(self) -> io::Result<()> {
         let begun = self.place.begin()?;
+        // What has begun keeps the old limit.
+        crate::open_files::raise();
         let mut sockets = Sockets::default();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let served = runtime.block_on(self.serve(

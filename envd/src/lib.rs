@@ -22,6 +22,7 @@ mod log;
 pub mod machine;
 mod metrics;
 mod network;
+mod open_files;
 mod pidfd;
 pub mod process;
 mod replace;

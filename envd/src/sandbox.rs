@@ -53,6 +53,8 @@ pub struct Leaves {
     pub pty: OwnedFd,
     /// Of [`Leaf::System`].
     pub system: OwnedFd,
+    /// The name of the one beside them that the spawner is in.
+    pub spawner: &'static str,
 }
 
 /// The sandbox was configured before.
@@ -65,7 +67,7 @@ impl Sandbox {
     pub fn new(root: Root, spawner: Spawner, leaves: Option<Leaves>) -> Arc<Self> {
         let can_change_user = rustix::process::geteuid().is_root();
         let freezer = leaves.as_ref().and_then(|leaves| {
-            Freezer::of_parent(leaves.user.as_fd())
+            Freezer::of_parent(leaves.user.as_fd(), leaves.spawner)
                 .inspect_err(|error| crate::log::warn(format_args!("the container's cgroup: {error}")))
                 .ok()
         });

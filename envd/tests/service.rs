@@ -1,132 +1,16 @@
 //! The agent as a service with a host, over Unix sockets, as a host sees it.
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod support_service;
+
+use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-
-/// There only to catch a hang.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-struct Service {
-    child: Child,
-    folder: tempfile::TempDir,
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Service {
-    fn start_in(folder: tempfile::TempDir) -> Self {
-        let at = |name: &str| format!("unix:{}", folder.path().join(name).display());
-        let child = Command::new(env!("CARGO_BIN_EXE_envd"))
-            .args(["--control", &at("control.sock"), "--listen", &at("envd.sock"), "--no-container"])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child, folder }
-    }
-
-    fn start() -> Self {
-        Self::start_in(tempfile::tempdir().unwrap())
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Listens until the agent has dialled, and reads its hello.
-    fn host(&self) -> (Host, Value) {
-        let path = self.at("control.sock");
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(path).unwrap();
-        let mut poll = [rustix::event::PollFd::new(&listener, rustix::event::PollFlags::IN)];
-        let limit = rustix::event::Timespec { tv_sec: DEADLINE.as_secs() as i64, tv_nsec: 0 };
-        assert_eq!(rustix::event::poll(&mut poll, Some(&limit)).unwrap(), 1, "the agent dials");
-        let (stream, _) = listener.accept().unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut host = Host(BufReader::new(stream));
-        let hello = host.next("hello").unwrap();
-        (host, hello)
-    }
-
-    /// One request on a connection of its own.
-    fn call(&self, request: &str) -> String {
-        let started = Instant::now();
-        let mut stream = loop {
-            match UnixStream::connect(self.at("envd.sock")) {
-                Ok(stream) => break stream,
-                Err(_) if started.elapsed() < DEADLINE => std::thread::sleep(Duration::from_millis(5)),
-                Err(error) => panic!("the agent does not listen: {error}"),
-            }
-        };
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
-        String::from_utf8_lossy(&answer).into_owned()
-    }
-
-    fn list(&self) -> String {
-        self.call(
-            "POST /process.Process/List HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
-             content-length: 2\r\n\r\n{}",
-        )
-    }
-
-    fn ended(&mut self) -> Option<i32> {
-        let started = Instant::now();
-        loop {
-            match self.child.try_wait().unwrap() {
-                Some(status) => return status.code(),
-                None if started.elapsed() < DEADLINE => std::thread::sleep(Duration::from_millis(5)),
-                None => panic!("the service runs on"),
-            }
-        }
-    }
-}
-
-struct Host(BufReader<UnixStream>);
-
-impl Host {
-    fn say(&mut self, line: &[u8]) {
-        // An agent that has heard enough closes while we still talk.
-        let _ = self.0.get_mut().write_all(line);
-    }
-
-    /// The next message with this field; `None` at the end.
-    fn next(&mut self, kind: &str) -> Option<Value> {
-        let mut line = String::new();
-        while self.0.read_line(&mut line).unwrap_or(0) > 0 {
-            let mut message: Value = serde_json::from_str(&line).unwrap();
-            assert_eq!(message["generation"], 1);
-            if !message[kind].is_null() {
-                return Some(message[kind].take());
-            }
-            line.clear();
-        }
-        None
-    }
-
-    fn ask(&mut self, request: Value) -> Value {
-        let mut line = request;
-        line["generation"] = json!(1);
-        line["id"] = json!(7);
-        self.say(format!("{line}\n").as_bytes());
-        let response = self.next("response").unwrap();
-        assert_eq!(response["id"], "7");
-        response
-    }
-}
+use support_service::{DEADLINE, Service};
 
 #[test]
 fn nobody_calls_before_the_host_has_configured_and_a_host_that_left_is_dialled_again() {
@@ -226,4 +110,36 @@ fn a_socket_that_a_killed_service_left_is_taken_over_and_one_in_use_is_not() {
     let folder = std::mem::replace(&mut service.folder, tempfile::tempdir().unwrap());
     let again = Service::start_in(folder);
     assert!(again.list().contains("not configured yet"));
+}
+
+#[test]
+fn a_spawner_that_dies_again_and_again_is_made_again_ever_more_slowly_and_the_host_is_told() {
+    let service = Service::start();
+    let (mut host, _) = service.host();
+    host.ask(json!({"configure": {}}));
+    let limits = |pid: Pid| {
+        let text = std::fs::read_to_string(format!("/proc/{}/limits", pid.as_raw_nonzero())).unwrap();
+        text.lines().find(|line| line.starts_with("Max open files")).unwrap().to_owned()
+    };
+    let first = limits(service.spawner().unwrap());
+    // None, then 20 ms, twice as long each time. A slow machine only adds to it, and a spawner that has lived for long
+    // (10 s) begins anew.
+    let mut expected = Duration::ZERO;
+    let mut before = Instant::now();
+    for nth in 0..7 {
+        let spawner = service.spawner().unwrap();
+        let killed = Instant::now();
+        kill_process(spawner, Signal::KILL).unwrap();
+        assert_eq!(host.next("event").unwrap(), json!({"spawnerRestarted": {}}));
+        if before.elapsed() > Duration::from_secs(9) {
+            expected = Duration::ZERO;
+        }
+        assert!(killed.elapsed() >= expected, "{nth}: {:?}, expected {expected:?}", killed.elapsed());
+        expected = (expected * 2).max(Duration::from_millis(20));
+        before = killed;
+        let next = service.spawner().unwrap();
+        assert_ne!(next, spawner);
+        assert_eq!(limits(next), first, "what it starts may open as many files as before");
+    }
+    assert!(service.list().contains("200 OK"));
 }

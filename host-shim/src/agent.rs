@@ -17,7 +17,7 @@ use envd_proto::control::from_host::Request;
 use envd_proto::control::{Configure, FromAgent, FromHost, Hello, Response, Shutdown, error::Code};
 use envd_proto::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use sandbox_folder::client::Stream;
-use tokio::io::{ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, Chain, ReadHalf, WriteHalf};
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -85,6 +85,12 @@ pub enum AgentError {
     Io(#[from] io::Error),
 }
 
+/// What a [record](envd_channel::record) begins with, and no line of JSON.
+const FIRST_OF_RECORD: u8 = 0x89;
+
+/// What the agent says, with what was read of it to see how it says it.
+type Said = Chain<io::Cursor<Vec<u8>>, ReadHalf<Stream>>;
+
 type Pending = HashMap<u64, oneshot::Sender<Response>>;
 
 /// A ready agent.
@@ -103,13 +109,20 @@ struct Writer {
 
 impl Agent {
     /// Waits for the Hello of `generation`. The caller sets the deadline.
+    ///
+    /// `framing` is the channel's. The first agents of version 1 spoke records everywhere, and are spoken to likewise.
     pub async fn handshake(
         stream: Stream,
         framing: Framing,
         generation: u64,
     ) -> Result<(Self, Hello), AgentError> {
-        let (read, write) = tokio::io::split(stream);
-        let mut reader = ControlReader::<_, FromAgent>::new(read, framing);
+        let (mut read, write) = tokio::io::split(stream);
+        let mut begin = Vec::new();
+        if framing == Framing::Lines {
+            begin.push(read.read_u8().await.map_err(ended)?);
+        }
+        let framing = if begin == [FIRST_OF_RECORD] { Framing::Records } else { framing };
+        let mut reader = ControlReader::<Said, FromAgent>::new(io::Cursor::new(begin).chain(read), framing);
         let (got, message) = reader.receive().await?.ok_or(AgentError::Ended)?;
         let hello = match message.message {
             Some(Message::Hello(hello)) => hello,
@@ -200,7 +213,7 @@ impl Agent {
 
 /// Gives answers to whoever waits for them, until the connection ends or the agent says what it must not.
 async fn route(
-    mut reader: ControlReader<ReadHalf<Stream>, FromAgent>,
+    mut reader: ControlReader<Said, FromAgent>,
     generation: u64,
     pending: Arc<Mutex<Pending>>,
     end: watch::Sender<Option<String>>,
@@ -242,6 +255,13 @@ async fn route(
     pending.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
+fn ended(error: io::Error) -> AgentError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => AgentError::Ended,
+        _ => AgentError::Io(error),
+    }
+}
+
 fn protocol(expected: &'static str, got: &str) -> AgentError {
     AgentError::Protocol { expected, got: got.to_owned() }
 }
@@ -281,10 +301,14 @@ mod tests {
 
     impl Fake {
         fn new() -> (Self, Stream) {
+            Self::speaking(FRAMING)
+        }
+
+        fn speaking(framing: Framing) -> (Self, Stream) {
             let (host, guest) = tokio::io::duplex(1 << 16);
             let (read, write) = tokio::io::split(guest);
-            let writer = ControlWriter::new(write, FRAMING);
-            (Self { writer, reader: ControlReader::new(read, FRAMING) }, Box::new(host))
+            let writer = ControlWriter::new(write, framing);
+            (Self { writer, reader: ControlReader::new(read, framing) }, Box::new(host))
         }
 
         async fn say(&mut self, said: Message) {
@@ -345,11 +369,45 @@ mod tests {
         }
     }
 
+    /// On serial an agent speaks records, on vsock lines, and records if it is one of the first.
     #[tokio::test]
-    async fn an_agent_that_still_speaks_our_version_is_accepted() {
-        let (mut fake, stream) = Fake::new();
-        fake.say(Message::Hello(Hello { protocol_version: PROTOCOL_VERSION + 1, ..hello() })).await;
-        Agent::handshake(stream, FRAMING, GENERATION).await.map(drop).unwrap();
+    async fn agents_of_other_versions_are_accepted_or_named_on_every_channel() {
+        const OURS: u32 = PROTOCOL_VERSION;
+        for (channel, spoken) in [
+            (Framing::Records, Framing::Records),
+            (Framing::Lines, Framing::Lines),
+            (Framing::Lines, Framing::Records),
+        ] {
+            for (oldest, newest, accepted) in [
+                (OURS - 1, OURS - 1, true),
+                (OURS - 1, OURS, true),
+                (OURS, OURS, true),
+                (OURS, OURS + 1, true),
+                (0, OURS + 7, true),
+                (0, OLDEST_PROTOCOL_VERSION - 1, false),
+                (OURS + 1, OURS + 1, false),
+                (OURS, OURS - 1, false),
+            ] {
+                let (mut fake, stream) = Fake::speaking(spoken);
+                let versions = Hello { protocol_version: newest, oldest_protocol_version: oldest, ..hello() };
+                fake.say(Message::Hello(versions)).await;
+                let what = format!("{oldest} to {newest} in {spoken:?} on {channel:?}");
+                match Agent::handshake(stream, channel, GENERATION).await {
+                    Ok((agent, _)) => {
+                        assert!(accepted, "{what}");
+                        let (done, _) =
+                            tokio::join!(agent.configure(Configure::default()), fake.answer(None));
+                        done.unwrap();
+                    }
+                    Err(error) => {
+                        assert!(!accepted, "{what}: {error}");
+                        let named =
+                            format!("the control protocol {oldest} to {newest}, this host-shim 1 to 2:");
+                        assert!(error.to_string().contains(&named), "{what}: {error}");
+                    }
+                }
+            }
+        }
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use envd_channel::envelope;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 
-use super::{Code, Codec, Error, Message};
+use super::{Code, Codec, Error, Message, Room};
 
 /// The messages of a client stream, as they arrive.
 #[derive(Debug)]
@@ -16,6 +16,10 @@ pub struct Messages<Q> {
     body: Body,
     codec: Codec,
     decoder: envelope::Decoder,
+    /// What the decoder holds.
+    buffered: usize,
+    /// For that and for the message that was given last.
+    room: Room<'static>,
     ended: bool,
     kind: PhantomData<fn() -> Q>,
 }
@@ -23,12 +27,15 @@ pub struct Messages<Q> {
 impl<Q: Message> Messages<Q> {
     /// The next message; `None` when the client has sent all. Of the body no more than one message is held.
     pub async fn next(&mut self) -> Result<Option<Q>, Error> {
+        // The message before is done with.
+        self.room.shrink_to(self.buffered);
         loop {
             let invalid = |error: envelope::Error| match error {
                 envelope::Error::TooLong { .. } => Error::new(Code::ResourceExhausted, error.to_string()),
                 _ => Error::new(Code::InvalidArgument, error.to_string()),
             };
             if let Some(envelope) = self.decoder.envelope().map_err(invalid)? {
+                self.buffered -= envelope::HEADER_SIZE + envelope.message.len();
                 if envelope.end {
                     self.ended = true;
                     return Ok(None);
@@ -38,8 +45,18 @@ impl<Q: Message> Messages<Q> {
             if self.ended {
                 return Ok(None);
             }
-            match self.body.frame().await {
-                Some(Ok(frame)) => self.decoder.push(frame.data_ref().map_or(&[][..], |data| data)),
+            // Between two messages a client may be quiet for as long as it likes; in one, it holds room.
+            let frame = match self.buffered {
+                0 => self.body.frame().await,
+                _ => super::next_frame(&mut self.body).await?,
+            };
+            match frame {
+                Some(Ok(frame)) => {
+                    let data = frame.data_ref().map_or(&[][..], |data| data);
+                    self.buffered += data.len();
+                    self.room.grow_to(self.buffered).await?;
+                    self.decoder.push(data);
+                }
                 Some(Err(error)) => {
                     return Err(Error::new(Code::Canceled, format!("reading the request failed: {error}")));
                 }
@@ -68,9 +85,16 @@ where
         let deadline = super::timeout(request.headers())?;
         super::check_identity(request.headers(), "connect-content-encoding")?;
         let (parts, body) = request.into_parts();
-        let decoder = envelope::Decoder::default();
-        let handled =
-            handle(Messages { body, codec, decoder, ended: false, kind: PhantomData }, parts.headers);
+        let messages = Messages {
+            body,
+            codec,
+            decoder: envelope::Decoder::default(),
+            buffered: 0,
+            room: Room::new(),
+            ended: false,
+            kind: PhantomData,
+        };
+        let handled = handle(messages, parts.headers);
         match deadline {
             Some(deadline) => tokio::time::timeout(deadline, handled).await.map_err(|_| Error::deadline())?,
             None => handled.await,

@@ -3,6 +3,7 @@
 //! Source: connectrpc.com/docs/protocol. Unary calls are `application/json` or `application/proto`; streams are
 //! `application/connect+json` or `application/connect+proto` with an envelope for each message and one at the end.
 
+mod budget;
 mod client_stream;
 mod codec;
 mod error;
@@ -17,18 +18,17 @@ use envd_channel::envelope;
 use envd_proto::limits::MAX_CONNECT_MESSAGE;
 use futures::{Stream, StreamExt};
 use http::{HeaderMap, Request, StatusCode, header};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Frame};
 
+pub(crate) use budget::Room;
 pub use client_stream::{Messages, client_stream};
 pub use codec::{Codec, Message};
 pub use error::{Code, Error};
 pub use keepalive::keepalive;
 
-/// What is read of the body of a call that is refused.
-const MAX_DISCARDED: usize = 64 << 10;
-
-/// How long that may take.
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client may send nothing of a message that it has begun: it holds room that others wait for.
+const STALL: Duration = Duration::from_secs(60);
 
 /// The call's deadline, which a client sends in `Connect-Timeout-Ms`: at most ten digits, so always in range.
 pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
@@ -51,15 +51,15 @@ where
     F: Future<Output = Result<S, Error>>,
 {
     let Some(codec) = Codec::of_unary(request.headers()) else {
-        discard(request).await;
         return unsupported_media_type();
     };
     let call = async {
         let deadline = timeout(request.headers())?;
         check_identity(request.headers(), header::CONTENT_ENCODING.as_str())?;
         let (parts, body) = request.into_parts();
-        let body = read_body(body).await?;
-        let message = codec.decode(&body)?;
+        // Held until the answer: the message is as large as its body was.
+        let mut room = Room::new();
+        let message = codec.decode(&read_body(body, &mut room).await?)?;
         let handled = handle(message, parts.headers);
         match deadline {
             Some(deadline) => tokio::time::timeout(deadline, handled).await.map_err(|_| Error::deadline())?,
@@ -84,13 +84,13 @@ where
     T: Stream<Item = Result<S, Error>> + Send + 'static,
 {
     let Some(codec) = Codec::of_stream(request.headers()) else {
-        discard(request).await;
         return unsupported_media_type();
     };
     let call = async {
         check_identity(request.headers(), "connect-content-encoding")?;
         let (parts, body) = request.into_parts();
-        let message = codec.decode(&single_message(&read_body(body).await?)?)?;
+        let mut room = Room::new();
+        let message = codec.decode(&single_message(read_body(body, &mut room).await?)?)?;
         handle(message, parts.headers).await
     };
     let body = match call.await {
@@ -129,9 +129,10 @@ fn end_frame(error: Option<&Error>) -> Bytes {
     envelope::encode(envelope::END_OF_STREAM, end.to_string().as_bytes())
 }
 
-fn single_message(body: &[u8]) -> Result<Bytes, Error> {
+fn single_message(body: Vec<u8>) -> Result<Bytes, Error> {
     let mut decoder = envelope::Decoder::default();
-    decoder.push(body);
+    decoder.push(&body);
+    drop(body);
     match decoder.envelope().map_err(envelope_error)? {
         Some(envelope) if !envelope.end => Ok(envelope.message),
         _ => Err(Error::new(Code::InvalidArgument, "the body has no message in an envelope")),
@@ -146,24 +147,46 @@ fn envelope_error(error: envelope::Error) -> Error {
     Error::new(code, error.to_string())
 }
 
-/// Takes the body of a call that is refused: an answer while a client still writes would cost it the connection, and with
-/// it the answer. A body that is large or slow is cut off all the same.
-pub async fn discard(request: Request<Body>) {
-    let mut body = Limited::new(request.into_body(), MAX_DISCARDED);
-    let reading = async { while let Some(Ok(_)) = body.frame().await {} };
-    let _ = tokio::time::timeout(DISCARD_TIMEOUT, reading).await;
+/// The whole body, counted in `room` as it comes.
+async fn read_body(mut body: Body, room: &mut Room<'_>) -> Result<Vec<u8>, Error> {
+    // The envelope's header is five bytes more than the message.
+    const MOST: usize = MAX_CONNECT_MESSAGE + envelope::HEADER_SIZE;
+    let too_long = || {
+        let message = format!("the message is longer than {MAX_CONNECT_MESSAGE} bytes");
+        Error::new(Code::ResourceExhausted, message)
+    };
+    // Where the client said how much comes, all is asked for at once: many that each got a part would stop each other.
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > MOST {
+        return Err(too_long());
+    }
+    room.grow_to(announced).await?;
+    let mut bytes = Vec::new();
+    loop {
+        match next_frame(&mut body).await? {
+            Some(Ok(frame)) => {
+                let data = frame.data_ref().map_or(&[][..], |data| data);
+                let length = bytes.len() + data.len();
+                if length > MOST {
+                    return Err(too_long());
+                }
+                room.grow_to(length).await?;
+                bytes.extend_from_slice(data);
+            }
+            Some(Err(error)) => {
+                return Err(Error::new(Code::Canceled, format!("reading the request failed: {error}")));
+            }
+            None => return Ok(bytes),
+        }
+    }
 }
 
-async fn read_body(body: Body) -> Result<Bytes, Error> {
-    // The envelope's header is five bytes more than the message.
-    match Limited::new(body, MAX_CONNECT_MESSAGE + 5).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Error::new(
-            Code::ResourceExhausted,
-            format!("the message is longer than {MAX_CONNECT_MESSAGE} bytes"),
-        )),
-        Err(error) => Err(Error::new(Code::Canceled, format!("reading the request failed: {error}"))),
-    }
+/// What comes next of a message that has begun.
+async fn next_frame(body: &mut Body) -> Result<Option<Result<Frame<Bytes>, axum::Error>>, Error> {
+    tokio::time::timeout(STALL, body.frame()).await.map_err(|_| {
+        let message = format!("nothing came of the request for {} s", STALL.as_secs());
+        Error::new(Code::DeadlineExceeded, message)
+    })
 }
 
 fn check_identity(headers: &HeaderMap, name: &str) -> Result<(), Error> {
@@ -250,6 +273,24 @@ mod tests {
             body,
             "\0\0\0\0\u{2}{}\u{2}\0\0\0\u{2f}{\"error\":{\"code\":\"internal\",\"message\":\"broke\"}}"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_stops_in_the_middle_is_given_up() {
+        let begun = || {
+            let pieces =
+                futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"\0\0\0\0\x09{"))]);
+            Body::from_stream(pieces.chain(futures::stream::pending()))
+        };
+        let request = |kind| Request::builder().header(header::CONTENT_TYPE, kind).body(begun()).unwrap();
+        let unary = unary(request("application/json"), list).await;
+        assert_eq!(unary.status(), StatusCode::GATEWAY_TIMEOUT);
+        let next = |mut messages: Messages<ListRequest>, _| async move {
+            messages.next().await?;
+            Ok(ListResponse::default())
+        };
+        let (_, stream) = text(client_stream(request("application/connect+json"), next).await).await;
+        assert!(stream.contains("deadline_exceeded"), "{stream}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::cors;
+use super::linger::Lingering;
 use super::seats::Seat;
 use crate::connect::{self, Code, Error};
 use crate::filesystem::{self as files, FilesQuery, FilesystemService, Operation};
@@ -29,6 +30,17 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Requests at one time on one HTTP/2 connection; each may hold a message in memory.
 const MAX_REQUESTS: u32 = 32;
+
+/// What hyper may buffer of an HTTP/1.1 connection in each direction, a request's headers included, and of the answer on
+/// an HTTP/2 stream. Its own bound is 400 KiB, which a thousand connections must not take.
+const MAX_BUFFER: usize = 128 << 10;
+
+/// What an HTTP/2 client may send of one request before it is read.
+const STREAM_WINDOW: u32 = 64 << 10;
+
+/// What it may send of all, so that those which are not read (a process that takes no input, a message that waits for
+/// room) stop no other.
+const CONNECTION_WINDOW: u32 = MAX_REQUESTS * STREAM_WINDOW;
 
 /// What an HTTP/2 connection with prior knowledge begins with (RFC 9113, 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -75,8 +87,11 @@ impl ClientDoor {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_REQUESTS);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_BUFFER);
+        let mut http2 = builder.http2();
+        http2.timer(TokioTimer::new()).max_concurrent_streams(MAX_REQUESTS);
+        http2.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+        http2.max_send_buf_size(MAX_BUFFER);
         let Ok(Ok(stream)) = tokio::time::timeout(HEADER_TIMEOUT, until_version(stream)).await else {
             return;
         };
@@ -88,7 +103,9 @@ impl ClientDoor {
             }
             async move {
                 let call = |request| services.answer(request);
-                Ok::<_, Infallible>(cors::answer(request.map(Body::new), call).await)
+                let (parts, body) = request.into_parts();
+                let body = Body::new(Lingering::new(body, &parts.headers));
+                Ok::<_, Infallible>(cors::answer(Request::from_parts(parts, body), call).await)
             }
         });
         // A client that breaks off is no event.
@@ -174,10 +191,7 @@ impl Services {
     async fn process_call(self, method: &str, request: Request<Body>) -> Response {
         let session = match self.authorize_running(request.headers()) {
             Ok(session) => session,
-            Err(error) => {
-                connect::discard(request).await;
-                return error.into_unary_response();
-            }
+            Err(error) => return error.into_unary_response(),
         };
         let service = self.processes;
         match method {
@@ -219,20 +233,14 @@ impl Services {
                 )
                 .await
             }
-            other => {
-                connect::discard(request).await;
-                unknown_method("process.Process", other)
-            }
+            other => unknown_method("process.Process", other),
         }
     }
 
     async fn filesystem_call(self, method: &str, request: Request<Body>) -> Response {
         let session = match self.authorize_running(request.headers()) {
             Ok(session) => session,
-            Err(error) => {
-                connect::discard(request).await;
-                return error.into_unary_response();
-            }
+            Err(error) => return error.into_unary_response(),
         };
         let service = self.filesystem;
         match method {
@@ -284,10 +292,7 @@ impl Services {
             "RemoveWatcher" => {
                 connect::unary(request, |remove, _| async move { service.remove_watcher(&remove) }).await
             }
-            other => {
-                connect::discard(request).await;
-                unknown_method("filesystem.Filesystem", other)
-            }
+            other => unknown_method("filesystem.Filesystem", other),
         }
     }
 

@@ -31,6 +31,7 @@ const PORTS_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Control<S> {
     reader: ControlReader<ReadHalf<S>, FromHost>,
     writer: ControlWriter<WriteHalf<S>, FromAgent>,
+    framing: Framing,
     generation: u64,
 }
 
@@ -64,7 +65,7 @@ impl<S: AsyncRead + AsyncWrite> Control<S> {
     pub fn new(stream: S, framing: Framing, generation: u64) -> Self {
         let (read, write) = tokio::io::split(stream);
         let (reader, writer) = (ControlReader::new(read, framing), ControlWriter::new(write, framing));
-        Self { reader, writer, generation }
+        Self { reader, writer, framing, generation }
     }
 
     /// Tells the host that the boot has failed.
@@ -99,6 +100,10 @@ impl<S: AsyncRead + AsyncWrite> Control<S> {
                     if broken.kind() == io::ErrorKind::InvalidData {
                         // Whoever writes a host of their own sees what was wrong, under an id that no request has.
                         self.respond(0, Err(Refusal::new(Code::Invalid, broken.to_string()))).await?;
+                        // A serial port cannot be dialled again, and the next record is found whatever this one was.
+                        if self.framing == Framing::Records {
+                            continue;
+                        }
                     }
                     return Err(broken);
                 }

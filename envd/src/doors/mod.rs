@@ -4,6 +4,7 @@
 //! CLIENT_PORT   client.rs    HTTP: processes, files, health
 //! PORTS_PORT    ports.rs     CONNECT <tcp port>
 //!               machine.rs   of these: metrics, environment, ports
+//!               linger.rs    of these: the end of a body that nobody reads
 //! (browsers)    cors.rs      what a page may do at the client door
 //! (dialled)     control.rs   the host alone: hello, configure, freeze, resume, thaw, shutdown
 //! ```
@@ -15,6 +16,7 @@ mod client;
 mod control;
 mod cors;
 mod lease;
+mod linger;
 mod machine;
 mod ports;
 mod seats;
@@ -31,15 +33,15 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 pub use client::ClientDoor;
 pub use control::{Control, Outcome};
-use envd_proto::limits::MAX_MUX_STREAMS;
 use lease::Lease;
 use seats::Seats;
 
-/// Connections that each door serves at one time, so that one door cannot shut the other.
-const MAX_CONNECTIONS: usize = MAX_MUX_STREAMS;
+/// Connections that each door serves at one time, so that one door cannot shut the other: a client of HTTP/1.1 has one for
+/// each process that it follows, and there may be a thousand of these. An idle one costs 27 KiB.
+const MAX_CONNECTIONS: usize = 2048;
 
 /// Connections that wait to be accepted: a busy agent shall not look like one that does not listen.
-const BACKLOG: i32 = 1024;
+const BACKLOG: i32 = MAX_CONNECTIONS as i32;
 
 /// How long an opener may take to say which door it wants.
 const PORT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -32,6 +32,7 @@ use axum::response::Response;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 pub use download::download;
+pub(crate) use name::decode as path_of;
 pub use query::FilesQuery;
 pub use service::FilesystemService;
 pub use signature::Operation;

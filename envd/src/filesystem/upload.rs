@@ -18,12 +18,12 @@ use super::partial::Partial;
 use super::query::FilesQuery;
 use super::service::absolute;
 use super::{error_response, json_response, name};
-use crate::connect::{Code, Error};
+use crate::connect::{Code, Error, Room};
 use crate::root::{Held, Root};
 use crate::sandbox::{Sandbox, Session};
 use crate::users::User;
 
-/// How much of a file is collected before it is written.
+/// How much of a file is collected before it is written, where the agent has memory for it.
 const CHUNK: usize = 512 << 10;
 
 /// Files in one multipart upload.
@@ -157,6 +157,7 @@ impl Receiver {
         let mut partial = begin.await.map_err(failed)?;
         let mut pending: Vec<Bytes> = Vec::new();
         let mut length = 0;
+        let mut room = Room::new();
         while let Some(chunk) = body.next().await {
             // What is dropped without its end leaves nothing.
             let chunk = chunk.map_err(|error| {
@@ -164,11 +165,13 @@ impl Receiver {
             })?;
             length += chunk.len();
             pending.push(chunk);
-            if length >= CHUNK {
+            // Without room there is no waiting for more: the disk takes what is there.
+            if length >= CHUNK || !room.try_grow_to(length) {
                 length = 0;
                 let pieces = std::mem::take(&mut pending);
                 let written = partial.with(move |partial| append(partial, &pieces));
                 partial = written.await.map_err(failed)?.0;
+                room.shrink_to(0);
             }
         }
         let end = partial.finish(move |mut partial| {

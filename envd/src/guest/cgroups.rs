@@ -35,6 +35,9 @@ pub(super) const BOX_PATH: &str = "/box/main";
 /// The container's cgroup where its PID 1 is the image's own and manages what it sees.
 pub(super) const INIT_PATH: &str = "/box/main/init";
 
+/// The leaf of a spawner that is not PID 1.
+const SPAWNER: &str = "spawner";
+
 const LEAVES: [&str; 4] = ["init", "user", "pty", "system"];
 
 /// What the box cannot take: the agent's memory (8 MiB idle) with its buffers, and the kernel's own.
@@ -121,12 +124,12 @@ pub(super) fn attach(rules: &DeviceRules) -> io::Result<()> {
 
 /// Moves the calling process to the leaf of a spawner that is not PID 1.
 pub(super) fn enter_spawner_leaf() -> io::Result<()> {
-    let leaf = format!("{ROOT}{BOX_PATH}/spawner");
+    let leaf = format!("{ROOT}{BOX_PATH}/{SPAWNER}");
     fs::create_dir_all(&leaf)?;
     write(&format!("{leaf}/cgroup.procs"), "0")
 }
 
-/// Moves the container's init to its leaf, when it is not there yet, and opens the leaf for clients' processes.
+/// Moves the container's init to its leaf where it is the spawner, and opens the leaves for clients' processes.
 pub(super) fn enter(init: Option<u32>, limits: bool) -> io::Result<Leaves> {
     let main = format!("{ROOT}{BOX_PATH}");
     for leaf in LEAVES {
@@ -148,7 +151,8 @@ pub(super) fn enter(init: Option<u32>, limits: bool) -> io::Result<Leaves> {
         }
     }
     let leaf = |name: &str| File::open(format!("{main}/{name}")).map(OwnedFd::from);
-    Ok(Leaves { user: leaf("user")?, pty: leaf("pty")?, system: leaf("system")? })
+    let spawner = if init.is_some() { "init" } else { SPAWNER };
+    Ok(Leaves { user: leaf("user")?, pty: leaf("pty")?, system: leaf("system")?, spawner })
 }
 
 /// Ends every process of the box: SIGTERM for clients' processes, and what it understands for an init of the image;

@@ -61,9 +61,6 @@ const PORT_RETRY: Duration = Duration::from_secs(10);
 /// Open files that a process may ask for; what Docker and systemd allow.
 const OPEN_FILES_HARD: u64 = 1_048_576;
 
-/// Open files of the agent: each process of the table takes five, each connection one.
-const AGENT_OPEN_FILES: u64 = 65_536;
-
 /// How the agent reaches its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
@@ -75,7 +72,7 @@ pub enum Channel {
 
 /// Boots, serves, and powers the machine off.
 pub fn run() -> ! {
-    let limit = Rlimit { current: Some(AGENT_OPEN_FILES), maximum: Some(OPEN_FILES_HARD) };
+    let limit = Rlimit { current: Some(crate::open_files::AGENT_OPEN_FILES), maximum: Some(OPEN_FILES_HARD) };
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         crate::log::warn(format_args!("raising the limit of open files: {error}"));
     }

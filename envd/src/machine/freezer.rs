@@ -1,8 +1,9 @@
 //! Holding the tenant's processes still.
 //!
 //! The container's cgroup has one child for each class of processes, and what root in the container made beside them. All
-//! are frozen but `init` and `system`, which the agent needs for its own work inside; what was frozen is remembered, so
-//! that a thaw touches nothing that the tenant froze itself.
+//! are frozen but `system` and the spawner's, which the agent needs for its own work inside: `init` where PID 1 is the
+//! spawner, `spawner` where it is the image's own, which is the tenant's like all that it runs. What was frozen is
+//! remembered, so that a thaw touches nothing that the tenant froze itself.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -14,9 +15,6 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, openat};
 
-/// The children that go on.
-const SPARED: [&str; 2] = ["init", "system"];
-
 /// How long processes have to stop; one that hangs in the kernel (a dead network mount) does not.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -27,14 +25,16 @@ const MAX_ROUNDS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Freezer {
     container: OwnedFd,
+    /// The children that go on.
+    spared: [&'static str; 2],
     frozen: Mutex<Vec<String>>,
 }
 
 impl Freezer {
-    /// The freezer of the cgroup that this class's cgroup is a child of.
-    pub(crate) fn of_parent(leaf: BorrowedFd<'_>) -> io::Result<Self> {
+    /// The freezer of the cgroup that this class's cgroup is a child of, and where the spawner has the child `spawner`.
+    pub(crate) fn of_parent(leaf: BorrowedFd<'_>, spawner: &'static str) -> io::Result<Self> {
         let container = openat(leaf, "..", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { container, frozen: Mutex::default() })
+        Ok(Self { container, spared: [spawner, "system"], frozen: Mutex::default() })
     }
 
     /// Freezes and waits until all is still. When it is not in time, everything goes on as before.
@@ -115,7 +115,7 @@ impl Freezer {
         for entry in fs::read_dir(self.path("", ""))? {
             let entry = entry?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            if !entry.file_type()?.is_dir() || SPARED.contains(&name.as_str()) {
+            if !entry.file_type()?.is_dir() || self.spared.contains(&name.as_str()) {
                 continue;
             }
             let ours = self.frozen.lock().unwrap_or_else(PoisonError::into_inner).contains(&name);
@@ -165,7 +165,7 @@ mod tests {
         }
 
         fn freezer(&self) -> Freezer {
-            Freezer::of_parent(File::open(self.0.join("user")).unwrap().as_fd()).unwrap()
+            Freezer::of_parent(File::open(self.0.join("user")).unwrap().as_fd(), "init").unwrap()
         }
 
         fn is_frozen(&self, child: &str) -> bool {

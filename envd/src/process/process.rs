@@ -1,8 +1,7 @@
 //! One process: what it was started as, how it is reached, what became of it.
 
-use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use super::input::Input;
 use super::log::{End, OutputLog};
 use super::options::Options;
 use super::tree;
+use crate::pidfd;
 
 /// What a client asked for, and what was made for it.
 #[derive(Debug)]
@@ -46,15 +46,15 @@ pub struct Process {
 /// What reaches a process that is alive.
 #[derive(Debug)]
 struct Handle {
-    pidfd: OwnedFd,
+    pidfd: Arc<OwnedFd>,
     /// Its pid as the agent sees it. The spawner's word is not taken for it: root in the container can be its master.
     host_pid: Option<i32>,
 }
 
 impl Process {
-    pub(super) fn new(pid: u32, pidfd: OwnedFd, order: Order, log: Arc<OutputLog>) -> Self {
+    pub(super) fn new(pid: u32, pidfd: Arc<OwnedFd>, order: Order, log: Arc<OutputLog>) -> Self {
         let Order { config, tag, options, input, cgroup } = order;
-        let host_pid = host_pid(&pidfd);
+        let host_pid = pidfd::host_pid(pidfd.as_fd());
         Self {
             pid,
             config,
@@ -164,7 +164,10 @@ impl Process {
                 None => {
                     // The pidfd in the handle keeps nobody from using the pid again, but its own process does, as long
                     // as the spawner has not reaped it: asked now, it is right or absent.
-                    let pid = self.handle().as_ref().map(|handle| host_pid(&handle.pidfd).ok_or_else(no_pid));
+                    let pid = self
+                        .handle()
+                        .as_ref()
+                        .map(|handle| pidfd::host_pid(handle.pidfd.as_fd()).ok_or_else(no_pid));
                     match pid {
                         Some(pid) => tree::signal_tree(pid?, signal),
                         None => Ok(()),
@@ -203,11 +206,4 @@ fn unless_gone(sent: io::Result<()>) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(()),
         sent => sent,
     }
-}
-
-/// The pid of a pidfd's process as the agent sees it (proc(5), `/proc/pid/fdinfo`); `None` when it was reaped.
-fn host_pid(pidfd: &OwnedFd) -> Option<i32> {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
-    (pid > 0).then_some(pid)
 }

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use envd_proto::process::process_event::StartEvent;
 use envd_proto::process::stream_input_request::Event as InputEvent;
@@ -33,12 +34,10 @@ use super::process::{Order, Process};
 use super::table::{Output, ProcessTable, Selector};
 use super::terminal::{self, Terminal};
 use crate::connect::{self, Code, Error, Messages};
+use crate::filesystem::path_of;
 use crate::sandbox::{Leaf, Sandbox, Session};
 use crate::spawner::{Launch, LaunchError, Launched};
 use crate::users::User;
-
-/// Without a wish of the client, as often as E2B's agent.
-const KEEPALIVE: Duration = Duration::from_secs(90);
 
 const EAGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
 
@@ -70,7 +69,7 @@ impl ProcessService {
         headers: HeaderMap,
     ) -> Result<impl FuturesStream<Item = Result<ProcessEvent, Error>> + Send + 'static + use<>, Error> {
         let deadline = connect::timeout(&headers)?.map(|timeout| Instant::now() + timeout);
-        let keepalive = keepalive(&headers)?;
+        let keepalive = connect::keepalive(&headers)?;
         let wish = Wish::parse(request)?;
         let user = session.user(&self.sandbox, &headers).await?;
         // In a task of its own: a client that goes away now must not leave a process that nobody knows.
@@ -89,7 +88,7 @@ impl ProcessService {
         headers: &HeaderMap,
     ) -> Result<impl FuturesStream<Item = Result<ProcessEvent, Error>> + Send + 'static + use<>, Error> {
         let deadline = connect::timeout(headers)?.map(|timeout| Instant::now() + timeout);
-        let keepalive = keepalive(headers)?;
+        let keepalive = connect::keepalive(headers)?;
         let process = self.table.find(selector(&request.process))?;
         let attached = process.log().attach(request.from_offset).map_err(|error| {
             let code = match error {
@@ -199,7 +198,8 @@ impl ProcessService {
     ) -> Result<(Arc<Process>, Reader), Error> {
         let room = self.table.reserve(&config, tag.as_ref())?;
         let cwd = session.working_directory(user, config.cwd.as_deref().unwrap_or(""));
-        self.check_directory(&cwd).await?;
+        let directory = path_of(&cwd);
+        self.check_directory(&cwd, &directory).await?;
         let env = environment(session, user, &config, terminal.is_some());
         let leaf = if terminal.is_some() { Leaf::Pty } else { Leaf::User };
         let cgroup = match (options.own_cgroup, self.sandbox.cgroup(leaf)) {
@@ -224,7 +224,7 @@ impl ProcessService {
                 programs: programs(&env),
                 argv,
                 env: env.iter().map(|(name, value)| format!("{name}={value}").into_bytes()).collect(),
-                cwd: cwd.clone().into_bytes(),
+                cwd: directory.as_os_str().as_bytes().to_vec(),
                 credentials: self.sandbox.can_change_user().then(|| user.credentials.clone()),
                 oom_score_adj: Some(options.oom_score_adj),
                 terminal: terminal.is_some(),
@@ -284,11 +284,10 @@ impl ProcessService {
         self.sandbox.root().run(move || terminal::open_pair(size, owner)).await
     }
 
-    async fn check_directory(&self, cwd: &str) -> Result<(), Error> {
-        let path = cwd.to_owned();
-        let is_directory =
-            self.sandbox.root().run(move || Ok(std::fs::metadata(&path)?.is_dir())).await.unwrap_or(false);
-        if is_directory {
+    async fn check_directory(&self, cwd: &str, directory: &Path) -> Result<(), Error> {
+        let path = directory.to_owned();
+        let is_directory = self.sandbox.root().run(move || Ok(std::fs::metadata(&path)?.is_dir())).await;
+        if is_directory.unwrap_or(false) {
             return Ok(());
         }
         Err(Error::new(Code::InvalidArgument, format!("cwd '{cwd}' does not exist")))
@@ -391,20 +390,6 @@ fn data(input: Option<ProcessInput>) -> Result<Data, Error> {
         Some(process_input::Input::Pty(bytes)) => Ok(Data::Terminal(bytes)),
         None => Err(Error::new(Code::InvalidArgument, "the request has no input")),
     }
-}
-
-/// How often a client wants to hear from a quiet process.
-fn keepalive(headers: &HeaderMap) -> Result<Duration, Error> {
-    let Some(value) = headers.get("keepalive-ping-interval") else { return Ok(KEEPALIVE) };
-    let seconds =
-        value.to_str().ok().and_then(|text| text.parse::<u32>().ok()).filter(|seconds| *seconds > 0);
-    let seconds = seconds.ok_or_else(|| {
-        Error::new(
-            Code::InvalidArgument,
-            format!("Keepalive-Ping-Interval {value:?}: expected seconds, at least 1"),
-        )
-    })?;
-    Ok(Duration::from_secs(seconds.into()))
 }
 
 fn launch_error(command: &str, error: &LaunchError) -> Error {

@@ -267,7 +267,7 @@ impl State {
     }
 }
 
-/// Forgets ended processes, each when its time is over, until there is none.
+/// Forgets ended processes, each when its time is over, until there is none: then what they held goes back to the kernel.
 async fn forget(table: Weak<Inner>) {
     loop {
         let Some(inner) = table.upgrade() else { return };
@@ -280,13 +280,14 @@ async fn forget(table: Weak<Inner>) {
                 Some(((when, _), _)) => *when,
                 None => {
                     state.is_forgetting = false;
-                    return;
+                    break;
                 }
             }
         };
         // At the end of a wait, or when another process has ended, which may be the next to be forgotten.
         let _ = tokio::time::timeout_at(next, inner.ended.notified()).await;
     }
+    tokio::task::spawn_blocking(envd_sys::trim_heap);
 }
 
 /// Carries a process's output to its log until it has ended.

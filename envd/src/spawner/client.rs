@@ -27,6 +27,7 @@ use super::wire::{
     Event, EventKind, FailedStage, MAX_EVENT, MAX_FDS, MAX_START, Start, WireCredentials, WireRlimit,
 };
 use crate::events::Events;
+use crate::pidfd;
 
 /// A program for the spawner to start.
 #[derive(Clone, Debug)]
@@ -61,7 +62,7 @@ pub struct Launched {
     /// Its pid as the container sees it.
     pub pid: u32,
     /// For signals: never another process.
-    pub pidfd: OwnedFd,
+    pub pidfd: Arc<OwnedFd>,
     /// Its exit status; an error when the spawner died before it told.
     pub exit: oneshot::Receiver<ExitStatus>,
 }
@@ -202,7 +203,7 @@ struct Waiting {
 #[derive(Debug)]
 pub(super) struct Running {
     /// To see its end when the spawner cannot tell it.
-    pub(super) pidfd: OwnedFd,
+    pub(super) pidfd: Arc<OwnedFd>,
     /// Dropped without a status when that is lost.
     pub(super) exited: oneshot::Sender<ExitStatus>,
 }
@@ -253,9 +254,12 @@ impl Connection {
     pub(super) async fn receive_all(&self) -> io::Result<()> {
         loop {
             let received = self.socket.async_io(Interest::READABLE, || receive(&self.socket)).await?;
-            match received {
-                Some((event, pidfd)) => self.dispatch(event, pidfd),
-                None => return Ok(()),
+            let Some((event, descriptor)) = received else { return Ok(()) };
+            if let Err(foreign) = self.dispatch(event, descriptor) {
+                // Nor may its end hold up the agent: closing waits for a FUSE server, or for what a socket lingers on.
+                drop(tokio::task::spawn_blocking(move || drop(foreign)));
+                let message = "it sent a descriptor that is no pidfd of what it started";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
             }
         }
     }
@@ -268,30 +272,41 @@ impl Connection {
         waiting.exits.drain().map(|(_, running)| running).collect()
     }
 
-    /// A message that fits nothing that was asked is dropped: the spawner may be in a tenant's hands.
-    fn dispatch(&self, event: Event, pidfd: Option<OwnedFd>) {
+    /// A message that fits nothing that was asked is dropped: the spawner may be in a tenant's hands. A descriptor that is
+    /// not what it should be is given back, and ends the connection: one that is never ready would be waited for without
+    /// an end.
+    fn dispatch(&self, event: Event, descriptor: Option<OwnedFd>) -> Result<(), OwnedFd> {
+        let checked = descriptor.map(|descriptor| match &event.kind {
+            Some(EventKind::Started(started)) => match pidfd::is_of(descriptor.as_fd(), started.pid) {
+                Ok(true) => Ok(Ok(descriptor)),
+                Ok(false) => Err(descriptor),
+                // Too many open files: nothing is known of this one.
+                Err(error) => {
+                    drop(tokio::task::spawn_blocking(move || drop(descriptor)));
+                    Ok(Err(error))
+                }
+            },
+            _ => Err(descriptor),
+        });
+        let pidfd = checked.transpose()?;
         let mut waiting = self.lock();
         match event.kind {
             Some(EventKind::Started(started)) => {
-                let Some(reply) = waiting.starts.remove(&started.id) else { return };
-                let Some(pidfd) = pidfd else {
-                    let _ = reply.send(Err(LaunchError::Io(rustix::io::Errno::MFILE.into())));
-                    return;
-                };
-                let watched = match pidfd.try_clone() {
-                    Ok(watched) => watched,
+                let Some(reply) = waiting.starts.remove(&started.id) else { return Ok(()) };
+                let pidfd = match pidfd.unwrap_or_else(|| Err(rustix::io::Errno::MFILE.into())) {
+                    Ok(pidfd) => Arc::new(pidfd),
                     Err(error) => {
                         let _ = reply.send(Err(LaunchError::Io(error)));
-                        return;
+                        return Ok(());
                     }
                 };
                 let (exited, exit) = oneshot::channel();
-                waiting.exits.insert(started.pid, Running { pidfd: watched, exited });
+                waiting.exits.insert(started.pid, Running { pidfd: Arc::clone(&pidfd), exited });
                 // A caller that went away leaves the process to run.
                 let _ = reply.send(Ok(Launched { pid: started.pid, pidfd, exit }));
             }
             Some(EventKind::Failed(failed)) => {
-                let Some(reply) = waiting.starts.remove(&failed.id) else { return };
+                let Some(reply) = waiting.starts.remove(&failed.id) else { return Ok(()) };
                 let errno = failed.errno;
                 let prepare = |stage| LaunchError::Prepare { stage, errno };
                 let error = match FailedStage::try_from(failed.stage) {
@@ -313,6 +328,7 @@ impl Connection {
             }
             None => {}
         }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -335,9 +351,95 @@ fn receive(socket: &UnixStream) -> io::Result<Option<(Event, Option<OwnedFd>)>> 
     if received.bytes == 0 {
         return Ok(None);
     }
-    let pidfd = control.drain().find_map(|message| match message {
+    let descriptor = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
         _ => None,
     });
-    Ok(Some((Event::decode(&bytes[..received.bytes]).unwrap_or_default(), pidfd)))
+    Ok(Some((Event::decode(&bytes[..received.bytes]).unwrap_or_default(), descriptor)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+    use std::time::Duration;
+
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    use super::super::wire::{Exited, Started};
+
+    /// There only to catch a hang.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// Waits until the agent asks for a start.
+    async fn asked(spawner: &OwnedFd) {
+        let socket = std::os::unix::net::UnixStream::from(spawner.try_clone().unwrap());
+        socket.set_nonblocking(true).unwrap();
+        UnixStream::from_std(socket).unwrap().readable().await.unwrap();
+    }
+
+    fn say(spawner: &OwnedFd, kind: EventKind, descriptor: Option<BorrowedFd<'_>>) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors: Vec<_> = descriptor.into_iter().collect();
+        if !descriptors.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        }
+        let event = Event { kind: Some(kind) }.encode_to_vec();
+        sendmsg(spawner, &[IoSlice::new(&event)], &mut control, SendFlags::NOSIGNAL).unwrap();
+    }
+
+    async fn launch(spawner: &Spawner) -> Result<Option<ExitStatus>, LaunchError> {
+        let null = File::open("/dev/null").unwrap();
+        let launch = Launch {
+            programs: vec![b"/bin/true".to_vec()],
+            argv: vec![b"true".to_vec()],
+            env: vec![],
+            cwd: b"/".to_vec(),
+            credentials: None,
+            oom_score_adj: None,
+            terminal: false,
+            rlimits: vec![],
+            nice: None,
+            stdio: [null.as_fd(); 3],
+            cgroup: None,
+        };
+        let launched = tokio::time::timeout(DEADLINE, spawner.launch(launch)).await.expect("an answer")?;
+        Ok(tokio::time::timeout(DEADLINE, launched.exit).await.expect("an end").ok())
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_that_is_no_pidfd_of_the_process_ends_the_spawner() {
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+        let another = std::process::id() + 1;
+        for (descriptor, pid) in [(socket.as_fd(), 7), (own.as_fd(), another)] {
+            let (near, far) = Spawner::socketpair().unwrap();
+            let spawner = Spawner::connect(near).unwrap();
+            let answer = async {
+                asked(&far).await;
+                say(&far, EventKind::Started(Started { id: 1, pid }), Some(descriptor));
+            };
+            let (launched, ()) = tokio::join!(launch(&spawner), answer);
+            assert!(matches!(launched, Err(LaunchError::Lost)), "{launched:?}");
+            assert!(matches!(launch(&spawner).await, Err(LaunchError::Gone)));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_pidfd_of_the_process_is_taken() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let (near, far) = Spawner::socketpair().unwrap();
+        let spawner = Spawner::connect(near).unwrap();
+        let pid = child.id();
+        let answer = async {
+            asked(&far).await;
+            say(&far, EventKind::Started(Started { id: 1, pid }), Some(pidfd.as_fd()));
+            say(&far, EventKind::Exited(Exited { pid, status: 0 }), None);
+        };
+        let (launched, ()) = tokio::join!(launch(&spawner), answer);
+        assert!(launched.unwrap().is_some_and(|status| status.success()));
+        child.wait().unwrap();
+    }
 }

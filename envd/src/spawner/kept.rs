@@ -126,7 +126,9 @@ impl Kept {
 
 /// Waits for the end of a process whose status nobody can tell; the drop of its sender says so.
 async fn follow(Running { pidfd, exited }: Running) {
-    if let Err(error) = pidfd::ended(pidfd).await {
+    // One of its own: the readiness of a descriptor is watched once.
+    let ended = async { pidfd::ended(pidfd.try_clone()?).await };
+    if let Err(error) = ended.await {
         crate::log::warn(format_args!("following a process of the spawner that died: {error}"));
     }
     drop(exited);

@@ -40,6 +40,8 @@ pub fn start_child() -> io::Result<(OwnedFd, Child)> {
         .stdin(Stdio::from(spawner))
         .stdout(Stdio::null())
         .spawn()?;
+    // It has started nothing yet: it was not told to.
+    crate::open_files::give_back(rustix::process::Pid::from_child(&child))?;
     Ok((agent, child))
 }
 

@@ -5,6 +5,7 @@
 mod bpf;
 mod entropy;
 mod fork;
+mod heap;
 mod interface;
 mod netlink;
 mod readiness;
@@ -16,6 +17,7 @@ mod spawn;
 pub use bpf::{Device, DeviceKind, DeviceRules};
 pub use entropy::{MAX_SEED, seed_random};
 pub use fork::{Forked, fork};
+pub use heap::trim_heap;
 pub use interface::bring_up;
 pub use netlink::explain_netlink_errors;
 pub use readiness::watch_readiness;

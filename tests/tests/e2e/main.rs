@@ -10,6 +10,7 @@ mod isolation;
 mod own_image;
 mod processes;
 mod profile;
+mod resume;
 mod survival;
 mod transfer;
 mod trees;

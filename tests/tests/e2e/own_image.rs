@@ -170,7 +170,7 @@ impl Machine {
 }
 
 /// Num RefCount Protocol Flags Type St Inode Path (proc(5)); __SO_ACCEPTCON is set once listen(2) was called.
-fn listens(path: &Path) -> bool {
+pub(crate) fn listens(path: &Path) -> bool {
     let table = std::fs::read_to_string("/proc/net/unix").expect("the table of sockets");
     let path = path.to_str().expect("a plain path");
     table.lines().any(|line| {

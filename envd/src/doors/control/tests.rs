@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use envd_channel::record;
 use envd_proto::control::{Configure, Freeze, Resumed, Shutdown, Stats, StatsRequest, Thaw};
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncWriteExt, DuplexStream};
 
 use super::*;
 use crate::events::OutOfMemory;
@@ -60,7 +61,8 @@ impl Acts for Noted {
 /// The host's side of a control connection, by hand.
 struct Host {
     reader: ControlReader<ReadHalf<DuplexStream>, FromAgent>,
-    writer: ControlWriter<WriteHalf<DuplexStream>, FromHost>,
+    writer: WriteHalf<DuplexStream>,
+    framing: Framing,
     sandbox: Arc<Sandbox>,
     acts: Arc<Mutex<Vec<String>>>,
     fails: Arc<Mutex<Option<Refusal>>>,
@@ -71,19 +73,21 @@ struct Host {
 
 impl Host {
     async fn start() -> Self {
+        Self::start_with(Framing::Lines).await
+    }
+
+    async fn start_with(framing: Framing) -> Self {
         let (socket, spawner) = Spawner::socketpair().unwrap();
         let sandbox = Sandbox::new(Root::own(), Spawner::connect(socket).unwrap(), None);
         let (acts, fails) = (Arc::default(), Arc::default());
         let noted =
             Noted { sandbox: Arc::clone(&sandbox), acts: Arc::clone(&acts), fails: Arc::clone(&fails) };
         let (near, far) = tokio::io::duplex(1 << 16);
-        let serving = tokio::spawn(async move {
-            Control::new(far, Framing::Lines, 1).serve(Hello::default(), &noted).await
-        });
-        let (read, write) = tokio::io::split(near);
-        let (reader, writer) =
-            (ControlReader::new(read, Framing::Lines), ControlWriter::new(write, Framing::Lines));
-        Self { reader, writer, sandbox, acts, fails, serving, last_id: 0, _spawner: spawner }
+        let serving =
+            tokio::spawn(async move { Control::new(far, framing, 1).serve(Hello::default(), &noted).await });
+        let (read, writer) = tokio::io::split(near);
+        let reader = ControlReader::new(read, framing);
+        Self { reader, writer, framing, sandbox, acts, fails, serving, last_id: 0, _spawner: spawner }
     }
 
     /// The next message but log lines, which other tests of this process cause.
@@ -105,7 +109,8 @@ impl Host {
 
     async fn send(&mut self, generation: u64, request: from_host::Request) {
         self.last_id += 1;
-        self.writer.send(generation, &FromHost { id: self.last_id, request: Some(request) }).await.unwrap();
+        let message = FromHost { id: self.last_id, request: Some(request) };
+        ControlWriter::new(&mut self.writer, self.framing).send(generation, &message).await.unwrap();
     }
 
     /// The generation of the answer, and the code of a refusal.
@@ -122,6 +127,29 @@ impl Host {
 
     fn acts(&self) -> Vec<String> {
         std::mem::take(&mut self.acts.lock().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_request_ends_a_connection_and_not_a_port() {
+    for framing in [Framing::Lines, Framing::Records] {
+        let mut host = Host::start_with(framing).await;
+        host.hello().await;
+        let stray = match framing {
+            Framing::Lines => b"no JSON\n".to_vec(),
+            Framing::Records => record::Encoder::default().encode(1, b"\xff no protobuf").unwrap(),
+        };
+        host.writer.write_all(&stray).await.unwrap();
+        match host.receive().await {
+            (1, from_agent::Message::Response(Response { id: 0, error: Some(error), .. })) => {
+                assert_eq!(error.code(), Code::Invalid, "{}", error.message);
+            }
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+        match framing {
+            Framing::Lines => assert!(host.serving.await.unwrap().is_err()),
+            Framing::Records => assert_eq!(host.ask(1, freeze()).await, (1, None)),
+        }
     }
 }
 

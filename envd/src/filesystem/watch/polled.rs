@@ -143,7 +143,11 @@ fn id() -> std::io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Watchers;
+    use super::super::tree::Order;
     use super::*;
+    use crate::root::Root;
+    use std::sync::atomic::Ordering;
 
     #[test]
     fn a_queue_that_is_full_fails_once_and_goes_on() {
@@ -158,5 +162,40 @@ mod tests {
         assert_eq!(queue.drain().unwrap_err().code(), Code::ResourceExhausted);
         queue.push(vec![event(1)]);
         assert_eq!(queue.drain().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_nobody_polls_ends_and_gives_its_place_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let watchers = Watchers::default();
+        let (path, directories) = (folder.path().to_owned(), Arc::clone(&watchers.directories));
+        let open = move || {
+            let (path, directories) = (path.clone(), Arc::clone(&directories));
+            async move {
+                let order =
+                    Order { path, recursive: false, include_entry: false, allow_network_mounts: false };
+                Tree::open(&Root::own(), order, &directories).await
+            }
+        };
+        let id = watchers.polled.create(open, watchers.slot().unwrap()).await.unwrap();
+        // From here on time passes only where it is told to.
+        tokio::time::pause();
+        let settle = async || {
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+        };
+        settle().await;
+        for _ in 0..3 {
+            tokio::time::advance(IDLE - Duration::from_secs(1)).await;
+            settle().await;
+            assert_eq!(watchers.polled.drain(&id), Ok(Vec::new()), "a poll keeps it");
+            settle().await;
+        }
+        assert_eq!(watchers.count.load(Ordering::Relaxed), 1);
+        tokio::time::advance(IDLE + Duration::from_secs(1)).await;
+        settle().await;
+        assert_eq!(watchers.polled.drain(&id).unwrap_err().code(), Code::NotFound);
+        assert_eq!(watchers.count.load(Ordering::Relaxed), 0);
     }
 }

@@ -266,6 +266,12 @@ fn identity(directory: &OwnedFd) -> io::Result<(u64, u64)> {
     Ok((status.st_dev, status.st_ino))
 }
 
+/// The name of a network file system, by the type that statfs gives it.
+fn network(kind: i64) -> Option<&'static str> {
+    // The kernel's type is as wide as a word, and may be signed; the magic numbers have 32 bits.
+    NETWORK.iter().find(|(magic, _)| *magic == kind as u32).map(|(_, system)| *system)
+}
+
 fn check_top(order: &Order) -> Result<(u64, u64), Error> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotADirectory => {
@@ -275,9 +281,8 @@ fn check_top(order: &Order) -> Result<(u64, u64), Error> {
     };
     let top = open(&order.path, TOP, Mode::empty()).map_err(|error| failed(error.into()))?;
     if !order.allow_network_mounts {
-        // The kernel's type is as wide as a word; the magic numbers have 32 bits.
-        let kind = fstatfs(&top).map_err(|error| failed(error.into()))?.f_type as u32;
-        if let Some((_, system)) = NETWORK.iter().find(|(magic, _)| *magic == kind) {
+        let kind = fstatfs(&top).map_err(|error| failed(error.into()))?.f_type;
+        if let Some(system) = network(kind as i64) {
             let message = format!(
                 "'{}' is on a network mount ({system}), where changes that others make are not seen: set \
                  allow_network_mounts to watch it all the same",
@@ -318,4 +323,42 @@ fn lost(Lost: Lost) -> Error {
 
 fn exhausted(message: impl Into<String>) -> Error {
     Error::new(Code::ResourceExhausted, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_mounts_are_told_by_their_type() {
+        // As statfs(2) and linux/magic.h have them.
+        for (kind, system) in [
+            (0x6969, Some("NFS")),
+            (0x517b, Some("SMB")),
+            (0xff53_4d42, Some("CIFS")),
+            // Where the kernel's word has 32 bits.
+            (i64::from(0xff53_4d42_u32 as i32), Some("CIFS")),
+            (0xfe53_4d42, Some("SMB2")),
+            (0x0102_1997, Some("9P")),
+            (0x00c3_6400, Some("Ceph")),
+            (0x5346_414f, Some("AFS")),
+            (0x6573_5546, Some("FUSE")),
+            // ext4, tmpfs, overlay, xfs, btrfs.
+            (0xef53, None),
+            (0x0102_1994, None),
+            (0x794c_7630, None),
+            (0x5846_5342, None),
+            (0x9123_683e, None),
+        ] {
+            assert_eq!(network(kind), system, "{kind:#x}");
+        }
+    }
+
+    #[test]
+    fn a_local_directory_is_watched_without_the_flag() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_owned();
+        let order = Order { path, recursive: false, include_entry: false, allow_network_mounts: false };
+        check_top(&order).unwrap();
+    }
 }

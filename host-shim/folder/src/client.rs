@@ -15,7 +15,10 @@
 mod code;
 mod exit;
 mod file;
+mod plain;
 mod process;
+mod stream;
+mod watch;
 
 use std::io;
 use std::path::PathBuf;
@@ -47,7 +50,9 @@ use tokio::net::UnixStream;
 
 pub use code::Code;
 pub use exit::Exit;
+pub use plain::OpenPort;
 pub use process::{Completed, Output, Process, Stdin};
+pub use watch::Watch;
 
 /// A byte stream to the agent.
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}

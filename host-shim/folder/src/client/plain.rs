@@ -27,10 +27,10 @@ impl SandboxClient {
         body: B,
     ) -> Result<Response<Incoming>, ClientError>
     where
-        B: http_body::Body<Data = Bytes> + Send + Sync + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let body: Body = body.map_err(std::io::Error::other).boxed();
+        let body: Body = body.map_err(std::io::Error::other).boxed_unsync();
         let mut request = self.request(method, target).body(body).map_err(invalid)?;
         let ours = request.headers().clone();
         for (name, value) in &headers {

@@ -5,8 +5,8 @@ use envd_proto::process::process_event::{Event, data_event};
 use envd_proto::process::process_input::Input;
 use envd_proto::process::{
     CloseStdinRequest, CloseStdinResponse, ProcessInput, Pty, Scope, SendInputRequest, SendInputResponse,
-    SendSignalRequest, SendSignalResponse, Signal, StartRequest, StartResponse, UpdateRequest, UpdateResponse,
-    pty,
+    SendSignalRequest, SendSignalResponse, Signal, StartRequest, StartResponse, UpdateRequest,
+    UpdateResponse, pty,
 };
 use hyper::client::conn::http1::SendRequest;
 use prost::Message;
@@ -113,8 +113,7 @@ impl Process {
 impl SandboxClient {
     /// Sends a signal to a process, or to more.
     pub async fn send_signal_to(&self, pid: u32, signal: Signal, scope: Scope) -> Result<(), ClientError> {
-        let request =
-            SendSignalRequest { process: by_pid(pid), signal: signal.into(), scope: scope.into() };
+        let request = SendSignalRequest { process: by_pid(pid), signal: signal.into(), scope: scope.into() };
         self.unary("process.Process/SendSignal", &request).await.map(|SendSignalResponse {}| ())
     }
 

@@ -84,6 +84,12 @@ pub struct Fleet {
 }
 
 impl Fleet {
+    /// A fleet of those sandboxes.
+    pub fn holding(sandboxes: Vec<Arc<Sandbox>>) -> Self {
+        let by_id = sandboxes.into_iter().map(|sandbox| (sandbox.record().id, sandbox)).collect();
+        Self { sandboxes: Mutex::new(by_id) }
+    }
+
     /// Starts a sandbox; returns when it is configured and kept.
     pub async fn create(&self, _team: &Team, _request: NewSandbox) -> Result<Arc<Sandbox>, ApiError> {
         todo!()

@@ -153,7 +153,8 @@ async fn both_directions_flow_at_once() {
     for round in 0..10 {
         let text = Bytes::from(format!("round {round}"));
         futures::SinkExt::send(&mut sender, Frame::data(text.clone())).await.unwrap();
-        let frame = tokio::time::timeout(DEADLINE, response.frame()).await.expect("no hang").unwrap().unwrap();
+        let frame =
+            tokio::time::timeout(DEADLINE, response.frame()).await.expect("no hang").unwrap().unwrap();
         assert_eq!(frame.into_data().unwrap(), text);
     }
     drop(sender);
@@ -331,7 +332,8 @@ async fn who_goes_takes_the_other_side_along() {
             gone.send("endless").unwrap();
         }
     });
-    let sandbox = Builder::default().port(1, silent.clone()).port(2, endless).port(AGENT, silent).start("aaaa", "red");
+    let sandbox =
+        Builder::default().port(1, silent.clone()).port(2, endless).port(AGENT, silent).start("aaaa", "red");
     let front = Front::of(&[&sandbox]).await;
     for port in [1, AGENT] {
         let mut connection = front.connect().await;

@@ -142,7 +142,8 @@ impl Builder {
                 tokio::spawn(async move { cut.run_until_cancelled(hybrid(stream, &ports)).await });
             }
         });
-        let record = record(id, team, self.stage.unwrap_or(Stage::Running), self.access_token, self.traffic_token);
+        let record =
+            record(id, team, self.stage.unwrap_or(Stage::Running), self.access_token, self.traffic_token);
         let sandbox = Arc::new(Sandbox::new(folder.path().to_owned(), record));
         Fake { sandbox, dials, serving: Some(AbortOnDropHandle::new(serving)), cut, folder }
     }
@@ -292,12 +293,7 @@ impl Front {
         let store = Store::open(&data.path().join("gateway.db")).unwrap();
         let sandboxes = fakes.iter().map(|fake| Arc::clone(&fake.sandbox));
         let fleet = Fleet::holding(config.clone(), store.clone(), sandboxes).unwrap();
-        let gateway = Arc::new(Gateway {
-            config,
-            store,
-            fleet,
-            metrics: Metrics::default(),
-        });
+        let gateway = Arc::new(Gateway { config, store, fleet, metrics: Metrics::default() });
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(server::serve_within(gateway, listener, shutdown.clone(), limits));
         Self { address, shutdown, serving: Some(serving), _data: data }

@@ -94,9 +94,13 @@ async fn head(stream: &mut tokio::net::UnixStream) -> String {
 async fn one_direction_of_a_pipe_may_end_before_the_other() {
     let server = raw(|mut stream| async move {
         let asked = head(&mut stream).await;
-        assert!(asked.contains("upgrade: anything/1\r\n") && asked.contains("connection: upgrade\r\n"), "{asked}");
+        assert!(
+            asked.contains("upgrade: anything/1\r\n") && asked.contains("connection: upgrade\r\n"),
+            "{asked}"
+        );
         // The first bytes of the new protocol come with the head of the answer.
-        let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: anything/1\r\n\r\nwelcome ";
+        let answer =
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: anything/1\r\n\r\nwelcome ";
         stream.write_all(answer).await.unwrap();
         let mut said = String::new();
         stream.read_to_string(&mut said).await.unwrap();
@@ -120,7 +124,8 @@ async fn an_upgrade_that_may_not_pass_is_a_plain_request() {
     let server = || {
         raw(|mut stream| async move {
             let asked = head(&mut stream).await.to_lowercase();
-            let answer = if asked.contains("upgrade") { "HTTP/1.1 500 Bad\r\n" } else { "HTTP/1.1 200 OK\r\n" };
+            let answer =
+                if asked.contains("upgrade") { "HTTP/1.1 500 Bad\r\n" } else { "HTTP/1.1 200 OK\r\n" };
             stream.write_all(format!("{answer}content-length: 0\r\n\r\n").as_bytes()).await.unwrap();
         })
     };

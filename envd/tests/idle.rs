@@ -12,8 +12,8 @@ const PROCESSES: usize = 1000;
 /// What each may cost.
 const MOST: usize = 64 << 10;
 
-/// Its three pipes, and its pidfd twice: one is waited for, the other is for signals.
-const DESCRIPTORS: usize = 5;
+/// Its three pipes and its pidfd.
+const DESCRIPTORS: usize = 4;
 
 fn resident(agent: &Agent) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.child.id())).unwrap();

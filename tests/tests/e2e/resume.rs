@@ -21,7 +21,7 @@ use envd_proto::control::{
     interface, resume::Kind,
 };
 use envd_proto::process::{OutputPolicy, ProcessConfig, StartOptions, StartRequest};
-use host_shim::client::{ClientError, Code, Output, Process, SandboxClient, connect_hybrid};
+use sandbox_folder::client::{ClientError, Code, Output, Process, SandboxClient, connect_hybrid};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 

@@ -13,9 +13,9 @@ use envd_proto::control::{
 };
 use envd_proto::process::process_event::{DataEvent, EndEvent, Event, StartEvent, data_event};
 use envd_proto::process::{ConnectRequest, ConnectResponse, ProcessSelector, process_selector::Selector};
-use host_shim::channel::Stream;
-use host_shim::client::SandboxClient;
 use prost::Message as _;
+use sandbox_folder::client::SandboxClient;
+use sandbox_folder::client::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};

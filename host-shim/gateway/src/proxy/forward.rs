@@ -102,7 +102,10 @@ async fn send(
         Ok(response) => Ok((response, upstream)),
         Err(SendError::Unsent(request)) => {
             let why = "the connection was closed at once".to_owned();
-            Err((if upstream::is_there(sandbox).await { Refusal::Broken(why) } else { Refusal::NotFound }, Some(request)))
+            Err((
+                if upstream::is_there(sandbox).await { Refusal::Broken(why) } else { Refusal::NotFound },
+                Some(request),
+            ))
         }
         Err(SendError::Sent(error)) => Err((broken(sandbox, &error).await, None)),
     }

@@ -83,8 +83,7 @@ fn find(authority: Option<&str>, headers: &HeaderMap, domain: &str) -> Result<Op
     let port = only(headers, &SANDBOX_PORT)?.map(parse_port).transpose()?;
     match (label, id, port) {
         (Some(label), id, port) => {
-            let agrees =
-                id.is_none_or(|id| id == label.id) && port.is_none_or(|port| port == label.port);
+            let agrees = id.is_none_or(|id| id == label.id) && port.is_none_or(|port| port == label.port);
             if agrees {
                 Ok(Some(label))
             } else {

@@ -89,10 +89,7 @@ impl Upstream {
     }
 
     /// Sends a request. Dropping the future closes the connection with it.
-    pub(super) async fn send(
-        &mut self,
-        request: Request<Incoming>,
-    ) -> Result<Response<Incoming>, SendError> {
+    pub(super) async fn send(&mut self, request: Request<Incoming>) -> Result<Response<Incoming>, SendError> {
         self.sender.try_send_request(request).await.map_err(|mut error| match error.take_message() {
             Some(request) => SendError::Unsent(request),
             None => SendError::Sent(error.into_error()),

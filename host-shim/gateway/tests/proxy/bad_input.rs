@@ -47,23 +47,35 @@ async fn what_is_not_one_clear_request_is_refused_here() {
     for port in [80, AGENT] {
         let to = format!("{TO}e2b-sandbox-port: {port}\r\n");
         for (what, request) in [
-            ("two lengths", format!("POST / HTTP/1.1\r\n{to}content-length: 1\r\ncontent-length: 2\r\n\r\nab")),
+            (
+                "two lengths",
+                format!("POST / HTTP/1.1\r\n{to}content-length: 1\r\ncontent-length: 2\r\n\r\nab"),
+            ),
             ("a list of lengths", format!("POST / HTTP/1.1\r\n{to}content-length: 1, 2\r\n\r\nab")),
             ("a signed length", format!("POST / HTTP/1.1\r\n{to}content-length: +1\r\n\r\na")),
             ("a negative length", format!("POST / HTTP/1.1\r\n{to}content-length: -1\r\n\r\n")),
-            ("a length beyond all", format!("POST / HTTP/1.1\r\n{to}content-length: 99999999999999999999\r\n\r\n")),
+            (
+                "a length beyond all",
+                format!("POST / HTTP/1.1\r\n{to}content-length: 99999999999999999999\r\n\r\n"),
+            ),
             ("a folded line", format!("GET / HTTP/1.1\r\n{to}x-a: 1\r\n x-b: 2\r\n\r\n")),
             ("a space before the colon", format!("GET / HTTP/1.1\r\n{to}content-length : 1\r\n\r\na")),
             ("no last chunked", format!("POST / HTTP/1.1\r\n{to}transfer-encoding: chunked, gzip\r\n\r\n")),
             ("an unknown coding", format!("POST / HTTP/1.1\r\n{to}transfer-encoding: xchunked\r\n\r\n")),
-            ("chunks before 1.1", format!("POST / HTTP/1.0\r\n{to}transfer-encoding: chunked\r\n\r\n0\r\n\r\n")),
+            (
+                "chunks before 1.1",
+                format!("POST / HTTP/1.0\r\n{to}transfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+            ),
             ("a NUL", format!("GET / HTTP/1.1\r\n{to}x-a: \0\r\n\r\n")),
             ("a lone CR", format!("GET / HTTP/1.1\r\n{to}x-a: 1\rx-b: 2\r\n\r\n")),
             ("no host", "GET / HTTP/1.1\r\ne2b-sandbox-id: aaaa\r\ne2b-sandbox-port: 80\r\n\r\n".into()),
             ("two hosts", format!("GET / HTTP/1.1\r\n{to}host: localhost\r\n\r\n")),
             ("another target", format!("GET http://80-bbbb.localhost/ HTTP/1.1\r\n{to}\r\n")),
             ("two ids", format!("GET / HTTP/1.1\r\n{to}e2b-sandbox-id: bbbb\r\n\r\n")),
-            ("another id", "GET / HTTP/1.1\r\nhost: 80-aaaa.localhost\r\ne2b-sandbox-id: bbbb\r\n\r\n".into()),
+            (
+                "another id",
+                "GET / HTTP/1.1\r\nhost: 80-aaaa.localhost\r\ne2b-sandbox-id: bbbb\r\n\r\n".into(),
+            ),
             ("no port", format!("GET / HTTP/1.1\r\n{TO}\r\n")),
             ("port 0", format!("GET / HTTP/1.1\r\n{TO}e2b-sandbox-port: 0\r\n\r\n")),
             ("no version", format!("GET /\r\n{to}\r\n")),
@@ -88,11 +100,15 @@ async fn a_second_request_cannot_hide_in_a_body() {
         for (what, request) in [
             (
                 "chunks, then a length",
-                format!("POST /seen HTTP/1.1\r\n{to}transfer-encoding: chunked\r\ncontent-length: 6\r\n\r\n0\r\n\r\n{hidden}"),
+                format!(
+                    "POST /seen HTTP/1.1\r\n{to}transfer-encoding: chunked\r\ncontent-length: 6\r\n\r\n0\r\n\r\n{hidden}"
+                ),
             ),
             (
                 "a length, then chunks",
-                format!("POST /seen HTTP/1.1\r\n{to}content-length: 6\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{hidden}"),
+                format!(
+                    "POST /seen HTTP/1.1\r\n{to}content-length: 6\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{hidden}"
+                ),
             ),
             (
                 "bare line feeds",
@@ -107,14 +123,16 @@ async fn a_second_request_cannot_hide_in_a_body() {
             let seen = String::from_utf8_lossy(&seen.lock().unwrap()).to_lowercase();
             assert!(!seen.contains("hidden"), "{what}: {seen:?}");
             assert_eq!(seen.matches(" http/1.1\r\n").count(), 1, "{what}: {seen:?}");
-            let framings = seen.matches("content-length:").count() + seen.matches("transfer-encoding:").count();
+            let framings =
+                seen.matches("content-length:").count() + seen.matches("transfer-encoding:").count();
             assert!(framings <= 1, "{what}: {seen:?}");
         }
         // A chunk that is none: the request breaks off, and so does what the sandbox gets.
         for chunk in ["zz\r\n", "5\nhello\n0\n\n", "-1\r\n", "fffffffffffffffff\r\n", "5 \rx\r\nhello\r\n"] {
             let (sandbox, seen) = recording();
             let front = Front::of(&[&sandbox]).await;
-            let request = format!("POST /seen HTTP/1.1\r\n{to}transfer-encoding: chunked\r\n\r\n{chunk}{hidden}");
+            let request =
+                format!("POST /seen HTTP/1.1\r\n{to}transfer-encoding: chunked\r\n\r\n{chunk}{hidden}");
             let answer = front.talk(&request).await;
             assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{chunk:?}: {answer:?}");
             let seen = String::from_utf8_lossy(&seen.lock().unwrap()).to_lowercase();
@@ -161,8 +179,7 @@ async fn connect_is_not_served() {
 #[tokio::test]
 async fn a_slow_head_does_not_hold_a_connection() {
     let (sandbox, _) = recording();
-    let limits =
-        Limits { connections: 4, header_timeout: Duration::from_millis(500), ..Limits::default() };
+    let limits = Limits { connections: 4, header_timeout: Duration::from_millis(500), ..Limits::default() };
     let front = Front::within(limits, &[&sandbox]).await;
     // As many as there may be, each stuck somewhere else.
     let mut stuck = Vec::new();

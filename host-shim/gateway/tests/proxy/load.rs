@@ -29,7 +29,8 @@ async fn two_hundred_exec_streams() {
     let front = Front::of(&[&agent.fake]).await;
     let gate = agent.home.path().join("gate");
     // All of them run at the same time: they wait for one file.
-    let script = format!("echo begun $NUMBER; while ! [ -e {} ]; do sleep 0.2; done; echo ended", gate.display());
+    let script =
+        format!("echo begun $NUMBER; while ! [ -e {} ]; do sleep 0.2; done; echo ended", gate.display());
     let mut streams = Vec::new();
     for number in 0..200 {
         let mut connection = front.connect().await;
@@ -57,8 +58,11 @@ async fn a_hundred_streams_of_one_http2_connection() {
     let uri = format!("http://{}/", front.address);
     let asking = (0..100).map(|number: u32| {
         let mut connection = connection.clone();
-        let (mut head, body) =
-            to("aaaa", 80, &uri).method("POST").body(full(number.to_le_bytes().repeat(50_000))).unwrap().into_parts();
+        let (mut head, body) = to("aaaa", 80, &uri)
+            .method("POST")
+            .body(full(number.to_le_bytes().repeat(50_000)))
+            .unwrap()
+            .into_parts();
         head.headers.remove("host");
         async move {
             let response = connection.send_request(http::Request::from_parts(head, body)).await.unwrap();

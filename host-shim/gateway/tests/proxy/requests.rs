@@ -26,8 +26,11 @@ fn echo(name: &'static str) -> Serve {
 
 #[tokio::test]
 async fn each_request_on_one_connection_goes_its_own_way() {
-    let first =
-        Builder::default().access_token("one").port(AGENT, echo("one")).port(80, echo("one:80")).start("aaaa", "red");
+    let first = Builder::default()
+        .access_token("one")
+        .port(AGENT, echo("one"))
+        .port(80, echo("one:80"))
+        .start("aaaa", "red");
     let second = Builder::default().access_token("two").port(AGENT, echo("two")).start("bbbb", "blue");
     let front = Front::of(&[&first, &second]).await;
     let mut connection = front.connect().await;
@@ -140,7 +143,8 @@ async fn private_ports_need_the_traffic_token() {
     assert_eq!(ask("aaaa", AGENT, &[]).await.status, StatusCode::OK);
     assert_eq!(ask("bbbb", 3000, &[]).await.status, StatusCode::OK);
     // What the gateway does with the sandbox's own token needs that token.
-    for (id, headers) in [("aaaa", &[right][..]), ("aaaa", &[right, ("x-access-token", "x")]), ("bbbb", &[])] {
+    for (id, headers) in [("aaaa", &[right][..]), ("aaaa", &[right, ("x-access-token", "x")]), ("bbbb", &[])]
+    {
         let answer = ask(id, 49982, headers).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{answer:?}");
     }
@@ -167,15 +171,10 @@ async fn http2_reaches_a_server_of_http1() {
 async fn a_connection_that_the_agent_closed_meanwhile_is_replaced() {
     // It closes after each answer without saying so.
     let agent = crate::support::raw(|mut stream| async move {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            match stream.read_u8().await {
-                Ok(byte) => head.push(byte),
-                Err(_) => return,
-            }
-        }
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        crate::support::read_head(&mut stream).await;
+        tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            .await
+            .unwrap();
     });
     let sandbox = Builder::default().port(AGENT, agent).start("aaaa", "red");
     let front = Front::of(&[&sandbox]).await;

@@ -20,7 +20,9 @@ use hyper::body::Incoming;
 use prost::Message;
 use tokio::io::AsyncReadExt;
 
-use crate::support::{AGENT, Agent, Body, Builder, DEADLINE, Front, empty, eventually, full, http, raw, to};
+use crate::support::{
+    AGENT, Agent, Body, Builder, DEADLINE, Front, empty, eventually, full, http, raw, read_head, to,
+};
 
 pub(crate) fn exec(id: &str, script: &str) -> http::Request<Body> {
     let args = vec!["-c".to_owned(), script.to_owned()];
@@ -153,7 +155,8 @@ async fn both_directions_flow_at_once() {
     for round in 0..10 {
         let text = Bytes::from(format!("round {round}"));
         futures::SinkExt::send(&mut sender, Frame::data(text.clone())).await.unwrap();
-        let frame = tokio::time::timeout(DEADLINE, response.frame()).await.expect("no hang").unwrap().unwrap();
+        let frame =
+            tokio::time::timeout(DEADLINE, response.frame()).await.expect("no hang").unwrap().unwrap();
         assert_eq!(frame.into_data().unwrap(), text);
     }
     drop(sender);
@@ -254,7 +257,8 @@ async fn trailers_are_kept() {
         .header("trailer", "x-sum")
         .body(BodyExt::boxed(StreamBody::new(futures::stream::iter(frames))))
         .unwrap();
-    let response = front.connect().await.open(request).await;
+    let mut connection = front.connect().await;
+    let response = connection.open(request).await;
     let body = response.into_body().collect().await.unwrap();
     assert_eq!(body.trailers(), Some(&trailers));
     assert_eq!(body.to_bytes(), "data");
@@ -324,6 +328,7 @@ async fn who_goes_takes_the_other_side_along() {
         let gone = gone.clone();
         async move {
             use tokio::io::AsyncWriteExt;
+            read_head(&mut stream).await;
             let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
             stream.write_all(head).await.unwrap();
             let mut all = Vec::new();
@@ -331,7 +336,8 @@ async fn who_goes_takes_the_other_side_along() {
             gone.send("endless").unwrap();
         }
     });
-    let sandbox = Builder::default().port(1, silent.clone()).port(2, endless).port(AGENT, silent).start("aaaa", "red");
+    let sandbox =
+        Builder::default().port(1, silent.clone()).port(2, endless).port(AGENT, silent).start("aaaa", "red");
     let front = Front::of(&[&sandbox]).await;
     for port in [1, AGENT] {
         let mut connection = front.connect().await;

@@ -144,7 +144,8 @@ fn a_request_names_one_host() {
     bad(Request::get("/"));
     bad(Request::get("/").header("host", "localhost").header("host", "localhost"));
     bad(Request::get("http://3000-abc123.boxes.example/").header("host", "3000-def456.boxes.example"));
-    let absolute = Request::get("http://3000-abc123.boxes.example/").header("host", "3000-abc123.boxes.example");
+    let absolute =
+        Request::get("http://3000-abc123.boxes.example/").header("host", "3000-abc123.boxes.example");
     assert_eq!(route(&head(absolute), DOMAIN), to("abc123", 3000));
     let second = Request::get("http://3000-abc123.boxes.example/").version(Version::HTTP_2);
     assert_eq!(route(&head(second), DOMAIN), to("abc123", 3000));

@@ -1,27 +1,35 @@
 //! `api.sock`: HTTP/1.1 and JSON for whoever owns the sandbox.
 
+use std::time::Duration;
+
+use axum::body::Bytes;
 use axum::extract::State as Extract;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use sandbox_folder::State;
+use sandbox_folder::stop::StopRequest;
 use serde_json::json;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+
+use crate::run::GRACE;
 
 /// Verbs of the contract that this version does not carry out.
 const LATER: [&str; 6] = ["/configure", "/pause", "/resume", "/snapshot", "/fork", "/network"];
 
+/// The grace of the sandbox's processes, once somebody has asked for its end: the shortest that was asked for.
+pub type Stop = Option<Duration>;
+
 #[derive(Clone)]
 struct Api {
     state: watch::Receiver<State>,
-    stop: CancellationToken,
+    stop: watch::Sender<Stop>,
 }
 
-/// Serves until it is dropped. `stop` is cancelled by `POST /stop`.
-pub async fn serve(listener: UnixListener, state: watch::Receiver<State>, stop: CancellationToken) {
+/// Serves until it is dropped. `POST /stop` tells `stop` how long the sandbox's processes may take to end.
+pub async fn serve(listener: UnixListener, state: watch::Receiver<State>, stop: watch::Sender<Stop>) {
     // axum accepts for as long as it is polled, and reports no error.
     let _ = axum::serve(listener, router(Api { state, stop })).await;
 }
@@ -57,9 +65,13 @@ async fn metrics(Extract(api): Extract<Api>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }
 
-async fn stop(Extract(api): Extract<Api>) -> (StatusCode, Json<serde_json::Value>) {
-    api.stop.cancel();
-    (StatusCode::ACCEPTED, Json(json!({ "stopping": true })))
+async fn stop(Extract(api): Extract<Api>, body: Bytes) -> Response {
+    let asked = match StopRequest::parse(&body) {
+        Ok(request) => request.grace_ms.map_or(GRACE, |ms| Duration::from_millis(ms.into())),
+        Err(reason) => return error(StatusCode::BAD_REQUEST, &reason),
+    };
+    api.stop.send_modify(|grace| *grace = Some(grace.map_or(asked, |grace| grace.min(asked))));
+    (StatusCode::ACCEPTED, Json(json!({ "stopping": true }))).into_response()
 }
 
 fn error(status: StatusCode, message: &str) -> Response {
@@ -73,8 +85,15 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     async fn call(path: &std::path::Path, request: &str) -> String {
+        call_with(path, request, "").await
+    }
+
+    async fn call_with(path: &std::path::Path, request: &str, body: &str) -> String {
         let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
-        let head = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let length = body.len();
+        let head = format!(
+            "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -99,7 +118,7 @@ mod tests {
             end: None,
         };
         let (_sender, receiver) = watch::channel(state);
-        let stop = CancellationToken::new();
+        let stop = watch::Sender::new(None);
         let serving = tokio::spawn(serve(UnixListener::bind(&path).unwrap(), receiver, stop.clone()));
 
         let info = call(&path, "GET /info").await;
@@ -114,9 +133,21 @@ mod tests {
             );
         }
         assert!(call(&path, "GET /novel").await.starts_with("HTTP/1.1 404"));
-        assert!(!stop.is_cancelled());
-        assert!(call(&path, "POST /stop").await.starts_with("HTTP/1.1 202"));
-        assert!(stop.is_cancelled());
+        for bad in ["{", "[]", r#"{"grace_ms":-1}"#, r#"{"grace_ms":"0"}"#] {
+            let answer = call_with(&path, "POST /stop", bad).await;
+            assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("grace_ms"), "{bad}: {answer}");
+        }
+        assert_eq!(*stop.borrow(), None);
+        // The shortest grace counts, whatever comes later.
+        for (body, expected) in [
+            ("", GRACE),
+            (r#"{"grace_ms":50,"novel":1}"#, Duration::from_millis(50)),
+            ("{}", Duration::from_millis(50)),
+            (r#"{"grace_ms":0}"#, Duration::ZERO),
+        ] {
+            assert!(call_with(&path, "POST /stop", body).await.starts_with("HTTP/1.1 202"));
+            assert_eq!(*stop.borrow(), Some(expected));
+        }
         serving.abort();
     }
 }

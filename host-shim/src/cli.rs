@@ -78,6 +78,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "DIR", requires = "spec")]
     pub(crate) dir: Option<PathBuf>,
 
+    /// Begin a session of its own: signals of the caller's terminal and process group do not come here.
+    #[arg(long, requires = "spec")]
+    pub(crate) new_session: bool,
+
     #[command(flatten)]
     pub(crate) machine: Machine,
 

@@ -101,6 +101,16 @@ impl SandboxDir {
         if self.ephemeral { remove_all(&self.path) } else { remove_live_files(&self.path).map(drop) }
     }
 
+    /// Removes a folder that nothing was started in, whosever it is.
+    pub fn withdraw(self) -> Result<(), Error> {
+        absent_is_fine(fs::remove_file(self.file(LOCK))).map_err(Error::io("remove", self.file(LOCK)))?;
+        // Anything else in it is not ours.
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            done => absent_is_fine(done).map(drop).map_err(Error::io("remove", &self.path)),
+        }
+    }
+
     /// Whether the folder goes with its shim.
     pub fn is_ephemeral(&self) -> bool {
         self.ephemeral

@@ -84,6 +84,13 @@ async fn command(args: &Run) -> Result<u8, Error> {
 
 async fn serve(args: &Run) -> Result<u8, Error> {
     let (Some(file), Some(folder)) = (&args.spec, &args.dir) else { return Ok(2) };
+    if args.new_session {
+        rustix::process::setsid().map_err(|source| Error::Io {
+            action: "begin",
+            path: "a session (the leader of a process group cannot)".into(),
+            source: source.into(),
+        })?;
+    }
     let mut spec = SandboxSpec::read(file)?;
     spec.kernel = spec.kernel.or_else(|| args.host.kernel.clone());
     spec.guest_image = spec.guest_image.or_else(|| args.host.guest_image.clone());
@@ -91,6 +98,12 @@ async fn serve(args: &Run) -> Result<u8, Error> {
     let data = args.host.data.resolve()?;
     let interrupt = listen()?;
     let dir = SandboxDir::adopt(folder)?;
+    if !file.exists() {
+        // Whoever gives up on a sandbox whose shim has no lock yet removes the folder and can be sure: nothing starts.
+        dir.withdraw()?;
+        let reason = format!("{} is gone: its caller has given up", file.display());
+        return Err(Error::Invalid { what: "spec".to_owned(), reason });
+    }
     log::init(&dir.file("shim.log"))?;
     let watch = TerminalWatch::new(args.quiet);
     match run::serve(dir, spec, &data.cache(), &interrupt, &watch).await? {

@@ -12,9 +12,11 @@ use sandbox_folder::{End, Phase, SandboxId, State};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::api::Stop;
 use crate::dir::SandboxDir;
 use crate::sandbox::{GuestEnd, Sandbox, Watch};
 use crate::spec::CheckedSpec;
@@ -262,19 +264,29 @@ pub async fn serve(
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!(%error, "cannot tell readiness to the service manager");
     }
-    let stop = sandbox.stop_requested();
+    let mut stop = sandbox.stop_requested();
     let end = tokio::select! {
-        end = sandbox.ended() => Some(end),
-        () = interrupt.first.cancelled() => None,
-        () = stop.cancelled() => None,
+        end = sandbox.ended() => Ok(end),
+        () = interrupt.first.cancelled() => Err(GRACE),
+        grace = asked(&mut stop, |_| true) => Err(grace),
     };
     match end {
-        None => {
-            let hurry = interrupt.second.clone();
-            sandbox.stop(GRACE, async move { hurry.cancelled().await }).await?;
+        Err(Duration::ZERO) => {
+            sandbox.finish(End::Stopped).await?;
             Ok(GuestEnd::PoweredOff)
         }
-        Some(end) => {
+        Err(grace) => {
+            let second = interrupt.second.clone();
+            let hurry = async move {
+                tokio::select! {
+                    () = second.cancelled() => {}
+                    _ = asked(&mut stop, |grace| grace.is_zero()) => {}
+                }
+            };
+            sandbox.stop(grace, hurry).await?;
+            Ok(GuestEnd::PoweredOff)
+        }
+        Ok(end) => {
             let message = match &end {
                 GuestEnd::PoweredOff => "the guest powered off".to_owned(),
                 GuestEnd::Crashed(message) => message.clone(),
@@ -282,6 +294,15 @@ pub async fn serve(
             sandbox.finish(End::GuestEnded { message }).await?;
             Ok(end)
         }
+    }
+}
+
+/// Waits until `api.sock` was asked for an end with a grace that `fits`.
+async fn asked(stop: &mut watch::Receiver<Stop>, fits: impl Fn(Duration) -> bool) -> Duration {
+    // The sandbox, which is borrowed or has ended by then, has the other end.
+    match stop.wait_for(|asked| asked.is_some_and(&fits)).await.map(|asked| *asked) {
+        Ok(Some(grace)) => grace,
+        _ => std::future::pending().await,
     }
 }
 

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::agent::{Agent, AgentError};
+use crate::api::Stop;
 use crate::channel::{self, Channel};
 use crate::dir::SandboxDir;
 use crate::reaper::Reaper;
@@ -58,7 +59,7 @@ pub struct Sandbox {
     agent: Agent,
     token: Option<String>,
     serving: Vec<AbortOnDropHandle<()>>,
-    stop: CancellationToken,
+    stop: watch::Sender<Stop>,
 }
 
 /// What a sandbox stands on; there from the beginning to the end, whatever fails between.
@@ -97,7 +98,7 @@ impl Sandbox {
                 return Err(error);
             }
         };
-        let stop = CancellationToken::new();
+        let stop = watch::Sender::new(None);
         let mut sandbox = Self {
             ground,
             channel: Arc::new(channel),
@@ -132,9 +133,9 @@ impl Sandbox {
         }
     }
 
-    /// Cancelled when somebody asked for its end by `api.sock`.
-    pub fn stop_requested(&self) -> CancellationToken {
-        self.stop.clone()
+    /// Tells when somebody asked for its end by `api.sock`, and with which grace.
+    pub fn stop_requested(&self) -> watch::Receiver<Stop> {
+        self.stop.subscribe()
     }
 
     /// Waits for the VM's end, or the agent's, and says how it came. Cancel safe.

@@ -15,7 +15,10 @@
 mod code;
 mod exit;
 mod file;
+mod plain;
 mod process;
+mod stream;
+mod watch;
 
 use std::io;
 use std::path::PathBuf;
@@ -37,7 +40,7 @@ use envd_proto::process::{
 use envd_proto::{CLIENT_PORT, PORTS_PORT};
 use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::combinators::BoxBody;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -47,7 +50,9 @@ use tokio::net::UnixStream;
 
 pub use code::Code;
 pub use exit::Exit;
+pub use plain::OpenPort;
 pub use process::{Completed, Output, Process, Stdin};
+pub use watch::Watch;
 
 /// A byte stream to the agent.
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -100,7 +105,7 @@ impl ClientError {
     }
 }
 
-type Body = BoxBody<Bytes, io::Error>;
+type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// A client of one sandbox. Cheap to clone; each call has a connection of its own.
 #[derive(Clone)]
@@ -323,7 +328,7 @@ fn entry(entry: Option<EntryInfo>) -> Result<EntryInfo, ClientError> {
 }
 
 fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 fn empty() -> Body {

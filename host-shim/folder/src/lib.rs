@@ -4,7 +4,7 @@
 //! DIR/
 //!   spec.json    in: [`spec::SandboxSpec`]
 //!   state.json   out: [`State`], replaced atomically
-//!   api.sock     HTTP/1.1 and JSON: /info, /metrics, /stop
+//!   api.sock     HTTP/1.1 and JSON: /info, /metrics, /stop ([`stop::StopRequest`])
 //!   vsock.sock   hybrid vsock: `CONNECT <port>`, then a door of the agent ([`client::SandboxClient`])
 //! ```
 //!
@@ -15,6 +15,7 @@ pub mod client;
 mod id;
 pub mod spec;
 mod state;
+pub mod stop;
 
 pub use id::{InvalidId, SandboxId};
 pub use state::{End, Event, InvalidTransition, Lifecycle, Phase, STATE_VERSION, State};

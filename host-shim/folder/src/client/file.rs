@@ -17,13 +17,13 @@ impl SandboxClient {
     pub async fn upload(
         &self,
         path: &str,
-        contents: impl AsyncRead + Send + Sync + 'static,
+        contents: impl AsyncRead + Send + 'static,
     ) -> Result<(), ClientError> {
         let frames = ReaderStream::new(contents).map_ok(Frame::data);
         let request = self
             .request(Method::POST, &target(path))
             .header(header::CONTENT_TYPE, "application/octet-stream")
-            .body(BodyExt::boxed(StreamBody::new(frames)))
+            .body(BodyExt::boxed_unsync(StreamBody::new(frames)))
             .map_err(invalid)?;
         let response = self.send(request).await?;
         if response.status().is_success() {

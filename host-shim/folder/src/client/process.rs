@@ -1,20 +1,18 @@
 //! Processes in the sandbox.
 
-use bytes::{Buf, Bytes};
-use envd_channel::envelope;
+use bytes::Bytes;
 use envd_proto::process::process_event::{Event, data_event};
 use envd_proto::process::process_input::Input;
 use envd_proto::process::{
-    CloseStdinRequest, CloseStdinResponse, ProcessInput, SendInputRequest, SendInputResponse, Signal,
-    StartRequest, StartResponse,
+    CloseStdinRequest, CloseStdinResponse, ProcessInput, Pty, Scope, SendInputRequest, SendInputResponse,
+    SendSignalRequest, SendSignalResponse, Signal, StartRequest, StartResponse, UpdateRequest,
+    UpdateResponse, pty,
 };
-use http::{Method, StatusCode, header};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use prost::Message;
 
-use super::{Body, ClientError, Exit, SandboxClient, by_pid, code, full, invalid, refusal};
+use super::stream::Messages;
+use super::{Body, ClientError, Exit, SandboxClient, by_pid};
 
 /// Something that a process printed, or its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,13 +42,13 @@ pub struct Completed {
 pub struct Process {
     client: SandboxClient,
     pid: u32,
-    events: Events,
+    events: Messages<StartResponse>,
 }
 
 impl Process {
     pub(super) async fn start(client: SandboxClient, request: StartRequest) -> Result<Self, ClientError> {
-        let mut events = Events::open(&client, "process.Process/Start", &request).await?;
-        match events.next().await? {
+        let mut events = Messages::open(&client, "process.Process/Start", &request).await?;
+        match next_event(&mut events).await? {
             Some(Event::Start(start)) => Ok(Self { client, pid: start.pid, events }),
             Some(_) => Err(ClientError::protocol("the start of a process", "another event")),
             None => Err(ClientError::protocol("the start of a process", "the end of the stream")),
@@ -65,7 +63,7 @@ impl Process {
     /// What it prints next, or its end. What is not asked for is not read: a slow reader slows the process.
     pub async fn next(&mut self) -> Result<Output, ClientError> {
         loop {
-            match self.events.next().await? {
+            match next_event(&mut self.events).await? {
                 Some(Event::Data(data)) => match data.output {
                     Some(data_event::Output::Stdout(bytes)) => return Ok(Output::Stdout(bytes)),
                     Some(data_event::Output::Stderr(bytes)) => return Ok(Output::Stderr(bytes)),
@@ -98,7 +96,12 @@ impl Process {
 
     /// Its standard input.
     pub fn stdin(&self) -> Stdin {
-        Stdin { client: self.client.clone(), pid: self.pid, connection: None }
+        Stdin { client: self.client.clone(), pid: self.pid, wrap: Input::Stdin, connection: None }
+    }
+
+    /// The input of its terminal, where it was started with one.
+    pub fn terminal(&self) -> Stdin {
+        Stdin { client: self.client.clone(), pid: self.pid, wrap: Input::Pty, connection: None }
     }
 
     /// Sends it a signal.
@@ -107,17 +110,43 @@ impl Process {
     }
 }
 
-/// The standard input of a process. Dropped, the input stays open; [`Stdin::close`] closes it.
+impl SandboxClient {
+    /// Sends a signal to a process, or to more.
+    pub async fn send_signal_to(&self, pid: u32, signal: Signal, scope: Scope) -> Result<(), ClientError> {
+        let request = SendSignalRequest { process: by_pid(pid), signal: signal.into(), scope: scope.into() };
+        self.unary("process.Process/SendSignal", &request).await.map(|SendSignalResponse {}| ())
+    }
+
+    /// Resizes a process's terminal.
+    pub async fn resize(&self, pid: u32, size: pty::Size) -> Result<(), ClientError> {
+        let request = UpdateRequest { process: by_pid(pid), pty: Some(Pty { size: Some(size) }) };
+        self.unary("process.Process/Update", &request).await.map(|UpdateResponse {}| ())
+    }
+}
+
+/// The next event; `None` at the stream's end.
+async fn next_event(events: &mut Messages<StartResponse>) -> Result<Option<Event>, ClientError> {
+    while let Some(message) = events.next().await? {
+        // One without an event that we know is a newer agent's.
+        if let Some(event) = message.event.and_then(|event| event.event) {
+            return Ok(Some(event));
+        }
+    }
+    Ok(None)
+}
+
+/// The standard input of a process, or the input of its terminal. Dropped, the input stays open; [`Stdin::close`] closes it.
 pub struct Stdin {
     client: SandboxClient,
     pid: u32,
+    wrap: fn(Bytes) -> Input,
     connection: Option<SendRequest<Body>>,
 }
 
 impl Stdin {
     /// Writes bytes; returns when the process's pipe has taken them.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), ClientError> {
-        let input = Some(ProcessInput { input: Some(Input::Stdin(bytes)) });
+        let input = Some(ProcessInput { input: Some((self.wrap)(bytes)) });
         let request = SendInputRequest { process: by_pid(self.pid), input };
         self.call("process.Process/SendInput", &request).await.map(|SendInputResponse {}| ())
     }
@@ -145,55 +174,5 @@ impl Stdin {
         let response = self.client.unary_on(&mut connection, method, message).await?;
         self.connection = Some(connection);
         Ok(response)
-    }
-}
-
-/// The events of a server stream.
-struct Events {
-    body: Incoming,
-    decoder: envelope::Decoder,
-}
-
-impl Events {
-    async fn open(client: &SandboxClient, method: &str, message: &StartRequest) -> Result<Self, ClientError> {
-        let request = client
-            .request(Method::POST, &format!("/{method}"))
-            .header(header::CONTENT_TYPE, "application/connect+proto")
-            .body(full(envelope::encode(0, &message.encode_to_vec())))
-            .map_err(invalid)?;
-        let response = client.send(request).await?;
-        if response.status() != StatusCode::OK {
-            return Err(refusal(response).await);
-        }
-        Ok(Self { body: response.into_body(), decoder: envelope::Decoder::default() })
-    }
-
-    /// The next event; `None` at the stream's end.
-    async fn next(&mut self) -> Result<Option<Event>, ClientError> {
-        loop {
-            let broken = |error: envelope::Error| ClientError::protocol("an envelope", error.to_string());
-            if let Some(envelope) = self.decoder.envelope().map_err(broken)? {
-                if envelope.end {
-                    return code::end_of_stream(&envelope.message).map(|()| None);
-                }
-                let message = StartResponse::decode(envelope.message)
-                    .map_err(|error| ClientError::protocol("an event", error.to_string()))?;
-                match message.event.and_then(|event| event.event) {
-                    Some(event) => return Ok(Some(event)),
-                    // A newer agent's event.
-                    None => continue,
-                }
-            }
-            match self.body.frame().await {
-                Some(frame) => {
-                    if let Ok(data) = frame?.into_data() {
-                        self.decoder.push(data.chunk());
-                    }
-                }
-                None => {
-                    return Err(ClientError::protocol("the end of the stream", "the end of the connection"));
-                }
-            }
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -263,11 +263,15 @@ impl Agent {
     }
 }
 
-/// The agent's binary, which a build of the workspace puts beside the tests.
+/// The agent's program, which a build of the workspace puts beside the tests.
 fn envd() -> PathBuf {
-    let beside = |test: &Path| Some(test.parent()?.parent()?.join("envd"));
-    let built = std::env::current_exe().ok().and_then(|test| beside(&test)).filter(|envd| envd.exists());
-    built.expect("this test needs the agent: cargo build --locked -p envd")
+    let folder = match std::env::var_os("TIFFIN_BIN") {
+        Some(folder) => PathBuf::from(folder),
+        None => std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned(),
+    };
+    let program = folder.join("envd");
+    assert!(program.exists(), "{} is not there: cargo build --locked -p envd", program.display());
+    program
 }
 
 /// A gateway that serves.
@@ -307,12 +311,12 @@ impl Front {
             allow_emulation: true,
             capacity: Capacity::default(),
         };
-        let gateway = Arc::new(Gateway {
-            config,
-            store: Store::open(&data.path().join("gateway.db")).unwrap(),
-            fleet: Arc::new(Fleet::holding(fakes.iter().map(|fake| Arc::clone(&fake.sandbox)).collect())),
-            metrics: Metrics::default(),
-        });
+        let store = Store::open(&data.path().join("gateway.db")).unwrap();
+        let fleet = Fleet::open(config.clone(), store.clone()).await.unwrap();
+        for fake in fakes {
+            fleet.hold(Arc::clone(&fake.sandbox));
+        }
+        let gateway = Arc::new(Gateway { config, store, fleet, metrics: Metrics::default() });
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(server::serve_within(gateway, listener, shutdown.clone(), limits));
         Self { address, shutdown, serving: Some(serving), _data: data }

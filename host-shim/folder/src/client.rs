@@ -220,10 +220,7 @@ impl SandboxClient {
 
     /// Connects to a TCP port inside the sandbox, on its loopback.
     pub async fn connect_port(&self, port: u16) -> Result<Stream, ClientError> {
-        let mut stream = (self.dial)(PORTS_PORT).await?;
-        stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-        read_ok(&mut stream, port).await?;
-        Ok(stream)
+        Ok(open_port((self.dial)(PORTS_PORT).await?, port).await?)
     }
 
     /// A unary call on a connection of its own.
@@ -293,6 +290,14 @@ pub async fn connect_hybrid(socket: &std::path::Path, port: u32) -> io::Result<S
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
     read_ok(&mut stream, port).await?;
     Ok(Box::new(stream))
+}
+
+/// Makes a stream of the ports door one to a TCP port inside the sandbox. That nobody listens there is
+/// [`io::ErrorKind::ConnectionRefused`].
+pub async fn open_port(mut stream: Stream, port: u16) -> io::Result<Stream> {
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    read_ok(&mut stream, port).await?;
+    Ok(stream)
 }
 
 /// Reads `OK\n` or `OK <n>\n`, and not a byte more.

@@ -25,6 +25,7 @@ pub mod identity;
 pub mod legacy;
 pub mod metrics;
 pub mod proxy;
+pub mod server;
 pub mod store;
 
 use std::sync::Arc;

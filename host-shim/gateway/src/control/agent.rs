@@ -75,3 +75,29 @@ async fn ask(sandbox: &Sandbox) -> Result<AgentMetrics, AgentError> {
     let body = body.map_err(|error| AgentError::Body(error.to_string()))?.to_bytes();
     serde_json::from_slice(&body).map_err(|error| AgentError::Body(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixListener;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_says_nothing_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("vsock.sock")).unwrap();
+        let record = serde_json::json!({ "id": "abc1", "team": "t", "stage": "running", "template": "base",
+            "metadata": {}, "cpus": 1, "memory_mib": 1, "disk_mib": 1, "agent_version": "",
+            "started_at": "2026-01-02T03:04:05Z", "end_at": "2026-01-02T03:04:05Z" });
+        let sandbox = Sandbox::new(dir.path().to_owned(), serde_json::from_value(record).unwrap());
+        let silent = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"OK 1\n").await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            answer = metrics(&sandbox) => assert!(matches!(answer, Err(AgentError::Late)), "{answer:?}"),
+            () = silent => {}
+        }
+    }
+}

@@ -106,3 +106,25 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body as HttpBody;
+    use futures::stream::{self, StreamExt};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_comes_is_given_up() {
+        let begin = stream::iter([Ok::<_, std::io::Error>("{")]).chain(stream::pending());
+        let request = Request::new(HttpBody::from_stream(begin));
+        let error = Raw::from_request(request, &()).await.unwrap_err();
+        assert_eq!(error.status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(error.message, "the body did not come within 30 s");
+    }
+
+    #[test]
+    fn a_clients_text_is_cut_between_characters() {
+        assert_eq!(shown("short"), "short");
+        assert_eq!(shown(&"ä".repeat(100)), format!("{}…", "ä".repeat(MAX_SHOWN)));
+    }
+}

@@ -39,12 +39,19 @@ pub(super) async fn teams(caller: Caller) -> Json<Vec<Team>> {
     }])
 }
 
+/// The gateway can serve.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Health {
+    /// Its version.
+    version: &'static str,
+}
+
 /// Whether the gateway can serve: its database answers.
 #[utoipa::path(get, path = "/health", tag = "machine", security(()),
-    responses((status = 204), (status = 503, body = ErrorBody)))]
-pub(super) async fn health(State(control): State<Arc<Control>>) -> Result<StatusCode, ApiError> {
+    responses((status = 200, body = Health), (status = 503, body = ErrorBody)))]
+pub(super) async fn health(State(control): State<Arc<Control>>) -> Result<Json<Health>, ApiError> {
     match control.gateway.store.teams().await {
-        Ok(_) => Ok(StatusCode::NO_CONTENT),
+        Ok(_) => Ok(Json(Health { version: env!("CARGO_PKG_VERSION") })),
         Err(error) => {
             tracing::error!(%error, "not healthy");
             Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway's database does not answer"))

@@ -59,17 +59,19 @@ impl Modify for Keys {
         components.add_security_scheme("ApiKeyAuth", key);
         let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
         components.add_security_scheme("BearerAuth", bearer);
-        refused(document);
     }
 }
 
-/// Each route that needs a key may answer 401.
+/// Each route that needs a key may answer 401, and all refuse what makes no sense in the same shape.
 fn refused(document: &mut utoipa::openapi::OpenApi) {
     for item in document.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
-        for operation in operations.into_iter().flatten().filter(|operation| operation.security.is_none()) {
-            let response = error("no key, or one that no team has");
-            operation.responses.responses.insert("401".into(), response.into());
+        for operation in operations.into_iter().flatten() {
+            let responses = &mut operation.responses.responses;
+            if operation.security.is_none() {
+                responses.insert("401".into(), error("no key, or one that no team has").into());
+            }
+            responses.insert("default".into(), error("any other refusal").into());
         }
     }
 }
@@ -83,7 +85,6 @@ impl Modify for Missing {
             let mut operation = OperationBuilder::new()
                 .tag("not served yet")
                 .summary(Some(format!("{}: not served yet", route.what)))
-                .response("401", error("no key, or one that no team has"))
                 .response("501", error("not served yet"));
             for name in route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
                 operation = operation.parameter(
@@ -109,6 +110,7 @@ impl Modify for Missing {
                 }
             }
         }
+        refused(document);
     }
 }
 

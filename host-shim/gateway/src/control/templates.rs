@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -12,10 +13,10 @@ use template::{TemplateFolder, TemplateName};
 use utoipa::ToSchema;
 
 use super::access::Caller;
-use super::body::shown;
 use super::types::{ErrorBody, to_millisecond};
 use super::{Control, ENVD_VERSION};
 use crate::ApiError;
+use crate::fleet::lookup;
 
 /// A template.
 #[derive(Debug, Serialize, ToSchema)]
@@ -140,21 +141,16 @@ fn build_id(digest: &str) -> String {
     id
 }
 
-/// Whether there is a template of that name.
+/// The template that a create would find by that name.
 #[utoipa::path(get, path = "/templates/aliases/{alias}", tag = "templates", params(("alias" = String, Path)),
     responses((status = 200, body = TemplateAlias), (status = 404, body = ErrorBody)))]
 pub(super) async fn alias(
     State(control): State<Arc<Control>>,
-    alias: Result<Path<String>, axum::extract::rejection::PathRejection>,
+    alias: Result<Path<String>, PathRejection>,
 ) -> Result<Json<TemplateAlias>, ApiError> {
-    let missing = |alias: &str| ApiError::not_found(format!("there is no template {:?}", shown(alias)));
-    let Path(alias) = alias.map_err(|_| missing("?"))?;
-    let name: TemplateName = alias.parse().map_err(|_| missing(&alias))?;
-    let path = control.gateway.config.data.templates().join(name.as_str());
-    let open = tokio::task::spawn_blocking(move || TemplateFolder::open(&path));
-    match open.await.map_err(ApiError::internal)? {
-        Ok(_) => Ok(Json(TemplateAlias { template_id: name.to_string(), public: true })),
-        Err(template::Error::Missing { .. }) => Err(missing(name.as_str())),
-        Err(error) => Err(ApiError::internal(error)),
-    }
+    let Path(alias) = alias.map_err(|rejection| ApiError::not_found(rejection.body_text()))?;
+    let data = control.gateway.config.data.clone();
+    let found = tokio::task::spawn_blocking(move || lookup::find(&data, &alias)).await;
+    let (name, _) = found.map_err(ApiError::internal)??;
+    Ok(Json(TemplateAlias { template_id: name.to_string(), public: true }))
 }

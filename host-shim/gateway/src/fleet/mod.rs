@@ -8,7 +8,7 @@
 mod admission;
 mod folder;
 mod keeper;
-mod lookup;
+pub(crate) mod lookup;
 mod shim;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -238,6 +238,11 @@ impl Fleet {
     /// Every sandbox, by id.
     pub fn all(&self) -> Vec<Arc<Sandbox>> {
         self.shared.sandboxes().values().cloned().collect()
+    }
+
+    /// Takes in a sandbox that is started and ended elsewhere: its requests are forwarded, and that is all.
+    pub fn hold(&self, sandbox: Arc<Sandbox>) {
+        self.shared.sandboxes().insert(sandbox.id().clone(), sandbox);
     }
 
     /// What sandboxes use, those that are being started or ended among them.

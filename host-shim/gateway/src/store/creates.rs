@@ -96,8 +96,10 @@ mod tests {
             .unwrap();
         assert_eq!(store.kept_create(&a, "k", Duration::from_secs(50)).await.unwrap(), None);
         store.keep_create(&b, "k", &create("abc3"), Duration::from_secs(50)).await.unwrap();
-        let left = store
-            .with(|db| Ok(db.query_row("SELECT count(*) FROM creates", [], |row| row.get::<_, i64>(0))?));
+        let left = store.with(|db| {
+            let left: i64 = db.query_row("SELECT count(*) FROM creates", [], |row| row.get(0))?;
+            Ok(left)
+        });
         assert_eq!(left.await.unwrap(), 1);
     }
 }

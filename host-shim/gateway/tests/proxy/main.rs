@@ -1,0 +1,9 @@
+//! The gateway's port, from outside: what is routed where, what streams, what is refused.
+
+mod bad_input;
+mod ends;
+mod load;
+mod requests;
+mod streams;
+mod support;
+mod upgrades;

@@ -17,13 +17,16 @@
 //!
 //! The gateway owns no VMM code: a sandbox is a `host-shim` process and its folder, and outlives the gateway.
 
+pub mod base;
 pub mod config;
 pub mod control;
 mod error;
 pub mod fleet;
+pub mod host;
 pub mod identity;
 pub mod legacy;
 pub mod metrics;
+pub mod operator;
 pub mod proxy;
 pub mod server;
 pub mod store;

@@ -2,6 +2,7 @@
 """Stands in for host-shim: the same folder, lock, line of readiness and api.sock, with a `sleep` for a VMM.
 
 What it does is scripted by the sandbox's environment: FAKE_START (ready, fail, silent, crash) and FAKE_STOP (ready, deaf).
+`doctor` reports what $FAKE_KVM says.
 """
 import argparse, ctypes, fcntl, json, os, signal, socket, subprocess, sys, threading, time
 
@@ -12,7 +13,13 @@ parser.add_argument("--dir")
 parser.add_argument("--data-dir")
 parser.add_argument("--new-session", action="store_true")
 parser.add_argument("--quiet", action="store_true")
+parser.add_argument("--json", action="store_true")
 args = parser.parse_args()
+
+if args.verb == "doctor":
+    kvm = {"name": "kvm", "status": os.environ["FAKE_KVM"], "found": "says the script"}
+    print(json.dumps({"ready": True, "checks": [{"name": "qemu", "status": "ok", "found": "x"}, kvm]}))
+    sys.exit(0)
 
 assert args.new_session
 os.setsid()

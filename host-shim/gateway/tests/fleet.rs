@@ -169,7 +169,7 @@ async fn a_sandbox_is_made_kept_and_killed() {
     assert!(
         record.started_at >= before && record.end_at == record.started_at + SignedDuration::from_hours(1)
     );
-    assert_eq!(host.store().sandboxes().await.unwrap(), [record.clone()]);
+    assert_eq!(host.store().sandboxes().await.unwrap(), std::slice::from_ref(&record));
     assert_eq!(fleet.used(), Capacity { sandboxes: 1, cpus: 2, memory_mib: 256 });
     assert_eq!(fleet.all().len(), 1);
 
@@ -342,7 +342,12 @@ fn a_killed_gateway_is_followed_by_one_that_goes_on() {
         );
         (kept.record(), dead.record(), short.record())
     });
-    kill_process(pid(&host, &dead.id, "shim_pid").unwrap(), Signal::KILL).unwrap();
+    let shim = pid(&host, &dead.id, "shim_pid").unwrap();
+    kill_process(shim, Signal::KILL).unwrap();
+    let named = format!("{}:", shim.as_raw_nonzero());
+    while host.processes().iter().any(|line| line.starts_with(&named)) {
+        std::thread::yield_now();
+    }
     // What a sandbox of a lost database leaves, and what a stranger does.
     let lost = host.data().sandboxes().join("lost1");
     fs::create_dir(&lost).unwrap();

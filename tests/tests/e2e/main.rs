@@ -5,6 +5,7 @@ mod cleanup;
 mod command;
 mod faults;
 mod files;
+mod fleet;
 mod init;
 mod isolation;
 mod own_image;

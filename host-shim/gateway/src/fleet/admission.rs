@@ -242,7 +242,7 @@ mod tests {
             tokio::spawn(async move { (name, machine.admit(&team, ONE).await.unwrap()) })
         };
         let second = waiting("second");
-        while machine.book().waiting.len() < 1 {
+        while machine.book().waiting.is_empty() {
             tokio::task::yield_now().await;
         }
         let given_up = waiting("given up");

@@ -1,0 +1,98 @@
+//! `tiffin-gateway serve`: from the options to a gateway that serves, and to its end.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tiffin_gateway::base::{self, BaseError};
+use tiffin_gateway::fleet::Fleet;
+use tiffin_gateway::metrics::Metrics;
+use tiffin_gateway::{Gateway, host, operator, server};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{LogFormat, Serve};
+use crate::{BadInput, URL_FILE, exports, print, url_of};
+
+/// Environment variable with the log's filter, the same as host-shim's.
+const LOG_ENV: &str = "TIFFIN_LOG";
+
+/// Serves until a signal says to stop.
+pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_env(LOG_ENV).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    let stop = stop_on_signal().context("cannot listen for signals")?;
+    let config = args.config().map_err(|error| match error.is::<host::HostError>() {
+        true => error,
+        false => BadInput(format!("{error:#}")).into(),
+    })?;
+    if let Some(reason) = host::check(&config).await? {
+        tracing::warn!(
+            reason,
+            "no hardware virtualization: sandboxes run emulated, slowly and behind no boundary"
+        );
+    }
+    // Before anything that takes long, so that a port that is taken is told at once.
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} (--listen names another address)", config.listen))?;
+    let address = listener.local_addr().context("the listener has no address")?;
+
+    let data = config.data.clone();
+    let store = operator::open_store(&data)?;
+    let fleet = Fleet::open(config.clone(), store.clone()).await?;
+    if args.makes_base() {
+        let say = |what: &str| tracing::info!("{what}");
+        match base::ensure(&config, &stop, say).await {
+            Ok(_) => {}
+            Err(BaseError::Interrupted) => return Ok(()),
+            // Other templates serve without it.
+            Err(error) => tracing::error!(%error, "there is no template `base`; the next start tries again"),
+        }
+    }
+    let url = url_of(address);
+    std::fs::write(data.path().join(URL_FILE), format!("{url}\n")).context("cannot write where it serves")?;
+    print(&exports(&url, &data, &store).await?)?;
+
+    let gateway = Arc::new(Gateway { config, store, fleet, metrics: Metrics::default() });
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot tell readiness to the service manager");
+    }
+    tracing::info!(%address, sandboxes = gateway.fleet.all().len(), "serving");
+    server::serve(Arc::clone(&gateway), listener, stop).await.context("the server failed")?;
+    tracing::info!(sandboxes = gateway.fleet.all().len(), "stopped; the sandboxes go on");
+    Ok(())
+}
+
+/// Cancelled by SIGTERM, SIGINT or SIGHUP; a second one ends the process at once.
+fn stop_on_signal() -> std::io::Result<CancellationToken> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    tokio::spawn(async move {
+        for again in [false, true] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+            if again {
+                // As good as kill -9, which loses nothing.
+                std::process::exit(1);
+            }
+            tracing::info!("stopping; a second signal does not wait for calls in flight");
+            if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Stopping]) {
+                tracing::warn!(%error, "cannot tell the service manager");
+            }
+            token.cancel();
+        }
+    });
+    Ok(stop)
+}

@@ -28,6 +28,9 @@ BENCH_PACKAGES := openssh-server openssh-client
 
 export TIFFIN_VHOST_DEVICE_VSOCK := $(TOOLS)/bin/vhost-device-vsock
 export TIFFIN_PYTHON := $(TOOLS)/python/bin/python
+# The published JavaScript clients (the folder is by their lock file), and a Node.js that they run on: Debian 12's is too old.
+export TIFFIN_JAVASCRIPT := $(TOOLS)/javascript
+export TIFFIN_NODE := $(TOOLS)/javascript/node_modules/node-linux-$(subst aarch64,arm64,$(subst x86_64,x64,$(shell uname -m)))/bin/node
 
 # RELR packs the relocations of a static-pie: 312 KiB less.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" LIBSECCOMP_LINK_TYPE=static \
@@ -98,6 +101,15 @@ python: packages
 		$(TOOLS)/python/bin/pip install -q --disable-pip-version-check -r tests/python/requirements.txt && \
 		cp tests/python/requirements.txt $(TOOLS)/python/; }
 
+.PHONY: javascript
+javascript: packages
+	@cmp -s tests/javascript/package-lock.json $(TOOLS)/javascript/package-lock.json || { \
+		command -v npm >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends npm; \
+		mkdir -p $(TOOLS) && new=$$(mktemp -d $(TOOLS)/javascript.XXXXXX) && \
+		cp tests/javascript/package*.json $$new && \
+		(cd $$new && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error) && \
+		rm -rf $(TOOLS)/javascript && mv $$new $(TOOLS)/javascript; }
+
 .PHONY: test-binaries
 test-binaries: packages
 	$(call say,workspace)
@@ -124,7 +136,7 @@ E2E_ENV := PATH="$$PATH:$(TOOLS)/bin" TIFFIN_BIN=$(CURDIR)/target/debug TIFFIN_A
 	TIFFIN_E2E_DATA=$(CURDIR)/target/e2e
 
 .PHONY: e2e
-e2e: packages nextest test-guest vhost-device-vsock python ## the end-to-end tests alone
+e2e: packages nextest test-guest vhost-device-vsock python javascript ## the end-to-end tests alone
 	$(E2E_ENV) cargo nextest run --locked -p e2e
 
 # The fuzz targets are a workspace of their own. They are not linked here, so libFuzzer is not built, which takes g++.
@@ -145,7 +157,7 @@ lint: packages ## fmt, clippy and docs, warnings denied
 .PHONY: test
 test: packages nextest ## everything that CI runs
 	$(MAKE) lint
-	$(MAKE) test-guest vhost-device-vsock python
+	$(MAKE) test-guest vhost-device-vsock python javascript
 	$(call say,guest kernel)
 	guest-kernel/test.sh $(GUEST)/config
 	$(call say,tests)

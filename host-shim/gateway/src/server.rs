@@ -145,6 +145,7 @@ struct Server {
     proxy: Proxy,
     control_calls: TaskTracker,
     connections: TaskTracker,
+    /// Requests to sandboxes so far: the next one's number in the log.
     requests: AtomicU64,
     shutdown: CancellationToken,
     cut: CancellationToken,
@@ -174,7 +175,7 @@ impl Server {
             let running = activity.start();
             let (server, client) = (Arc::clone(&self), client.clone());
             async move {
-                let mut response = server.dispatch(&client, request).await;
+                let mut response = server.answer(&client, request).await;
                 let _call = response.extensions_mut().remove::<ControlCall>();
                 Ok::<_, Infallible>(response.map(|body| Answered { body, _running: running, _call }))
             }
@@ -202,19 +203,6 @@ impl Server {
         }
     }
 
-    async fn dispatch(&self, client: &Client, request: Request<Incoming>) -> Response {
-        let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        let span = tracing::info_span!("request", number, peer = %client.peer);
-        // Its query may hold a signature.
-        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let answering = async {
-            let response = self.answer(client, request).await;
-            tracing::debug!(%method, path, status = response.status().as_u16(), "answered");
-            response
-        };
-        answering.instrument(span).await
-    }
-
     async fn answer(&self, client: &Client, request: Request<Incoming>) -> Response {
         if request.method() == Method::CONNECT {
             let why = "CONNECT is not served: a sandbox's ports are reached by requests to it";
@@ -225,8 +213,14 @@ impl Server {
         let request = Request::from_parts(head, body);
         match route {
             Route::Sandbox(target) => {
-                let span = tracing::info_span!("sandbox", id = %target.id, port = target.port);
-                self.proxy.answer(&self.gateway, client, &target, request).instrument(span).await
+                let number = self.requests.fetch_add(1, Ordering::Relaxed);
+                let span = tracing::info_span!("request", number, sandbox = %target.id, port = target.port);
+                let answering = async {
+                    let response = self.proxy.answer(&self.gateway, client, &target, request).await;
+                    tracing::debug!(status = response.status().as_u16(), "answered");
+                    response
+                };
+                answering.instrument(span).await
             }
             Route::Control => {
                 let call = self.control_calls.token();

@@ -252,6 +252,11 @@ impl Fleet {
         self.shared.sandboxes().values().cloned().collect()
     }
 
+    /// Takes in a sandbox that is started and ended elsewhere: its requests are forwarded, and that is all.
+    pub fn hold(&self, sandbox: Arc<Sandbox>) {
+        self.shared.sandboxes().insert(sandbox.id().clone(), sandbox);
+    }
+
     /// What sandboxes use, those that are being started or ended among them.
     pub fn used(&self) -> Capacity {
         self.shared.admission.used()

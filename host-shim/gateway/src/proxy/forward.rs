@@ -18,19 +18,23 @@ use futures::future::BoxFuture;
 use http::{Method, Request, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use sandbox_folder::SandboxId;
 
 use super::headers::{self, ToPort};
 use super::pool::Pool;
 use super::refusal::Refusal;
 use super::route::Target;
-use super::upstream::{self, DialError, SendError, Upstream};
+use super::upstream::{self, Counted, DialError, SendError, Upstream};
+use crate::Gateway;
 use crate::fleet::Sandbox;
+use crate::metrics::{Direction, OpenStream, StreamKind};
 
 /// What a request could not be forwarded for; the request, where nobody has read of it.
-pub(super) type Failed = (Refusal, Option<Request<Incoming>>);
+pub(super) type Failed = (Refusal, Option<Box<Request<Counted>>>);
 
 /// Sends a request to a port of `sandbox`; gives the answer's head with a body that streams.
 pub(super) async fn forward(
+    gateway: &Arc<Gateway>,
     pool: &Arc<Pool>,
     sandbox: &Arc<Sandbox>,
     target: &Target,
@@ -39,7 +43,7 @@ pub(super) async fn forward(
 ) -> Result<Response, Failed> {
     let to = super::listener(target.port);
     let method = request.method().clone();
-    let request = prepare(request, to, peer);
+    let request = prepare(gateway, request, to, peer);
     let may_switch = request.headers().contains_key(header::UPGRADE);
     let answered = tokio::select! {
         answered = send(pool, sandbox, to, target, request) => answered,
@@ -61,14 +65,26 @@ pub(super) async fn forward(
     head.version = http::Version::default();
     let end = if ends_unsaid { End::Unsaid(Arc::clone(sandbox)) } else { End::Said };
     let idle = (to == ToPort::Agent).then(|| (Arc::clone(pool), target.id.clone()));
-    let body = Streamed { body, end, upstream: Some(upstream), idle };
+    let body = Streamed {
+        body,
+        end,
+        upstream: Some(upstream),
+        idle,
+        gateway: Arc::clone(gateway),
+        _open: gateway.metrics.stream_opened(StreamKind::Http),
+    };
     Ok(Response::from_parts(head, Body::new(body)))
 }
 
-fn prepare(request: Request<Incoming>, to: ToPort, peer: IpAddr) -> Request<Incoming> {
+fn prepare(
+    gateway: &Arc<Gateway>,
+    request: Request<Incoming>,
+    to: ToPort,
+    peer: IpAddr,
+) -> Box<Request<Counted>> {
     let (mut head, body) = request.into_parts();
     headers::to_sandbox(&mut head, to, peer, !body.is_end_stream());
-    Request::from_parts(head, body)
+    Box::new(Request::from_parts(head, Counted { body, gateway: Arc::clone(gateway) }))
 }
 
 async fn send(
@@ -76,11 +92,11 @@ async fn send(
     sandbox: &Arc<Sandbox>,
     to: ToPort,
     target: &Target,
-    mut request: Request<Incoming>,
+    mut request: Box<Request<Counted>>,
 ) -> Result<(http::Response<Incoming>, Upstream), Failed> {
     if to == ToPort::Agent {
         while let Some(mut upstream) = pool.take(&target.id) {
-            match upstream.send(request).await {
+            match upstream.send(*request).await {
                 Ok(response) => return Ok((response, upstream)),
                 // It was closed while it waited.
                 Err(SendError::Unsent(unsent)) => request = unsent,
@@ -98,7 +114,7 @@ async fn send(
         Err(DialError::Closed) => return Err((Refusal::PortNotOpen, Some(request))),
         Err(DialError::Broken(why)) => return Err((Refusal::Broken(why), Some(request))),
     };
-    match upstream.send(request).await {
+    match upstream.send(*request).await {
         Ok(response) => Ok((response, upstream)),
         Err(SendError::Unsent(request)) => {
             let why = "the connection was closed at once".to_owned();
@@ -129,7 +145,9 @@ struct Streamed {
     end: End,
     upstream: Option<Upstream>,
     /// Where the connection waits for its next request.
-    idle: Option<(Arc<Pool>, sandbox_folder::SandboxId)>,
+    idle: Option<(Arc<Pool>, SandboxId)>,
+    gateway: Arc<Gateway>,
+    _open: OpenStream,
 }
 
 /// How the body's end is known.
@@ -172,7 +190,12 @@ impl HttpBody for Streamed {
                 });
             }
             match ready!(Pin::new(&mut self.body).poll_frame(context)) {
-                Some(frame) => return Poll::Ready(Some(frame.map_err(io::Error::other))),
+                Some(frame) => {
+                    if let Some(data) = frame.as_ref().ok().and_then(Frame::data_ref) {
+                        self.gateway.metrics.proxied(Direction::Out, data.len() as u64);
+                    }
+                    return Poll::Ready(Some(frame.map_err(io::Error::other)));
+                }
                 None => match &self.end {
                     End::Unsaid(sandbox) => {
                         let sandbox = Arc::clone(sandbox);

@@ -33,6 +33,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::fleet::Sandbox;
 use crate::store::{SandboxRecord, Stage};
 use crate::{Gateway, identity, legacy};
 use headers::ToPort;
@@ -44,9 +45,6 @@ pub(crate) use refusal::discard;
 
 /// The agent's port.
 pub const AGENT_PORT: u16 = envd_proto::CLIENT_PORT as u16;
-
-/// The port of the first SDKs' protocol, which the gateway speaks for the agent.
-pub const LEGACY_PORT: u16 = 49982;
 
 /// The connection that a request came on.
 #[derive(Clone, Debug)]
@@ -74,26 +72,38 @@ impl Proxy {
         gateway: &Arc<Gateway>,
         client: &Client,
         target: &Target,
+        request: Request<Incoming>,
+    ) -> Response {
+        let method = request.method().clone();
+        let response = match admit(gateway, target, request.headers()) {
+            Err(refusal) => refusal.answer_to(target, request).await,
+            Ok(sandbox) if target.port == legacy::PORT => {
+                legacy::serve(Arc::clone(gateway), sandbox, request.map(Body::new)).await
+            }
+            Ok(sandbox) => self.forward(gateway, client, &sandbox, target, request).await,
+        };
+        // A fixed word: the path is the client's.
+        let route = if target.port == legacy::PORT { "legacy" } else { "proxy" };
+        gateway.metrics.request_counted(&method, route, response.status());
+        response
+    }
+
+    async fn forward(
+        &self,
+        gateway: &Arc<Gateway>,
+        client: &Client,
+        sandbox: &Arc<Sandbox>,
+        target: &Target,
         mut request: Request<Incoming>,
     ) -> Response {
-        let running = gateway.fleet.get(&target.id).map(|sandbox| (sandbox.record(), sandbox));
-        // Before its Configure was acknowledged, and once its end was asked for, there is nobody to talk to.
-        let Some((record, sandbox)) = running.filter(|(record, _)| record.stage == Stage::Running) else {
-            return Refusal::NotFound.answer_to(target, request).await;
-        };
-        if let Err(refusal) = authorize(&record, target.port, request.headers()) {
-            return refusal.answer_to(target, request).await;
-        }
-        if target.port == LEGACY_PORT {
-            return legacy::serve(Arc::clone(gateway), sandbox, request.map(Body::new)).await;
-        }
         let upgrade = upgrade::of_request(&mut request);
-        match forward::forward(&self.pool, &sandbox, target, client.peer.ip(), request).await {
+        let peer = client.peer.ip();
+        match forward::forward(gateway, &self.pool, sandbox, target, peer, request).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                upgrade::join(client, &sandbox, upgrade, response)
+                upgrade::join(gateway, client, sandbox, upgrade, response)
             }
             Ok(response) => response,
-            Err((refusal, Some(request))) => refusal.answer_to(target, request).await,
+            Err((refusal, Some(request))) => refusal.answer_to(target, *request).await,
             Err((refusal, None)) => refusal.answer(target),
         }
     }
@@ -107,7 +117,18 @@ impl Proxy {
     }
 }
 
-/// Whether a request with those headers may reach the port.
+/// The sandbox, where a request with those headers may reach the port.
+fn admit(gateway: &Gateway, target: &Target, headers: &HeaderMap) -> Result<Arc<Sandbox>, Refusal> {
+    let sandbox = gateway.fleet.get(&target.id).ok_or(Refusal::NotFound)?;
+    let record = sandbox.record();
+    // Before its Configure was acknowledged, and once its end was asked for, there is nobody to talk to.
+    if record.stage != Stage::Running {
+        return Err(Refusal::NotFound);
+    }
+    authorize(&record, target.port, headers)?;
+    Ok(sandbox)
+}
+
 fn authorize(record: &SandboxRecord, port: u16, headers: &HeaderMap) -> Result<(), Refusal> {
     let given = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     if port == AGENT_PORT {
@@ -120,7 +141,7 @@ fn authorize(record: &SandboxRecord, port: u16, headers: &HeaderMap) -> Result<(
         }
     }
     // The gateway speaks to the agent with the sandbox's own token there: whoever asks must have it too.
-    if port == LEGACY_PORT
+    if port == legacy::PORT
         && let Some(token) = &record.access_token
         && !given(headers::ACCESS_TOKEN).is_some_and(|given| identity::same(given, token))
     {

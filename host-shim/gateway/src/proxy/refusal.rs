@@ -8,9 +8,10 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, Version, header};
+use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use serde_json::json;
 
 use super::route::Target;
@@ -78,14 +79,17 @@ impl Refusal {
     }
 
     /// The same, for a request whose body nobody has read.
-    pub(super) async fn answer_to(&self, target: &Target, request: Request<Incoming>) -> Response<Body> {
+    pub(super) async fn answer_to<B>(&self, target: &Target, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
         discard(request).await;
         self.answer(target)
     }
 }
 
 /// Reads a body that nobody wants, within bounds.
-pub(crate) async fn discard(request: Request<Incoming>) {
+pub(crate) async fn discard(request: Request<impl HttpBody<Data = Bytes> + Unpin>) {
     // A stream of HTTP/2 is reset by itself. A client that waits for `100 Continue` has sent nothing, and reading would ask
     // it to.
     if request.version() == Version::HTTP_2 || request.headers().contains_key(header::EXPECT) {

@@ -1,10 +1,15 @@
 //! One HTTP/1.1 connection to a port of a sandbox.
 
 use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use envd_proto::{CLIENT_PORT, PORTS_PORT};
 use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::client::conn::http1::SendRequest;
@@ -12,7 +17,9 @@ use hyper_util::rt::TokioIo;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::headers::ToPort;
+use crate::Gateway;
 use crate::fleet::Sandbox;
+use crate::metrics::Direction;
 
 /// How long a sandbox may take to open a stream. One that lives does so at once; the machine may be busy.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -20,10 +27,41 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Headers of an answer. What a browser's own limit is near to; each costs memory here.
 const MAX_HEADERS: usize = 256;
 
+/// A request's body, of which each byte is counted on its way.
+#[derive(Debug)]
+pub(super) struct Counted {
+    pub(super) body: Incoming,
+    pub(super) gateway: Arc<Gateway>,
+}
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            self.gateway.metrics.proxied(Direction::In, data.len() as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A connection. Dropped, it is closed at once, and what runs in the sandbox sees that.
 #[derive(Debug)]
 pub(super) struct Upstream {
-    sender: SendRequest<Incoming>,
+    sender: SendRequest<Counted>,
     driver: AbortOnDropHandle<()>,
 }
 
@@ -56,7 +94,7 @@ impl DialError {
 #[derive(Debug)]
 pub(super) enum SendError {
     /// Nothing of it was sent: it may go another way.
-    Unsent(Request<Incoming>),
+    Unsent(Box<Request<Counted>>),
     /// Some of it may have arrived.
     Sent(hyper::Error),
 }
@@ -89,9 +127,9 @@ impl Upstream {
     }
 
     /// Sends a request. Dropping the future closes the connection with it.
-    pub(super) async fn send(&mut self, request: Request<Incoming>) -> Result<Response<Incoming>, SendError> {
+    pub(super) async fn send(&mut self, request: Request<Counted>) -> Result<Response<Incoming>, SendError> {
         self.sender.try_send_request(request).await.map_err(|mut error| match error.take_message() {
-            Some(request) => SendError::Unsent(request),
+            Some(request) => SendError::Unsent(Box::new(request)),
             None => SendError::Sent(error.into_error()),
         })
     }

@@ -9,12 +9,15 @@ use http_body_util::BodyExt;
 use tiffin_gateway::server::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{AGENT, Builder, DEADLINE, Fake, Front, Serve, empty, eventually, http, raw, to};
+use crate::support::{
+    AGENT, Builder, DEADLINE, Fake, Front, Serve, empty, eventually, http, raw, read_head, to,
+};
 use crate::upgrades::{WebSocket, echo_server};
 
 /// A server that writes that much of an answer, and no more.
 fn stuck(answer: &'static str) -> Serve {
     raw(move |mut stream| async move {
+        read_head(&mut stream).await;
         let _ = stream.write_all(answer.as_bytes()).await;
         let mut all = Vec::new();
         let _ = stream.read_to_end(&mut all).await;
@@ -83,7 +86,7 @@ async fn a_sandbox_that_dies_in_its_answer_cuts_it() {
 async fn a_body_that_ends_with_its_connection_is_whole_while_the_sandbox_lives() {
     let server = || {
         raw(|mut stream| async move {
-            let _ = stream.read_u8().await;
+            read_head(&mut stream).await;
             let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nhello").await;
         })
     };

@@ -171,15 +171,10 @@ async fn http2_reaches_a_server_of_http1() {
 async fn a_connection_that_the_agent_closed_meanwhile_is_replaced() {
     // It closes after each answer without saying so.
     let agent = crate::support::raw(|mut stream| async move {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            match stream.read_u8().await {
-                Ok(byte) => head.push(byte),
-                Err(_) => return,
-            }
-        }
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        crate::support::read_head(&mut stream).await;
+        tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            .await
+            .unwrap();
     });
     let sandbox = Builder::default().port(AGENT, agent).start("aaaa", "red");
     let front = Front::of(&[&sandbox]).await;

@@ -20,7 +20,9 @@ use hyper::body::Incoming;
 use prost::Message;
 use tokio::io::AsyncReadExt;
 
-use crate::support::{AGENT, Agent, Body, Builder, DEADLINE, Front, empty, eventually, full, http, raw, to};
+use crate::support::{
+    AGENT, Agent, Body, Builder, DEADLINE, Front, empty, eventually, full, http, raw, read_head, to,
+};
 
 pub(crate) fn exec(id: &str, script: &str) -> http::Request<Body> {
     let args = vec!["-c".to_owned(), script.to_owned()];
@@ -255,7 +257,8 @@ async fn trailers_are_kept() {
         .header("trailer", "x-sum")
         .body(BodyExt::boxed(StreamBody::new(futures::stream::iter(frames))))
         .unwrap();
-    let response = front.connect().await.open(request).await;
+    let mut connection = front.connect().await;
+    let response = connection.open(request).await;
     let body = response.into_body().collect().await.unwrap();
     assert_eq!(body.trailers(), Some(&trailers));
     assert_eq!(body.to_bytes(), "data");
@@ -325,6 +328,7 @@ async fn who_goes_takes_the_other_side_along() {
         let gone = gone.clone();
         async move {
             use tokio::io::AsyncWriteExt;
+            read_head(&mut stream).await;
             let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
             stream.write_all(head).await.unwrap();
             let mut all = Vec::new();

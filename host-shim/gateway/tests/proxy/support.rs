@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -136,10 +136,15 @@ impl Builder {
         let cutting = cut.clone();
         let serving = tokio::spawn(async move {
             let ports = Arc::new(ports);
-            while let Ok((stream, _)) = listener.accept().await {
+            while let Ok((mut stream, _)) = listener.accept().await {
                 counted.fetch_add(1, Ordering::SeqCst);
                 let (ports, cut) = (Arc::clone(&ports), cutting.clone());
-                tokio::spawn(async move { cut.run_until_cancelled(hybrid(stream, &ports)).await });
+                // Through a pair: a server's own tasks outlive a cut, the machine's socket does not.
+                let (mut near, far) = UnixStream::pair().unwrap();
+                tokio::spawn(async move { hybrid(far, &ports).await });
+                tokio::spawn(async move {
+                    cut.run_until_cancelled(tokio::io::copy_bidirectional(&mut stream, &mut near)).await
+                });
             }
         });
         let record =
@@ -147,6 +152,18 @@ impl Builder {
         let sandbox = Arc::new(Sandbox::new(folder.path().to_owned(), record));
         Fake { sandbox, dials, serving: Some(AbortOnDropHandle::new(serving)), cut, folder }
     }
+}
+
+/// Reads a request's head.
+pub(crate) async fn read_head(stream: &mut UnixStream) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(char::from(byte)),
+            Err(_) => break,
+        }
+    }
+    head
 }
 
 /// The dialect of `vsock.sock`, and of the ports door behind it.
@@ -246,11 +263,15 @@ impl Agent {
     }
 }
 
-/// The agent's binary, which a build of the workspace puts beside the tests.
+/// The agent's program, which a build of the workspace puts beside the tests.
 fn envd() -> PathBuf {
-    let beside = |test: &Path| Some(test.parent()?.parent()?.join("envd"));
-    let built = std::env::current_exe().ok().and_then(|test| beside(&test)).filter(|envd| envd.exists());
-    built.expect("this test needs the agent: cargo build --locked -p envd")
+    let folder = match std::env::var_os("TIFFIN_BIN") {
+        Some(folder) => PathBuf::from(folder),
+        None => std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned(),
+    };
+    let program = folder.join("envd");
+    assert!(program.exists(), "{} is not there: cargo build --locked -p envd", program.display());
+    program
 }
 
 /// A gateway that serves.
@@ -291,8 +312,10 @@ impl Front {
             capacity: Capacity::default(),
         };
         let store = Store::open(&data.path().join("gateway.db")).unwrap();
-        let sandboxes = fakes.iter().map(|fake| Arc::clone(&fake.sandbox));
-        let fleet = Fleet::holding(config.clone(), store.clone(), sandboxes).unwrap();
+        let fleet = Fleet::open(config.clone(), store.clone()).await.unwrap();
+        for fake in fakes {
+            fleet.hold(Arc::clone(&fake.sandbox));
+        }
         let gateway = Arc::new(Gateway { config, store, fleet, metrics: Metrics::default() });
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(server::serve_within(gateway, listener, shutdown.clone(), limits));

@@ -7,7 +7,7 @@ use http::StatusCode;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{AGENT, Builder, DEADLINE, Front, Http1, Serve, empty, http, raw, to};
+use crate::support::{AGENT, Builder, DEADLINE, Front, Http1, Serve, empty, http, raw, read_head, to};
 
 /// A server whose WebSockets say what they hear.
 pub(crate) fn echo_server() -> Serve {
@@ -81,19 +81,10 @@ fn upgrade_request(port: u16, protocol: &str) -> http::Request<crate::support::B
     to("aaaa", port, "/").header("connection", "upgrade").header("upgrade", protocol).body(empty()).unwrap()
 }
 
-/// Reads a request's head.
-async fn head(stream: &mut tokio::net::UnixStream) -> String {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        head.push(char::from(stream.read_u8().await.unwrap()));
-    }
-    head
-}
-
 #[tokio::test]
 async fn one_direction_of_a_pipe_may_end_before_the_other() {
     let server = raw(|mut stream| async move {
-        let asked = head(&mut stream).await;
+        let asked = read_head(&mut stream).await;
         assert!(
             asked.contains("upgrade: anything/1\r\n") && asked.contains("connection: upgrade\r\n"),
             "{asked}"
@@ -123,7 +114,7 @@ async fn one_direction_of_a_pipe_may_end_before_the_other() {
 async fn an_upgrade_that_may_not_pass_is_a_plain_request() {
     let server = || {
         raw(|mut stream| async move {
-            let asked = head(&mut stream).await.to_lowercase();
+            let asked = read_head(&mut stream).await.to_lowercase();
             let answer =
                 if asked.contains("upgrade") { "HTTP/1.1 500 Bad\r\n" } else { "HTTP/1.1 200 OK\r\n" };
             stream.write_all(format!("{answer}content-length: 0\r\n\r\n").as_bytes()).await.unwrap();
@@ -139,7 +130,7 @@ async fn an_upgrade_that_may_not_pass_is_a_plain_request() {
 #[tokio::test]
 async fn a_server_that_switches_unasked_is_refused() {
     let server = raw(|mut stream| async move {
-        head(&mut stream).await;
+        read_head(&mut stream).await;
         let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
         stream.write_all(answer).await.unwrap();
         let _ = stream.read_u8().await;

@@ -5,6 +5,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use crate::store::StoreError;
+
 /// A refusal of the control API: `{"code": <status>, "message": ...}`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -35,11 +37,21 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, message)
     }
 
+    /// 404: no such thing, or no such route.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// 405: the route is there, the method is not.
+    pub fn method_not_allowed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, message)
+    }
+
     /// 404 for a sandbox that is not there, or another team's: the two look the same.
     pub fn no_sandbox(id: &str) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
-            format!("Sandbox {id:?} doesn't exist or you don't have access to it"),
+            format!("Sandbox \"{id}\" doesn't exist or you don't have access to it"),
         )
     }
 
@@ -58,6 +70,12 @@ impl ApiError {
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
         self
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::internal(error)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::ApiError;
 const DEFAULT_TAG: &str = "default";
 
 /// Finds the template that a client calls `NAME` or `NAME:default`.
-pub(super) fn find(data: &DataDir, wanted: &str) -> Result<(TemplateName, TemplateFolder), ApiError> {
+pub(crate) fn find(data: &DataDir, wanted: &str) -> Result<(TemplateName, TemplateFolder), ApiError> {
     let unknown = || ApiError::new(StatusCode::NOT_FOUND, format!("Template {wanted:?} not found"));
     let (name, tag) = wanted.split_once(':').unwrap_or((wanted, DEFAULT_TAG));
     let name: TemplateName = name.parse().map_err(|_| unknown())?;

@@ -8,7 +8,7 @@
 mod admission;
 mod folder;
 mod keeper;
-mod lookup;
+pub(crate) mod lookup;
 mod shim;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -5,7 +5,8 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Step n brings version n to n + 1.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
     CREATE TABLE teams (
         id TEXT PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -27,7 +28,20 @@ const STEPS: [&str; 1] = ["
         team TEXT NOT NULL REFERENCES teams (id),
         record TEXT NOT NULL
     ) STRICT;
-"];
+",
+    "
+    -- What was created for an Idempotency-Key. The sandbox may be gone; then the row means nothing.
+    CREATE TABLE creates (
+        team TEXT NOT NULL REFERENCES teams (id) ON DELETE CASCADE,
+        key TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        sandbox TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        PRIMARY KEY (team, key)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX creates_by_age ON creates (created_at);
+",
+];
 
 /// Brings the schema up to date, each step in a transaction of its own.
 pub(super) fn run(connection: &mut Connection) -> Result<(), StoreError> {

@@ -2,6 +2,7 @@
 //!
 //! A call has happened when it returns: the transaction is on disk. A kill -9 at any moment leaves the last whole one.
 
+mod creates;
 mod migrations;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Capacity;
 use crate::identity::{KeyHash, TeamId, hex, random};
+
+pub use creates::KeptCreate;
 
 /// A team, and what it may have.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,57 @@
+//! The routes that are served.
+
+use std::sync::Arc;
+
+use axum::routing::{MethodRouter, delete, get, post};
+
+use super::{Control, create, list, logs, machine, metrics, sandbox, templates};
+
+/// A route that is served.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// The method.
+    pub method: &'static str,
+    /// The path, with `{names}`.
+    pub path: &'static str,
+    /// Whether it needs a team's key.
+    pub keyed: bool,
+    pub(super) answer: fn() -> MethodRouter<Arc<Control>>,
+}
+
+/// A route that needs a key.
+const fn keyed(
+    method: &'static str,
+    path: &'static str,
+    answer: fn() -> MethodRouter<Arc<Control>>,
+) -> Route {
+    Route { method, path, keyed: true, answer }
+}
+
+/// A route for everybody.
+const fn open(path: &'static str, answer: fn() -> MethodRouter<Arc<Control>>) -> Route {
+    Route { method: "GET", path, keyed: false, answer }
+}
+
+/// Every route that is served.
+pub const SERVED: &[Route] = &[
+    keyed("POST", "/v2/sandboxes", || post(create::create_v2)),
+    keyed("POST", "/sandboxes", || post(create::create_v1)),
+    keyed("POST", "/v2/sandboxes/{sandboxID}/connect", || post(sandbox::connect_v2)),
+    keyed("POST", "/sandboxes/{sandboxID}/connect", || post(sandbox::connect_v1)),
+    keyed("GET", "/v2/sandboxes", || get(list::list_v2)),
+    keyed("GET", "/sandboxes", || get(list::list_v1)),
+    keyed("GET", "/sandboxes/{sandboxID}", || get(sandbox::info)),
+    keyed("DELETE", "/sandboxes/{sandboxID}", || delete(sandbox::kill)),
+    keyed("POST", "/sandboxes/{sandboxID}/timeout", || post(sandbox::set_timeout)),
+    keyed("POST", "/sandboxes/{sandboxID}/refreshes", || post(sandbox::refresh)),
+    keyed("GET", "/sandboxes/{sandboxID}/metrics", || get(metrics::of_sandbox)),
+    keyed("GET", "/sandboxes/metrics", || get(metrics::of_sandboxes)),
+    keyed("GET", "/sandboxes/{sandboxID}/logs", || get(logs::logs_v1)),
+    keyed("GET", "/v2/sandboxes/{sandboxID}/logs", || get(logs::logs_v2)),
+    keyed("GET", "/teams", || get(machine::teams)),
+    keyed("GET", "/templates", || get(templates::list)),
+    keyed("GET", "/templates/aliases/{alias}", || get(templates::alias)),
+    open("/health", || get(machine::health)),
+    open("/metrics", || get(machine::metrics)),
+    open("/openapi.json", || get(machine::document)),
+];

@@ -60,6 +60,8 @@ impl Host {
             .env("TIFFIN_DATA_DIR", self.path("data"))
             .env("FAKE_KVM", "ok")
             .env_remove("TIFFIN_LISTEN")
+            .env_remove("TIFFIN_KERNEL")
+            .env_remove("TIFFIN_GUEST_IMAGE")
             .env_remove("TIFFIN_LOG")
             .stdin(Stdio::null());
         command

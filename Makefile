@@ -64,13 +64,13 @@ agent: packages ## the static envd
 .PHONY: release
 release: packages
 	$(call say,workspace (release))
-	cargo build --locked --release -p image-builder -p rootfs-tools -p host-shim --bins
+	cargo build --locked --release -p image-builder -p rootfs-tools -p host-shim -p tiffin-gateway --bins
 
 .PHONY: install
 install: kernel agent release ## binaries, kernel and guest image under PREFIX (default /usr/local)
 	$(call say,install to $(PREFIX))
 	install -d $(PREFIX)/bin $(PREFIX)/share/tiffin
-	install -m 755 $(AGENT) target/release/{image-builder,rootfs-tools,host-shim} $(PREFIX)/bin
+	install -m 755 $(AGENT) target/release/{image-builder,rootfs-tools,host-shim,tiffin-gateway} $(PREFIX)/bin
 	install -m 644 $(GUEST)/vmlinux LICENSE NOTICE $(PREFIX)/share/tiffin
 	$(PREFIX)/bin/rootfs-tools guest-image --envd $(PREFIX)/bin/envd -o $(PREFIX)/share/tiffin/guest-image.cpio
 

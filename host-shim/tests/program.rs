@@ -1,7 +1,7 @@
 //! The program itself, with small scripts in QEMU's place: what it says, and that it leaves nothing behind.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -213,6 +213,26 @@ fn a_killed_shim_leaves_a_callers_folder_that_says_so() {
         assert!(!dir.join(gone).exists(), "{gone} is left");
     }
     assert!(dir.join("console.log").exists());
+}
+
+#[test]
+fn a_caller_that_gives_up_before_the_folder_is_taken_gets_no_sandbox() {
+    let host = Host::new(Some("exit 1"));
+    // A pipe in the spec's place holds the shim where it has not taken its folder yet.
+    let (spec, dir) = (host.path("spec.json"), host.path("s"));
+    assert!(Command::new("mkfifo").arg(&spec).status().unwrap().success());
+    let args = ["run", "--spec", spec.to_str().unwrap(), "--dir", dir.to_str().unwrap(), "--new-session"];
+    let shim = host.command(&args).stderr(Stdio::piped()).spawn().unwrap();
+    let mut writer = fs::File::options().write(true).open(&spec).unwrap();
+    fs::remove_file(&spec).unwrap();
+    let template = host.path("data/templates/demo");
+    writeln!(writer, r#"{{"schema_version":1,"template":{template:?},"accelerator":"tcg"}}"#).unwrap();
+    drop(writer);
+    let output = shim.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && stderr.contains("its caller has given up"), "{stderr}");
+    assert!(!dir.exists());
+    host.assert_nothing_left();
 }
 
 #[test]

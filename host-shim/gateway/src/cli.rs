@@ -52,6 +52,8 @@ pub(crate) enum Command {
     /// Make and list teams, and say what they may have.
     #[command(subcommand)]
     Teams(Teams),
+    /// Print the OpenAPI document of the control API; a gateway serves it as /openapi.json.
+    Openapi,
 }
 
 #[derive(Debug, Args)]

@@ -111,7 +111,7 @@ pub async fn check(config: &Config) -> Result<Option<String>, HostError> {
     }
     let output = command.output().await.map_err(|error| failed(error.to_string()))?;
     let report: Report = serde_json::from_slice(&output.stdout).map_err(|_| {
-        failed(format!("{}{}", String::from_utf8_lossy(&output.stderr).trim(), output.status))
+        failed(format!("{} ({})", String::from_utf8_lossy(&output.stderr).trim(), output.status))
     })?;
     judge(report, config.allow_emulation)
 }

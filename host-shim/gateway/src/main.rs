@@ -13,6 +13,7 @@ use clap::Parser;
 use serde_json::json;
 use template::DataDir;
 use tiffin_gateway::config::{Capacity, DEFAULT_PORT};
+use tiffin_gateway::control;
 use tiffin_gateway::host::HostError;
 use tiffin_gateway::operator::{self, DEFAULT_TEAM};
 use tiffin_gateway::store::{Store, Team};
@@ -69,6 +70,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Env(args) => env(&args).await,
         Command::Keys(command) => keys(command).await,
         Command::Teams(command) => teams(command).await,
+        Command::Openapi => print(&format!("{}\n", control::openapi().to_pretty_json()?)),
     }
 }
 

@@ -1,15 +1,17 @@
 //! The program `tiffin-gateway`, with scripts in the places of host-shim and image-builder.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use template::DataDir;
+use template::{DataDir, Machine, NewTemplate, Rootfs, RuntimeConfig, SCHEMA_VERSION, SourceImage, Template};
 use tiffin_gateway::base::{self, BaseError};
 use tiffin_gateway::config::{Capacity, Config};
 use tokio_util::sync::CancellationToken;
@@ -58,6 +60,8 @@ impl Host {
             .env("TIFFIN_DATA_DIR", self.path("data"))
             .env("FAKE_KVM", "ok")
             .env_remove("TIFFIN_LISTEN")
+            .env_remove("TIFFIN_KERNEL")
+            .env_remove("TIFFIN_GUEST_IMAGE")
             .env_remove("TIFFIN_LOG")
             .stdin(Stdio::null());
         command
@@ -82,6 +86,41 @@ impl Host {
         command
     }
 
+    /// A template `base` that sandboxes start from.
+    fn template(&self) {
+        let templates = self.path("data/templates");
+        let new = NewTemplate::begin(&templates, &"base".parse().unwrap()).unwrap();
+        fs::write(new.rootfs(), b"rootfs").unwrap();
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let template = Template {
+            schema_version: SCHEMA_VERSION,
+            image: SourceImage { reference: "base".into(), digest: digest.parse().unwrap() },
+            kernel: None,
+            guest_image: None,
+            rootfs: Rootfs { digest: digest.parse().unwrap(), size: 6 },
+            runtime: RuntimeConfig::default(),
+            machine: Machine { cpus: 1, memory_mib: 64, disk_mib: 16 },
+        };
+        new.publish(&template).unwrap();
+    }
+
+    fn folders(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("data/sandboxes")).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// Shims of this host's sandboxes, dead ones that nobody has waited for left out: they have no command line.
+    fn shims(&self) -> Vec<i32> {
+        let needle = self.path("data/sandboxes").to_str().unwrap().to_owned();
+        let entries = fs::read_dir("/proc").unwrap();
+        let pids = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        let of_ours = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(&needle)
+        };
+        pids.filter(of_ours).collect()
+    }
+
     fn config(&self) -> Config {
         Config {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -104,6 +143,15 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    fn drop(&mut self) {
+        // After a failure: their VMMs die with them.
+        for pid in self.shims() {
+            let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+        }
+    }
+}
+
 /// A gateway that serves; killed with the test.
 struct Served {
     child: Child,
@@ -122,12 +170,14 @@ impl Served {
         self.exports[0].strip_prefix("export E2B_API_URL=http://").unwrap()
     }
 
-    fn ask(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.url()).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+    fn client(&self) -> Client {
+        let key = self.exports[2].strip_prefix("export E2B_API_KEY=").unwrap();
+        Client { address: self.url().to_owned(), key: key.to_owned() }
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     fn stop(mut self) -> (Option<i32>, String) {
@@ -143,6 +193,114 @@ impl Drop for Served {
         // It has ended already unless the test failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A client that gets an answer, or notices that the gateway has died.
+#[derive(Clone)]
+struct Client {
+    address: String,
+    key: String,
+}
+
+impl Client {
+    /// Status and body of a whole answer.
+    fn call(&self, request: &str, body: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(&self.address).ok()?;
+        let (key, length) = (&self.key, body.len());
+        let head = format!("{request} HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\nConnection: close\r\n");
+        write!(stream, "{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}")
+            .ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+    }
+
+    fn create(&self) -> Option<String> {
+        let (status, body) = self.call("POST /v2/sandboxes", r#"{"templateID":"base","timeout":3600}"#)?;
+        assert_eq!(status, 201, "{body}");
+        let made: serde_json::Value = serde_json::from_str(&body).ok()?;
+        Some(made["sandboxID"].as_str().unwrap().to_owned())
+    }
+
+    fn kill(&self, id: &str) -> Option<u16> {
+        self.call(&format!("DELETE /sandboxes/{id}"), "").map(|(status, _)| status)
+    }
+
+    fn list(&self) -> BTreeSet<String> {
+        let (status, body) = self.call("GET /v2/sandboxes?limit=100", "").unwrap();
+        assert_eq!(status, 200, "{body}");
+        let list: Vec<serde_json::Value> = serde_json::from_str(&body).unwrap();
+        list.iter().map(|sandbox| sandbox["sandboxID"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// What the clients of a gateway that was killed know.
+#[derive(Default)]
+struct Known {
+    created: BTreeSet<String>,
+    kill_asked: BTreeSet<String>,
+    killed: BTreeSet<String>,
+}
+
+#[test]
+fn kill_9_at_any_moment_loses_nothing_and_leaves_nothing_unlisted() {
+    let host = Host::new();
+    host.template();
+    for round in 0..12 {
+        let mut served = Served::start(host.serve(&[]));
+        let known = Mutex::new(Known::default());
+        std::thread::scope(|threads| {
+            for worker in 0..4 {
+                let (client, known) = (served.client(), &known);
+                threads.spawn(move || {
+                    while let Some(id) = client.create() {
+                        known.lock().unwrap().created.insert(id.clone());
+                        if worker % 2 == 0 {
+                            known.lock().unwrap().kill_asked.insert(id.clone());
+                            let Some(status) = client.kill(&id) else { break };
+                            assert_eq!(status, 204);
+                            known.lock().unwrap().killed.insert(id);
+                        }
+                    }
+                });
+            }
+            // The moment is what the test is about; any is right.
+            std::thread::sleep(Duration::from_millis(round * 60));
+            served.kill();
+        });
+        let Known { created, kill_asked, killed } = known.into_inner().unwrap();
+        let served = Served::start(host.serve(&[]));
+        let client = served.client();
+        let listed = client.list();
+        let lost: Vec<_> = created.difference(&kill_asked).filter(|id| !listed.contains(*id)).collect();
+        assert!(lost.is_empty(), "round {round}: lost {lost:?}");
+        assert!(killed.is_disjoint(&listed), "round {round}: killed ones are back");
+        // A shim that was just being started finds its folder gone, and goes.
+        let hidden = || host.folders().into_iter().filter(|id| !listed.contains(id)).collect::<Vec<_>>();
+        until_empty("not listed", hidden);
+        for id in &listed {
+            assert_eq!(client.kill(id), Some(204), "round {round}");
+        }
+        assert!(client.list().is_empty());
+        until_empty("left", || host.folders());
+        assert_eq!(served.stop().0, Some(0));
+    }
+    until_empty("left", || host.shims());
+    assert!(host.folders().is_empty());
+}
+
+#[track_caller]
+fn until_empty<T: std::fmt::Debug>(what: &str, look: impl Fn() -> Vec<T>) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let found = look();
+        if found.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {found:?}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -187,6 +345,11 @@ fn keys_and_teams_are_made_listed_and_taken_back() {
     assert_eq!(teams[0]["quota"], serde_json::json!({ "sandboxes": 2, "cpus": 40, "memory_mib": u32::MAX }));
     assert_eq!(teams[1]["name"], "default");
     assert!(host.ok(&["teams", "list"]).contains("unlimited"));
+    let document: serde_json::Value = serde_json::from_str(&host.ok(&["openapi"])).unwrap();
+    assert!(
+        document["openapi"].as_str().unwrap().starts_with("3.1")
+            && document["paths"]["/sandboxes"].is_object()
+    );
     for bad in [
         &["teams", "create", " "][..],
         &["teams", "quota", "none"],
@@ -222,7 +385,8 @@ fn one_gateway_serves_a_folder_and_makes_base_first() {
     let host = Host::new();
     let served = Served::start(host.serve(&[]));
     assert_eq!(served.exports.join("\n") + "\n", host.ok(&["env"]), "also on another port");
-    assert!(served.ask("/health").starts_with("HTTP/1.1 204"), "{}", served.ask("/health"));
+    let (status, _) = served.client().call("GET /health", "").unwrap();
+    assert!((200..300).contains(&status), "{status}");
     assert_eq!(host.calls().len(), 5);
     let second = host.serve(&[]).output().unwrap();
     let stderr = String::from_utf8(second.stderr).unwrap();

@@ -83,6 +83,12 @@ async fn stdout(sandbox: &Sandbox, script: &str) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
+fn pid(sandbox: &Sandbox, field: &str) -> Pid {
+    let state = std::fs::read(sandbox.dir.join("state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    Pid::from_raw(i32::try_from(state[field].as_i64().unwrap()).unwrap()).unwrap()
+}
+
 #[test]
 fn a_machine_outlives_its_gateway() {
     let host = Host::new();
@@ -96,6 +102,8 @@ fn a_machine_outlives_its_gateway() {
             stdout(&sandbox, "echo $A $E2B_SANDBOX $E2B_SANDBOX_ID $E2B_TEMPLATE_ID; echo kept > /tmp/note")
                 .await;
         assert_eq!(said, format!("1 true {} e2e\n", sandbox.id()));
+        let shim = pid(&sandbox, "shim_pid");
+        assert_eq!(rustix::process::getsid(Some(shim)).unwrap(), shim, "a session of its own");
         sandbox.id().clone()
     });
     // As kill -9 does: nothing of it runs on.
@@ -117,17 +125,13 @@ async fn a_machine_that_ends_by_itself_is_forgotten() {
     let host = Host::new();
     let fleet = host.open().await;
     let sandbox = in_time(host.create(&fleet)).await;
-    let state = std::fs::read(sandbox.dir.join("state.json")).unwrap();
-    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
-    let vmm = i32::try_from(state["vmm_pid"].as_i64().unwrap()).unwrap();
-    kill_process(Pid::from_raw(vmm).unwrap(), Signal::KILL).unwrap();
+    kill_process(pid(&sandbox, "vmm_pid"), Signal::KILL).unwrap();
     in_time(sandbox.gone()).await;
     host.assert_nothing_left();
 
     let sandbox = in_time(host.create(&fleet)).await;
     // Its connection ends with the machine.
-    let _ =
-        in_time(sandbox.client().output("/bin/sh", ["-c", "poweroff -f; sleep 1000"])).await;
+    let _ = in_time(sandbox.client().output("/bin/sh", ["-c", "poweroff -f; sleep 1000"])).await;
     in_time(sandbox.gone()).await;
     assert!(fleet.all().is_empty());
     host.assert_nothing_left();

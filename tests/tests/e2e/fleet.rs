@@ -126,8 +126,7 @@ async fn a_machine_that_ends_by_itself_is_forgotten() {
 
     let sandbox = in_time(host.create(&fleet)).await;
     // Its connection ends with the machine.
-    let _ =
-        in_time(sandbox.client().output("/bin/sh", ["-c", "poweroff -f; sleep 1000"])).await;
+    let _ = in_time(sandbox.client().output("/bin/sh", ["-c", "poweroff -f; sleep 1000"])).await;
     in_time(sandbox.gone()).await;
     assert!(fleet.all().is_empty());
     host.assert_nothing_left();

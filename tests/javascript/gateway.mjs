@@ -117,12 +117,13 @@ check(both('Sandbox.getMetrics'), async () => {
   await raises(e2b.SandboxError, () => Sandbox.getMetrics(unknownId()))
 })
 
-check(`${both('Sandbox.kill')}, Sandbox.isRunning error, Commands.run error`, async () => {
+check(`${both('Sandbox.kill')}, Sandbox.isRunning error, Commands.run error, Commands.list error`, async () => {
   const victim = await Sandbox.create()
   assert.equal(await victim.kill(), true)
   assert.equal(await Sandbox.kill(victim.sandboxId), false)
   assert.equal(await victim.isRunning(), false)
-  await raises(e2b.TimeoutError, () => victim.commands.run('true'))
+  await raises(e2b.SandboxNotFoundError, () => victim.commands.run('true'))
+  await raises(e2b.SandboxError, () => victim.commands.list())
 })
 
 check('Sandbox.getHost normal', () => {
@@ -167,7 +168,7 @@ check('Commands.run normal', async () => {
 })
 
 check(
-  `Commands.list normal, ${both('Commands.kill')}, CommandHandle.kill normal, CommandHandle.wait error`,
+  `Commands.list normal, ${both('Commands.kill, CommandHandle.kill')}, CommandHandle.wait error`,
   async () => {
     const handle = await sandbox.commands.run('sleep 1000', { background: true, timeoutMs: 0 })
     const pids = (await sandbox.commands.list()).map((process) => process.pid)
@@ -175,6 +176,7 @@ check(
     assert.equal(await handle.kill(), true)
     await raises(e2b.CommandExitError, () => handle.wait())
     assert.equal(await sandbox.commands.kill(handle.pid), false)
+    assert.equal(await handle.kill(), false)
     const other = await sandbox.commands.run('sleep 1000', { background: true, timeoutMs: 0 })
     assert.equal(await sandbox.commands.kill(other.pid), true)
     await raises(e2b.CommandExitError, () => other.wait())
@@ -182,8 +184,8 @@ check(
 )
 
 check(
-  `${both('Commands.connect, Commands.sendStdin, Commands.closeStdin, CommandHandle.sendStdin')}, ` +
-    'CommandHandle.wait normal, CommandHandle.disconnect normal, CommandHandle.closeStdin normal, ' +
+  `${both('Commands.connect, Commands.sendStdin, Commands.closeStdin, CommandHandle.sendStdin, CommandHandle.closeStdin')}, ` +
+    'CommandHandle.wait normal, CommandHandle.disconnect normal, ' +
     'CommandHandle.stdout normal, CommandHandle.stderr normal, CommandHandle.exitCode normal, CommandHandle.error normal',
   async () => {
     const options = { background: true, stdin: true, timeoutMs: 0 }
@@ -206,6 +208,7 @@ check(
     await raises(e2b.SandboxError, () => sandbox.commands.sendStdin(NOBODY, 'x'))
     await raises(e2b.SandboxError, () => sandbox.commands.closeStdin(NOBODY))
     await raises(e2b.SandboxError, () => first.sendStdin('x'))
+    await raises(e2b.SandboxError, () => first.closeStdin())
   },
 )
 
@@ -260,8 +263,7 @@ check(`${both('Filesystem.watchDir')}, WatchHandle.stop normal`, async () => {
 
 check(both('Pty.create, Pty.resize, Pty.sendInput, Pty.connect, Pty.kill'), async () => {
   const bytes = (text) => new TextEncoder().encode(text)
-  const [shown, again] = ['', '']
-  const output = { shown, again }
+  const output = { shown: '', again: '' }
   const collect = (name) => (data) => void (output[name] += new TextDecoder().decode(data))
   const handle = await sandbox.pty.create({ cols: 80, rows: 24, onData: collect('shown'), timeoutMs: 0 })
   const other = await sandbox.pty.connect(handle.pid, { onData: collect('again'), timeoutMs: 0 })
@@ -354,10 +356,11 @@ check(
   },
 )
 
-check(`${both('Template.exists')}, Template.aliasExists normal`, async () => {
+check(both('Template.exists, Template.aliasExists'), async () => {
   assert.equal(await Template.exists('base'), true)
   assert.equal(await Template.aliasExists('base'), true)
   assert.equal(await Template.exists('no-such-template'), false)
+  assert.equal(await Template.aliasExists('no-such-template'), false)
 })
 
 const NOT_SERVED = {

@@ -1,7 +1,7 @@
 // The first SDK, `@e2b/sdk` 0.12.5, against a gateway: legacy.mjs
 //
-// The test sets E2B_DEBUG (the API is http://localhost:3000 then), E2B_API_KEY, E2B_DOMAIN=<TIFFIN_DOMAIN> and
-// NODE_OPTIONS=--require=loopback.cjs; TIFFIN_JAVASCRIPT is the folder that the client is installed in.
+// The test sets TIFFIN_DOMAIN and E2B_DOMAIN to DOMAIN:PORT, as the gateway has them (the API is http://api.DOMAIN:PORT then, for
+// E2B_SECURE=false), E2B_API_KEY, and NODE_OPTIONS=--require=loopback.cjs; TIFFIN_JAVASCRIPT is where the client is installed.
 // Prints `ok METHOD normal|error` or `failed METHOD CASE: WHY`; with `--checks`, what it would check.
 
 import assert from 'node:assert/strict'

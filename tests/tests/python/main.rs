@@ -1,7 +1,8 @@
 //! Other people's code as the judge: E2B's published client, and protobuf's own JSON mapping.
 //!
-//! `make test` makes the Python that they run in and names it in `TIFFIN_PYTHON`.
+//! `make test` installs them and names the programs that run them in `TIFFIN_PYTHON` and `TIFFIN_NODE`.
 
+mod methods;
 mod protojson;
 mod sdk;
 

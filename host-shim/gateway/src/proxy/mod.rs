@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   request ── route ──► sandbox, port ── may it? ──► 49983: the agent's client door, over a kept connection
-//!                │                          │         49982: legacy::  (the first SDKs)
+//!                │                          │         49982: legacy::  (the first SDKs; it refuses secured ones)
 //!                ▼                          ▼         other: the ports door, `CONNECT <port>`
 //!              400                 401, 403, 502
 //! ```
@@ -130,24 +130,13 @@ fn admit(gateway: &Gateway, target: &Target, headers: &HeaderMap) -> Result<Arc<
 }
 
 fn authorize(record: &SandboxRecord, port: u16, headers: &HeaderMap) -> Result<(), Refusal> {
-    let given = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    if port == AGENT_PORT {
-        return Ok(());
+    // The agent checks by itself.
+    let Some(token) = record.traffic_token.as_deref().filter(|_| port != AGENT_PORT) else { return Ok(()) };
+    let given = headers.get(headers::TRAFFIC_TOKEN).ok_or(Refusal::NoTrafficToken)?;
+    match given.to_str() {
+        Ok(given) if identity::same(given, token) => Ok(()),
+        _ => Err(Refusal::WrongTrafficToken),
     }
-    if let Some(token) = &record.traffic_token {
-        let given = given(headers::TRAFFIC_TOKEN).ok_or(Refusal::NoTrafficToken)?;
-        if !identity::same(given, token) {
-            return Err(Refusal::WrongTrafficToken);
-        }
-    }
-    // The gateway speaks to the agent with the sandbox's own token there: whoever asks must have it too.
-    if port == legacy::PORT
-        && let Some(token) = &record.access_token
-        && !given(headers::ACCESS_TOKEN).is_some_and(|given| identity::same(given, token))
-    {
-        return Err(Refusal::NoAccessToken);
-    }
-    Ok(())
 }
 
 fn listener(port: u16) -> ToPort {

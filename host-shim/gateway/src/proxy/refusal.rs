@@ -36,8 +36,6 @@ pub(super) enum Refusal {
     NoTrafficToken,
     /// It needs another traffic token.
     WrongTrafficToken,
-    /// It needs the sandbox's access token.
-    NoAccessToken,
 }
 
 impl Refusal {
@@ -45,7 +43,6 @@ impl Refusal {
         match self {
             Self::NotFound | Self::PortNotOpen | Self::Broken(_) => StatusCode::BAD_GATEWAY,
             Self::NoTrafficToken | Self::WrongTrafficToken => StatusCode::FORBIDDEN,
-            Self::NoAccessToken => StatusCode::UNAUTHORIZED,
         }
     }
 
@@ -58,7 +55,6 @@ impl Refusal {
             Self::Broken(why) => format!("The sandbox is running but the port gave no answer: {why}"),
             Self::NoTrafficToken => format!("{secured} Token header '{header}' is missing"),
             Self::WrongTrafficToken => format!("{secured} Provided token in header '{header}' is invalid"),
-            Self::NoAccessToken => "unauthorized: X-Access-Token is missing or wrong".into(),
         }
     }
 

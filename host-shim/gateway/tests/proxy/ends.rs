@@ -111,7 +111,7 @@ async fn a_websocket_ends_with_its_sandbox() {
 }
 
 #[tokio::test]
-async fn the_gateway_stops_without_waiting_for_streams_and_answers_what_is_nearly_done() {
+async fn a_gateway_that_stops_lets_end_what_ends() {
     let (go, wait) = tokio::sync::watch::channel(false);
     let slow = get(move || {
         let mut wait = wait.clone();
@@ -122,16 +122,13 @@ async fn the_gateway_stops_without_waiting_for_streams_and_answers_what_is_nearl
     });
     let sandbox = Builder::default()
         .port(80, echo_server())
-        .port(81, stuck("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"))
         .port(AGENT, http(Router::new().route("/", slow)))
         .start("aaaa", "red");
-    let limits = Limits { stream_drain: Duration::from_secs(3), ..Limits::default() };
+    // Longer than the test: nothing is cut.
+    let limits = Limits { stream_drain: 10 * DEADLINE, ..Limits::default() };
     let mut front = Front::within(limits, &[&sandbox]).await;
     let mut socket = WebSocket::open(&front, "aaaa", 80).await;
-    let mut streaming = front.connect().await;
-    let mut stream = streaming.open(to("aaaa", 81, "/").body(empty()).unwrap()).await;
-    assert_eq!(stream.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
-    let mut idle = front.connect().await;
+    let idle = front.connect().await;
     let dials = sandbox.dials();
     let mut short = front.connect().await;
     let answering =
@@ -140,18 +137,54 @@ async fn the_gateway_stops_without_waiting_for_streams_and_answers_what_is_nearl
 
     front.shutdown.cancel();
     eventually("nobody listens", || std::net::TcpStream::connect(front.address).is_err()).await;
-    tokio::time::timeout(DEADLINE, async {
-        while idle.sender.ready().await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .expect("an idle connection is closed");
+    eventually("an idle connection is closed", || idle.sender.is_closed()).await;
     socket.echo("still there").await;
     go.send_replace(true);
     assert_eq!(answering.await.unwrap().text, "done");
-    let serving = front.serving.take().unwrap();
-    tokio::time::timeout(DEADLINE, serving).await.expect("it stops").unwrap().unwrap();
+    drop(socket);
+    front.stopped().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_stops_does_not_wait_for_streams() {
+    let sandbox = Builder::default()
+        .port(80, echo_server())
+        .port(81, stuck("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"))
+        .start("aaaa", "red");
+    let limits = Limits { stream_drain: Duration::from_millis(100), ..Limits::default() };
+    let mut front = Front::within(limits, &[&sandbox]).await;
+    let mut socket = WebSocket::open(&front, "aaaa", 80).await;
+    let mut connection = front.connect().await;
+    let mut stream = connection.open(to("aaaa", 81, "/").body(empty()).unwrap()).await;
+    assert_eq!(stream.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
+    front.shutdown.cancel();
+    front.stopped().await;
     assert!(matches!(stream.frame().await, Some(Err(_))));
     socket.ended().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_stops_waits_for_control_calls() {
+    let limits = Limits { stream_drain: Duration::ZERO, ..Limits::default() };
+    let mut front = Front::within(limits, &[]).await;
+    let key = front.key().await;
+    let mut stream = tokio::net::TcpStream::connect(front.address).await.unwrap();
+    let head = format!(
+        "POST /sandboxes HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\nexpect: 100-continue\r\n\
+         content-type: application/json\r\ncontent-length: 2\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // The call runs: it asks for its body.
+    let mut begun = [0; 25];
+    let reading = tokio::time::timeout(DEADLINE, stream.read_exact(&mut begun));
+    reading.await.expect("no hang").unwrap();
+    assert_eq!(&begun, b"HTTP/1.1 100 Continue\r\n\r\n");
+    front.shutdown.cancel();
+    eventually("nobody listens", || std::net::TcpStream::connect(front.address).is_err()).await;
+    stream.write_all(b"{}").await.unwrap();
+    let mut answer = String::new();
+    let reading = tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer));
+    reading.await.expect("no hang").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.ends_with('}'), "{answer}");
+    front.stopped().await;
 }

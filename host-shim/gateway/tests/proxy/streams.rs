@@ -80,7 +80,9 @@ async fn every_frame_of_a_process_comes_when_it_is_there() {
     let front = Front::of(&[&agent.fake]).await;
     // Each line waits for a sign that the one before it was seen.
     let signs = agent.home.path().join("signs");
-    nix_fifo(&signs);
+    assert!(std::process::Command::new("mkfifo").arg(&signs).status().unwrap().success());
+    // Held open for both: opening waits for nobody, and no reader sees an end.
+    let mut sign = std::fs::File::options().read(true).write(true).open(&signs).unwrap();
     let script = format!("for i in 1 2 3; do echo line $i; read sign < {}; done", signs.display());
     for http2 in [false, true] {
         let request = exec("aaaa", &script);
@@ -99,17 +101,11 @@ async fn every_frame_of_a_process_comes_when_it_is_there() {
         assert!(matches!(events.next().await, Some(Event::Start(_))));
         for line in 1..=3 {
             assert_eq!(events.printed().await, format!("line {line}\n"));
-            let signs = signs.clone();
-            tokio::task::spawn_blocking(move || std::fs::write(signs, "seen\n")).await.unwrap().unwrap();
+            std::io::Write::write_all(&mut sign, b"seen\n").unwrap();
         }
         assert!(matches!(events.next().await, Some(Event::End(end)) if end.exit_code == 0));
         assert_eq!(events.next().await, None);
     }
-}
-
-fn nix_fifo(path: &std::path::Path) {
-    let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
-    assert!(made.success());
 }
 
 #[tokio::test]

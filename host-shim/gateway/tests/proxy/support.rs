@@ -28,7 +28,7 @@ use sandbox_folder::VSOCK_SOCKET;
 use tiffin_gateway::Gateway;
 use tiffin_gateway::config::{Capacity, Config};
 use tiffin_gateway::fleet::{Fleet, Sandbox};
-use tiffin_gateway::identity::TeamId;
+use tiffin_gateway::identity::{ApiKey, KeyHash, TeamId};
 use tiffin_gateway::metrics::Metrics;
 use tiffin_gateway::server::{self, Limits};
 use tiffin_gateway::store::{SandboxRecord, Stage, Store};
@@ -274,7 +274,8 @@ fn envd() -> PathBuf {
 pub(crate) struct Front {
     pub(crate) address: SocketAddr,
     pub(crate) shutdown: CancellationToken,
-    pub(crate) serving: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
+    store: Store,
+    serving: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
     _data: tempfile::TempDir,
 }
 
@@ -312,10 +313,25 @@ impl Front {
         for fake in fakes {
             fleet.hold(Arc::clone(&fake.sandbox));
         }
-        let gateway = Arc::new(Gateway { config, store, fleet, metrics: Metrics::default() });
+        let gateway = Arc::new(Gateway { config, store: store.clone(), fleet, metrics: Metrics::default() });
         let shutdown = CancellationToken::new();
         let serving = tokio::spawn(server::serve_within(gateway, listener, shutdown.clone(), limits));
-        Self { address, shutdown, serving: Some(serving), _data: data }
+        Self { address, shutdown, store, serving: Some(serving), _data: data }
+    }
+
+    /// A key of a fresh team.
+    pub(crate) async fn key(&self) -> String {
+        let quota = Capacity { sandboxes: 1, cpus: 1, memory_mib: 512 };
+        let (key, store) = (ApiKey::generate().unwrap(), &self.store);
+        let team = store.create_team("red", quota).await.unwrap();
+        store.add_key(&team.id, &KeyHash::of(key.as_str()), "test", "").await.unwrap();
+        key.as_str().to_owned()
+    }
+
+    /// Waits until it has stopped.
+    pub(crate) async fn stopped(&mut self) {
+        let serving = self.serving.take().unwrap();
+        tokio::time::timeout(DEADLINE, serving).await.expect("it stops").unwrap().unwrap();
     }
 
     /// A connection of HTTP/1.1.

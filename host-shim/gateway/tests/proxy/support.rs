@@ -79,10 +79,6 @@ pub(crate) struct Fake {
 }
 
 impl Fake {
-    pub(crate) fn id(&self) -> String {
-        self.sandbox.record().id.to_string()
-    }
-
     pub(crate) fn dials(&self) -> usize {
         self.dials.load(Ordering::SeqCst)
     }

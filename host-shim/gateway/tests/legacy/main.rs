@@ -94,7 +94,7 @@ async fn the_last_subscriber_takes_the_process_along() {
     let mut other = legacy.connect().await;
     let exit = other.subscribe("process_subscribe", json!(["onExit", "two"])).await;
     drop(client);
-    // The gateway has noticed when the first connection's subscriptions are gone; the other's keeps it.
+    // Whenever the gateway notices that: the other's subscription keeps it.
     assert_eq!(other.call("process_start", json!(["two", "false", {}, ""])).await, "two");
     assert!(is_running(&pid), "another connection subscribed");
     drop(other);

@@ -84,6 +84,10 @@ dist: ## one tarball of what install puts down
 demo: ## from a Dockerfile to cowsay in a microVM, twice
 	@tests/demo.sh
 
+.PHONY: demo-sdk
+demo-sdk: ## a gateway, and the published E2B clients run against it
+	@tests/demo-sdk.sh
+
 .PHONY: nextest
 nextest:
 	@command -v cargo-nextest >/dev/null || [ -x $(TOOLS)/bin/cargo-nextest ] || \
@@ -186,6 +190,11 @@ fuzz: packages ## each fuzz target for FUZZ_SECONDS (default 60)
 bench-envd: MORE_PACKAGES := $(BENCH_PACKAGES)
 bench-envd: test-guest vhost-device-vsock ## the agent's times, rates and memory, against ssh, sftp and the raw channel
 	$(E2E_ENV) cargo bench --locked -p e2e --bench envd
+
+.PHONY: bench-gateway
+bench-gateway: packages ## what the gateway costs a call and a stream, and its memory
+	cargo build --locked --release -p envd -p tiffin-gateway --bins
+	cargo bench --locked -p tiffin-gateway --bench proxy
 
 .PHONY: soak
 soak: agent ## SOAK_CYCLES (default 10000) times start, reattach and kill

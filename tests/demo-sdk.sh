@@ -32,7 +32,7 @@ rm -rf "$data"/gateway.*
 
 step 'gateway'
 log=$demo/gateway.log
-tiffin-gateway serve --data-dir "$data" --listen "127.0.0.1:$port" --allow-emulation >"$log" 2>&1 &
+tiffin-gateway serve --data-dir "$data" --listen "127.0.0.1:$port" --domain tiffin.test --allow-emulation >"$log" 2>&1 &
 gateway=$!
 # It says its variables once it serves. `base` is made before that, which takes minutes the first time.
 tail --pid=$gateway -n +1 -F "$log" 2>/dev/null | sed '/E2B_API_KEY/q' | grep -v E2B_API_KEY || true
@@ -44,6 +44,9 @@ export E2B_API_KEY
 step 'Python: e2b'
 "$TIFFIN_PYTHON" tests/python/demo.py
 step 'JavaScript: e2b'
-"$TIFFIN_NODE" "$TIFFIN_JAVASCRIPT/demo.mjs"
+"$TIFFIN_NODE" tests/javascript/demo.mjs
 step 'JavaScript: @e2b/sdk 0.12, over its WebSocket'
-"$TIFFIN_NODE" "$TIFFIN_JAVASCRIPT/demo-legacy.mjs"
+# It builds host names of its own: they are resolved to this machine, as wildcard DNS would.
+domain=tiffin.test:$port
+TIFFIN_DOMAIN=$domain E2B_DOMAIN=$domain E2B_SECURE=false NODE_OPTIONS=--require=$PWD/tests/javascript/loopback.cjs \
+    "$TIFFIN_NODE" tests/javascript/demo-legacy.mjs

@@ -24,10 +24,8 @@ use wire::{Agent, DEADLINE, Wire, rss};
 const CONNECT_PROCESS: u32 = 1;
 const CONNECT_FROM_OFFSET: u32 = 1000;
 
-/// Cycles until allocator arenas, caches and the table of ended processes are as large as they will be.
-const WARM_UP: usize = 1000;
-
-/// Ended processes are remembered for this long: before that their memory is no leak.
+/// Ended processes are remembered for this long: before that their memory is no leak, and the table of them, the allocator's
+/// arenas and caches are as large as they will be.
 const KEEP_ENDED: Duration = Duration::from_secs(30);
 
 /// What the agent may hold more at the end than after the warm-up: fragments of a heap that had thousands of processes.
@@ -48,11 +46,13 @@ fn main() {
     let begin = Instant::now();
     let mut bytes = 0;
     let mut calls = agent.wire();
-    for n in 0..WARM_UP.min(cycles) {
-        bytes += cycle(&agent, &mut calls, n).unwrap_or_else(|error| panic!("cycle {n}: {error}"));
+    let mut warm_up = 0;
+    while begin.elapsed() < KEEP_ENDED {
+        cycle(&agent, &mut calls, warm_up).unwrap_or_else(|error| panic!("cycle {warm_up}: {error}"));
+        warm_up += 1;
     }
     let before = settled(&agent, &mut calls);
-    for n in WARM_UP.min(cycles)..cycles {
+    for n in 0..cycles {
         bytes += cycle(&agent, &mut calls, n).unwrap_or_else(|error| panic!("cycle {n}: {error}"));
         if n % 500 == 0 {
             eprint!("\rcycle {n} of {cycles}");
@@ -61,7 +61,7 @@ fn main() {
     eprintln!();
     let after = settled(&agent, &mut calls);
     println!(
-        "soak: {cycles} cycles in {:.0} s, {bytes} bytes, 0 lost; RSS {} -> {} KiB, descriptors {} -> {}, \
+        "soak: {warm_up} cycles to warm up, then {cycles}, {:.0} s in all; {bytes} bytes, 0 lost; RSS {} -> {} KiB, descriptors {} -> {}, \
          spawner's {} -> {}, threads {} -> {}, zombies {}",
         begin.elapsed().as_secs_f64(),
         before.rss,

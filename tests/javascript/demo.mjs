@@ -27,7 +27,7 @@ try {
   const terminal = await sandbox.pty.create({ cols: 80, rows: 24, onData: (data) => (shown += text.decode(data)) })
   await sandbox.pty.sendInput(terminal.pid, new TextEncoder().encode('echo $((6 * 7)) in a terminal; exit\n'))
   await terminal.wait()
-  console.log('pty:', shown.split(/\r?\n/).find((line) => line.startsWith('42 ')))
+  console.log('pty:', shown.split(/[\r\n]+/).find((line) => line.startsWith('42 ')))
 } finally {
   console.log('kill:', await sandbox.kill())
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the templates that the end-to-end tests boot, with the project's own tools:
-# prepare.sh BIN_DIR DATA_DIR SYSTEMD_ROOT_TAR
+# prepare.sh BIN_DIR DATA_DIR SYSTEMD_ROOT_TAR BASE_ROOT_TAR
 set -euo pipefail
-bin=$1 data=$2 systemd_root=$3
+bin=$1 data=$2 systemd_root=$3 base_root=$4
 here=$(cd "$(dirname "$0")" && pwd)
 
 context=$(mktemp -d)
@@ -12,16 +12,35 @@ cc -static -O1 -o "$context/hog" "$here/images/busybox/hog.c"
 "$bin/image-builder" --data-dir "$data" build -t e2e "$context"
 "$bin/image-builder" --data-dir "$data" template create e2e --image e2e --memory 256 --disk 256
 
-# Debian with systemd as its init. The tree is large: made again only when it or its maker changed.
-made="$data/systemd.made-of"
-of=$(cat "$systemd_root" "$bin/image-builder" "$0" | sha256sum)
-if [ ! -d "$data/templates/systemd" ] || [ "$(cat "$made" 2>/dev/null)" != "$of" ]; then
-    layout=$context/layout
+# Whole Debian roots: each is an image of one layer, and made again only when it or its maker changed.
+of() { cat "$@" "$bin/image-builder" "$here/prepare.sh" | sha256sum; }
+is_made() { [ -d "$data/templates/$1" ] && [ "$(cat "$data/$1.made-of" 2>/dev/null)" = "$2" ]; }
+load() { # load NAME TAR [UMOCI_CONFIG...]: the image e2e-NAME
+    local name=$1 tar=$2 layout=$context/layout-$1
+    shift 2
     umoci init --layout "$layout"
-    umoci new --image "$layout:systemd"
-    umoci raw add-layer --image "$layout:systemd" "$systemd_root"
-    umoci config --image "$layout:systemd" --config.volume /srv/data
-    "$bin/image-builder" --data-dir "$data" load "oci:$layout:systemd" -t e2e-systemd
+    umoci new --image "$layout:$name"
+    umoci raw add-layer --image "$layout:$name" "$tar"
+    [ $# -eq 0 ] || umoci config --image "$layout:$name" "$@"
+    "$bin/image-builder" --data-dir "$data" load "oci:$layout:$name" -t "e2e-$name"
+}
+
+# Debian with systemd as its init.
+made=$(of "$systemd_root")
+if ! is_made systemd "$made"; then
+    load systemd "$systemd_root" --config.volume /srv/data
     "$bin/image-builder" --data-dir "$data" template create systemd --image e2e-systemd --memory 512 --disk 512
-    echo "$of" > "$made"
+    echo "$made" > "$data/systemd.made-of"
+fi
+
+# The gateway's `base`: its own Dockerfile, on a root where the packages are there already.
+dockerfile=$here/../host-shim/gateway/base/Dockerfile
+made=$(of "$base_root" "$dockerfile")
+if ! is_made base "$made"; then
+    load debian "$base_root"
+    mkdir "$context/base"
+    sed -e 's/^FROM .*/FROM e2e-debian/' -e '/^RUN apt-get/,/[^\\]$/d' "$dockerfile" > "$context/base/Dockerfile"
+    "$bin/image-builder" --data-dir "$data" build -t e2e-base "$context/base"
+    "$bin/image-builder" --data-dir "$data" template create base --image e2e-base
+    echo "$made" > "$data/base.made-of"
 fi

@@ -2,6 +2,7 @@
 //!
 //! `make test` installs them and names the programs that run them in `TIFFIN_PYTHON` and `TIFFIN_NODE`.
 
+mod gateway;
 mod methods;
 mod protojson;
 mod sdk;

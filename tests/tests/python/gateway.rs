@@ -1,0 +1,130 @@
+//! The published clients, unmodified, against a gateway with real machines.
+//!
+//! tests/sdk-methods.txt says which methods they call; each program prints a line for each case that it has checked.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use e2e::{TestSandbox, binary, made};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The domain of host labels, resolved by the clients' preloaded script and by nothing else.
+const DOMAIN: &str = "tiffin.test";
+
+/// A gateway on a free port with a data folder of its own, and the template `base` of all tests.
+struct Gateway {
+    child: Child,
+    data: tempfile::TempDir,
+    variables: Vec<(String, String)>,
+}
+
+impl Gateway {
+    fn start() -> Self {
+        let data = tempfile::Builder::new().prefix("gateway").tempdir_in("/tmp").unwrap();
+        // What was found out about this machine is shared too.
+        for shared in ["templates", "cache"] {
+            let there = made("TIFFIN_E2E_DATA").join(shared);
+            std::os::unix::fs::symlink(there, data.path().join(shared)).unwrap();
+        }
+        let mut child = Command::new(binary("tiffin-gateway"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--domain", DOMAIN, "--allow-emulation", "--data-dir"])
+            .arg(data.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It says its variables once it serves.
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut gateway = Self { child, data, variables: Vec::new() };
+        while gateway.variables.len() < 3 {
+            let line = lines.next().expect("the gateway serves").unwrap();
+            let (name, value) = line.strip_prefix("export ").unwrap().split_once('=').unwrap();
+            gateway.variables.push((name.to_owned(), value.trim_matches('\'').to_owned()));
+        }
+        gateway
+    }
+
+    fn variable(&self, name: &str) -> &str {
+        let found = self.variables.iter().find(|(known, _)| known == name);
+        &found.unwrap_or_else(|| panic!("the gateway did not say {name}: {:?}", self.variables)).1
+    }
+
+    /// Runs a client's program, which says `ok CASE` for each case that its `--checks` names.
+    fn run(&self, mut program: Command, mut listing: Command) {
+        let listed = listing.arg("--checks").output().unwrap();
+        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+        let expected = String::from_utf8(listed.stdout).unwrap();
+        let done = program.envs(self.variables.iter().cloned()).output().unwrap();
+        let (said, errors) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        assert!(done.status.success(), "{}\n{said}\n{errors}", done.status);
+        let ok: BTreeSet<&str> = said.lines().filter_map(|line| line.strip_prefix("ok ")).collect();
+        let missing: Vec<&str> = expected.lines().filter(|case| !ok.contains(case)).collect();
+        assert!(!ok.is_empty() && missing.is_empty(), "not checked: {missing:?}\n{said}\n{errors}");
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // Sandboxes outlive their gateway, and machines end with their shims.
+        let left = TestSandbox::processes_of(self.data.path());
+        for pid in left {
+            let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+        }
+    }
+}
+
+fn javascript(program: &str) -> Command {
+    let mut command = Command::new(made("TIFFIN_NODE"));
+    command.arg(scripts().join(program));
+    command
+}
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("javascript")
+}
+
+#[test]
+fn the_python_client_blocking() {
+    let of = || {
+        let mut command = crate::python("gateway.py");
+        command.arg("sync");
+        command
+    };
+    Gateway::start().run(of(), of());
+}
+
+#[test]
+fn the_python_client_with_asyncio() {
+    let of = || {
+        let mut command = crate::python("gateway.py");
+        command.arg("async");
+        command
+    };
+    Gateway::start().run(of(), of());
+}
+
+#[test]
+fn the_javascript_client() {
+    Gateway::start().run(javascript("gateway.mjs"), javascript("gateway.mjs"));
+}
+
+#[test]
+fn the_first_javascript_client_over_its_websocket() {
+    let gateway = Gateway::start();
+    let port = gateway.variable("E2B_API_URL").rsplit(':').next().unwrap().to_owned();
+    let domain = format!("{DOMAIN}:{port}");
+    let of = || {
+        let mut command = javascript("legacy.mjs");
+        command
+            .env("TIFFIN_DOMAIN", &domain)
+            .env("E2B_DOMAIN", &domain)
+            .env("E2B_SECURE", "false")
+            .env("NODE_OPTIONS", format!("--require={}", scripts().join("loopback.cjs").display()));
+        command
+    };
+    gateway.run(of(), of());
+}

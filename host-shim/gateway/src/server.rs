@@ -62,7 +62,8 @@ impl Default for Limits {
     }
 }
 
-/// Bytes of a request's headers, and of what is read ahead of a body. Signed URLs and cookies are long, not that long.
+/// Bytes of a request's target and headers. Signed URLs and cookies are long, not that long. hyper's own limit is that of its
+/// read buffer, whose size uploads need (some 400 KiB).
 const MAX_HEADER_BYTES: usize = 64 << 10;
 
 /// Lines of a request's headers.
@@ -162,8 +163,7 @@ impl Server {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.header_timeout)
-            .max_headers(MAX_HEADERS)
-            .max_buf_size(MAX_HEADER_BYTES);
+            .max_headers(MAX_HEADERS);
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -208,6 +208,10 @@ impl Server {
             let why = "CONNECT is not served: a sandbox's ports are reached by requests to it";
             return ApiError::new(StatusCode::METHOD_NOT_ALLOWED, why).into_response();
         }
+        if header_bytes(&request) > MAX_HEADER_BYTES {
+            let why = format!("the request's target and headers are longer than {MAX_HEADER_BYTES} bytes");
+            return ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, why).into_response();
+        }
         let (head, body) = request.into_parts();
         let route = route(&head, &self.gateway.config.domain);
         let request = Request::from_parts(head, body);
@@ -247,6 +251,12 @@ impl Server {
         self.cut.cancel();
         self.connections.wait().await;
     }
+}
+
+fn header_bytes(request: &Request<Incoming>) -> usize {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let lines = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    target + lines.sum::<usize>()
 }
 
 /// What happens on a connection.

@@ -106,6 +106,7 @@ async fn measure() {
         [("standard output", Stream::Output), ("upload", Stream::Upload), ("download", Stream::Download)]
     {
         let mut samples = [const { Vec::new() }; 3];
+        let used = gateway.processor_time();
         for round in 0..=ROUNDS {
             for turn in 0..ways.len() {
                 let place = (round + turn) % ways.len();
@@ -125,8 +126,12 @@ async fn measure() {
         let rates = times.map(|time| STREAM as f64 / time.as_secs_f64() / f64::from(1 << 20));
         print_row(what, rates.map(|rate| format!("{rate:.0} MiB/s")));
         let (ratio, of_shim) = (rates[2] / rates[0], rates[2] / rates[1]);
-        let value = format!("{ratio:.2} ({of_shim:.2} of the shim's)");
-        verdict("  ratio of the gateway's to the agent's", &value, ratio >= 0.8, "at least 0.8");
+        // A sandbox is reached by its `vsock.sock` and no other way: that is the direct one.
+        let value = format!("{of_shim:.2} ({ratio:.2} of the agent's)");
+        verdict("  ratio of the gateway's to the shim's", &value, of_shim >= 0.8, "at least 0.8");
+        let used = (gateway.processor_time() - used).as_secs_f64() / (ROUNDS + 1) as f64;
+        let each = used * 1e3 * f64::from(1 << 30) / STREAM as f64;
+        println!("{:<44} {:>38}", "  processor time of the gateway", format!("{each:.0} ms for each GiB"));
     }
     drop(ways);
 

@@ -160,6 +160,24 @@ impl Gateway {
     }
 }
 
+impl Gateway {
+    /// Processor time that it has used (proc_pid_stat(5), utime and stime).
+    pub(crate) fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.0.id())).unwrap();
+        // The second field is in brackets and may hold anything.
+        let fields: Vec<u64> = stat
+            .rsplit_once(')')
+            .unwrap()
+            .1
+            .split_whitespace()
+            .filter_map(|field| field.parse().ok())
+            .collect();
+        // Without the state, which is no number: utime and stime are fields 14 and 15 of all.
+        let ticks = fields[10] + fields[11];
+        Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+}
+
 /// The gateway's process.
 pub(crate) fn gateway(folder: &Path) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();

@@ -84,7 +84,7 @@ fn prepare(
 ) -> Box<Request<Counted>> {
     let (mut head, body) = request.into_parts();
     headers::to_sandbox(&mut head, to, peer, !body.is_end_stream());
-    Box::new(Request::from_parts(head, Counted { body, gateway: Arc::clone(gateway) }))
+    Box::new(Request::from_parts(head, Counted::new(body, gateway)))
 }
 
 async fn send(
@@ -161,6 +161,15 @@ enum End {
 }
 
 impl Streamed {
+    fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        let Some(upstream) = &mut self.upstream else { return Poll::Pending };
+        upstream.drive(context);
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
     fn finish(&mut self) {
         let Some(upstream) = self.upstream.take() else { return };
         match &self.idle {
@@ -189,7 +198,7 @@ impl HttpBody for Streamed {
                     Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the sandbox ended")))
                 });
             }
-            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            match ready!(self.poll_body(context)) {
                 Some(frame) => {
                     if let Some(data) = frame.as_ref().ok().and_then(Frame::data_ref) {
                         self.gateway.metrics.proxied(Direction::Out, data.len() as u64);

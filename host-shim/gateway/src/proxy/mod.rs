@@ -60,7 +60,7 @@ pub(crate) struct Client {
 }
 
 /// The proxy of a gateway.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Proxy {
     pool: Arc<Pool>,
 }

@@ -21,7 +21,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often those that waited too long, or were closed by the agent, are let go.
 pub(super) const SWEEP: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Pool {
     idle: Mutex<HashMap<SandboxId, Vec<(Instant, Upstream)>>>,
 }
@@ -31,7 +31,7 @@ impl Pool {
     pub(super) fn take(&self, id: &SandboxId) -> Option<Upstream> {
         let mut idle = self.lock();
         let waiting = idle.get_mut(id)?;
-        let ready = waiting.iter().rposition(|(since, upstream)| upstream.is_ready() && is_fresh(*since));
+        let ready = waiting.iter_mut().rposition(|(since, upstream)| is_fresh(*since) && upstream.is_ready());
         let taken = ready.map(|place| waiting.remove(place).1);
         if waiting.is_empty() {
             idle.remove(id);
@@ -40,7 +40,7 @@ impl Pool {
     }
 
     /// Keeps a connection whose answer was read to its end.
-    pub(super) fn put(&self, id: &SandboxId, upstream: Upstream) {
+    pub(super) fn put(&self, id: &SandboxId, mut upstream: Upstream) {
         if upstream.is_closed() {
             return;
         }
@@ -55,8 +55,9 @@ impl Pool {
     /// Lets go of what waited too long or was closed.
     pub(super) fn sweep(&self) {
         self.lock().retain(|_, waiting| {
-            let stays = |(since, upstream): &(Instant, Upstream)| is_fresh(*since) && !upstream.is_closed();
-            for (_, upstream) in waiting.extract_if(.., |entry| !stays(entry)) {
+            let goes =
+                |(since, upstream): &mut (Instant, Upstream)| !is_fresh(*since) || upstream.is_closed();
+            for (_, upstream) in waiting.extract_if(.., goes) {
                 upstream.finish();
             }
             !waiting.is_empty()

@@ -145,11 +145,12 @@ async fn a_second_request_cannot_hide_in_a_body() {
 async fn a_head_beyond_its_limits_is_refused() {
     let (sandbox, _) = recording();
     let front = Front::of(&[&sandbox]).await;
-    let to = format!("{TO}e2b-sandbox-port: 80\r\n");
+    let to = format!("{TO}e2b-sandbox-port: 80\r\nconnection: close\r\n");
     let long = format!("GET / HTTP/1.1\r\n{to}x-long: {}\r\n\r\n", "a".repeat(100_000));
     let many = format!("GET / HTTP/1.1\r\n{to}{}\r\n", "x-many: 1\r\n".repeat(200));
     let target = format!("GET /{} HTTP/1.1\r\n{to}\r\n", "a".repeat(70_000));
-    for request in [long, many, target] {
+    let longer = format!("GET / HTTP/1.1\r\n{to}x-long: {}\r\n\r\n", "a".repeat(2_000_000));
+    for request in [long, many, target, longer] {
         let answer = front.talk(&request).await;
         let refused = ["HTTP/1.1 431 ", "HTTP/1.1 414 "].iter().any(|status| answer.starts_with(status));
         assert!(refused, "{answer:?}");

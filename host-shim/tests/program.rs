@@ -200,6 +200,8 @@ fn a_killed_shim_leaves_a_callers_folder_that_says_so() {
     let dir = host.path("s");
     let args = ["run", "--spec", spec.to_str().unwrap(), "--dir", dir.to_str().unwrap()];
     let (mut shim, vmm) = host.start_sleeper(&args);
+    // The shim writes it beside its other work.
+    until("there is a console log", || dir.join("console.log").exists());
     let (code, _, stderr) = host.run(&args);
     assert_eq!(code, 2, "{stderr}");
     assert!(stderr.contains("belongs to a host-shim that is running (pid"), "{stderr}");

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tiffin_gateway::base::{self, BaseError};
 use tiffin_gateway::fleet::Fleet;
 use tiffin_gateway::metrics::Metrics;
@@ -37,6 +38,7 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
             "no hardware virtualization: sandboxes run emulated, slowly and behind no boundary"
         );
     }
+    raise_open_files();
     // Before anything that takes long, so that a port that is taken is told at once.
     let listener = TcpListener::bind(config.listen)
         .await
@@ -67,6 +69,17 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
     server::serve(Arc::clone(&gateway), listener, stop).await.context("the server failed")?;
     tracing::info!(sandboxes = gateway.fleet.all().len(), "stopped; the sandboxes go on");
     Ok(())
+}
+
+/// The usual soft limit of 1024 is for programs that call select(2).
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(server::OPEN_FILES, |maximum| maximum.min(server::OPEN_FILES));
+    if limit.current.is_some_and(|current| current < wanted)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
+    {
+        tracing::warn!(%error, wanted, "cannot raise the limit of open files");
+    }
 }
 
 /// Cancelled by SIGTERM, SIGINT or SIGHUP; a second one ends the process at once.

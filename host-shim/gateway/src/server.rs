@@ -41,7 +41,7 @@ use crate::{ApiError, Gateway, control};
 /// What clients may take of the gateway.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once. Each may have a second one to a sandbox; together they fit a limit of 16384 open files.
+    /// Connections at once. Each may have a second one to a sandbox; together they fit [`OPEN_FILES`].
     pub connections: usize,
     /// Time for a request's headers, and for silence between two requests.
     pub header_timeout: Duration,
@@ -61,6 +61,9 @@ impl Default for Limits {
         }
     }
 }
+
+/// Open files that the program wants: twice the connections, and as many again for sandboxes and files.
+pub const OPEN_FILES: u64 = 16384;
 
 /// Bytes of a request's target and headers. Signed URLs and cookies are long, not that long. hyper's own limit is that of its
 /// read buffer, whose size uploads need (some 400 KiB).

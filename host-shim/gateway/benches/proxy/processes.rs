@@ -45,7 +45,10 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) async fn start(folder: &Path) -> Self {
         let (socket, ports) = (folder.join("envd.sock"), folder.join("ports.sock"));
-        let child = Command::new(envd())
+        let child = Command::new("setpriv")
+            // It ends with the bench, however that ends.
+            .args(["--pdeathsig", "KILL"])
+            .arg(envd())
             .args(["--listen", &format!("unix:{}", socket.display())])
             .args(["--listen-ports", &format!("unix:{}", ports.display()), "--no-container"])
             .stdin(Stdio::null())

@@ -194,11 +194,18 @@ impl Fleet {
     /// Finds the sandboxes of an earlier gateway again: running ones are adopted, those that were being started or ended
     /// are ended, what is left of dead ones is removed.
     pub async fn open(config: Config, store: Store) -> Result<Arc<Self>, OpenError> {
-        let fleet = Self::holding(config, store, [])?;
-        let shared = &fleet.shared;
+        let lock = lock(&config)?;
+        let closing = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            admission: Admission::new(config.capacity),
+            config,
+            store,
+            sandboxes: Mutex::default(),
+            closing: closing.clone(),
+        });
         let records = shared.store.sandboxes().await?;
         let known: BTreeSet<String> = records.iter().map(|record| record.id.to_string()).collect();
-        let found = records.into_iter().map(|record| Arc::clone(shared).recover(record));
+        let found = records.into_iter().map(|record| Arc::clone(&shared).recover(record));
         futures::future::join_all(found).await;
 
         let sandboxes = shared.config.data.sandboxes();
@@ -209,25 +216,6 @@ impl Fleet {
             .map_err(io::Error::other)
             .flatten()
             .map_err(|source| OpenError::Io { path: sandboxes, source })?;
-        Ok(fleet)
-    }
-
-    /// A fleet of sandboxes that somebody else started and ends.
-    pub fn holding(
-        config: Config,
-        store: Store,
-        sandboxes: impl IntoIterator<Item = Arc<Sandbox>>,
-    ) -> Result<Arc<Self>, OpenError> {
-        let lock = lock(&config)?;
-        let closing = CancellationToken::new();
-        let by_id = sandboxes.into_iter().map(|sandbox| (sandbox.id().clone(), sandbox)).collect();
-        let shared = Arc::new(Shared {
-            admission: Admission::new(config.capacity),
-            config,
-            store,
-            sandboxes: Mutex::new(by_id),
-            closing: closing.clone(),
-        });
         Ok(Arc::new(Self { shared, _closing: closing.drop_guard(), _lock: lock }))
     }
 

@@ -56,7 +56,10 @@ impl Legacy {
     pub(crate) async fn with_token(token: Option<&str>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("envd.sock");
-        let agent = Command::new(envd())
+        let agent = Command::new("setpriv")
+            // It ends with its test, however that ends.
+            .args(["--pdeathsig", "KILL"])
+            .arg(envd())
             .args(["--listen", &format!("unix:{}", socket.display()), "--no-container"])
             .stdin(Stdio::null())
             .spawn()

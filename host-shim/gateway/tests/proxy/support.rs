@@ -231,7 +231,10 @@ impl Agent {
     pub(crate) async fn start(id: &str, team: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
         let (socket, ports) = (home.path().join("envd.sock"), home.path().join("ports.sock"));
-        let child = Command::new(envd())
+        let child = Command::new("setpriv")
+            // It ends with its test, however that ends.
+            .args(["--pdeathsig", "KILL"])
+            .arg(envd())
             .arg("--listen")
             .arg(format!("unix:{}", socket.display()))
             .arg("--listen-ports")

@@ -150,14 +150,14 @@ e2e: packages nextest test-guest vhost-device-vsock python javascript ## the end
 	$(E2E_ENV) cargo nextest run --locked -p e2e
 
 # The fuzz targets are a workspace of their own. They are not linked here, so libFuzzer is not built, which takes g++.
-FUZZ_LINT := CUSTOM_LIBFUZZER_PATH=/unlinked/libfuzzer.a cargo clippy --locked \
-	--manifest-path envd/fuzz/Cargo.toml --target-dir target/fuzz/lint
+FUZZ_LINT := CUSTOM_LIBFUZZER_PATH=/unlinked/libfuzzer.a cargo clippy --locked --workspace \
+	--manifest-path tests/fuzz/Cargo.toml --target-dir target/fuzz/lint
 
 .PHONY: lint
 lint: packages ## fmt, clippy and docs, warnings denied
 	$(call say,fmt)
 	cargo fmt --all --check
-	cargo fmt --manifest-path envd/fuzz/Cargo.toml --check
+	cargo fmt --all --manifest-path tests/fuzz/Cargo.toml --check
 	$(call say,clippy)
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(FUZZ_LINT) -- -D warnings
@@ -190,7 +190,7 @@ bench-rootfs: packages ## a Debian base to ext4, against tar and mke2fs
 fuzz: MORE_PACKAGES := $(FUZZ_PACKAGES)
 fuzz: packages ## each fuzz target for FUZZ_SECONDS (default 60)
 	$(call say,fuzz)
-	envd/fuzz/run.sh
+	tests/fuzz/run.sh
 
 .PHONY: bench-envd
 bench-envd: MORE_PACKAGES := $(BENCH_PACKAGES)

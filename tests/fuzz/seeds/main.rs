@@ -7,7 +7,10 @@ use std::path::PathBuf;
 
 use envd_channel::{envelope, preamble, record};
 use envd_proto::control::{Configure, FromHost, from_host};
-use envd_proto::process::{ProcessConfig, Pty, StartRequest, pty};
+use envd_proto::process::process_event::{DataEvent, EndEvent, Event, StartEvent, data_event};
+use envd_proto::process::{
+    ListResponse, ProcessConfig, ProcessEvent, ProcessInfo, Pty, StartRequest, StartResponse, pty,
+};
 use prost::Message;
 
 fn main() -> io::Result<()> {
@@ -122,5 +125,60 @@ fn main() -> io::Result<()> {
             with(&[0], &datagrams(&[started, exited, exited, &[]])),
             with(&[2], &datagrams(&[&[0xff; 200], failed])),
         ],
-    )
+    )?;
+
+    let event = |event: Event| {
+        let response = StartResponse { event: Some(ProcessEvent { event: Some(event) }) };
+        envelope::encode(0, &response.encode_to_vec())
+    };
+    let data = |output| event(Event::Data(DataEvent { output: Some(output), ..Default::default() }));
+    let ended = |exited, status: &str| {
+        event(Event::End(EndEvent { exited, status: status.into(), ..Default::default() }))
+    };
+    let started = event(Event::Start(StartEvent { pid: 7, ..Default::default() }));
+    let stdout = data(data_event::Output::Stdout("out".into()));
+    let stderr = data(data_event::Output::Stderr("err".into()));
+    let terminal = data(data_event::Output::Pty("pty".into()));
+    let end = |json: &str| envelope::encode(envelope::END_OF_STREAM, json.as_bytes());
+    let process = ProcessInfo { config: start.process, pid: 7, ..Default::default() };
+    let list = ListResponse { processes: vec![process] }.encode_to_vec();
+    let refusal = r#"{"code":"not_found","message":"no\u001b[2J such file"}"#;
+    write(
+        "client",
+        vec![
+            with(&[2], &[&started[..], &stdout, &stderr, &ended(true, "exit status 0"), &end("{}")].concat()),
+            with(
+                &[0b1010],
+                &[&started[..], &terminal, &ended(false, "signal: killed (core dumped)")].concat(),
+            ),
+            with(&[0b10010], &[&started[..], &end(&format!(r#"{{"error":{refusal}}}"#))].concat()),
+            with(&[0b110], refusal.as_bytes()),
+            with(&[0b100], br#"{"code":404,"message":"no"}"#),
+            with(&[0b11000], &list),
+            with(&[1], br#"[{"address":"127.0.0.1","port":80}]"#),
+        ],
+    )?;
+
+    // HTTP/1.0, 1.1 and 2 by the first byte.
+    let heads = [
+        "H3000-abc123.boxes.example",
+        "H49983-abc123-6532622b.localhost.:443",
+        "H3000-ABC123.eu.boxes.example\nIabc123\nP3000",
+        "H127.0.0.1:3000\nIabc123\nP49983",
+        "H[::1]:80\nIabc123\nP65535",
+        "Thttp://3000-abc123.boxes.example/x\nH3000-abc123.boxes.example",
+        "Hapi.boxes.example",
+        "H3000-abc123.boxes.example\nIabc124",
+        "Hlocalhost",
+    ];
+    let heads = heads.iter().flat_map(|head| [1, 2].map(|version| with(&[version], head.as_bytes())));
+    write("route", heads.chain([with(&[0], b"T/")]).collect())?;
+
+    let call = r#"{"jsonrpc":"2.0","id":"aB3","method":"process_start","params":["a",{"B":"c"},null,7]}"#;
+    let told = r#"{"jsonrpc":"2.0","method":"process_stdin","params":["a","\u00e9\ud83d\ude00"]}"#;
+    let answered = r#"{"jsonrpc":"2.0","id":1e2,"result":null}"#;
+    let frames =
+        [call, told, answered, r#" {"jsonrpc":"2.0","id":{"a":[1]},"method":"m","params":{}} "#, "[]", "[1,"];
+    let batch = format!("[{call},{told} ,1,{answered}]");
+    write("rpc", frames.iter().copied().chain([&batch[..]]).map(|text| text.into()).collect())
 }

@@ -13,11 +13,11 @@ export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
 -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing"
 
 # The flags are for the fuzzed code, not for build scripts, hence the target; the seeds need no instrumentation.
-RUSTFLAGS="" cargo run --locked --quiet --release --target-dir "$target/seeds" --bin seeds -- "$target/seed"
-[ $# -gt 0 ] || set -- connect json path multipart records spawner
+RUSTFLAGS="" cargo run --locked --quiet -p seeds --target-dir "$target/seeds" -- "$target/seed"
+[ $# -gt 0 ] || set -- client connect json path multipart records route rpc spawner
 build=()
 for name in "$@"; do build+=(--bin "$name"); done
-cargo build --locked --release --target "$host" --target-dir "$target" "${build[@]}"
+cargo build --locked --release -p fuzz --target "$host" --target-dir "$target" "${build[@]}"
 
 failed=()
 for name in "$@"; do

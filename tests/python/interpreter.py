@@ -100,6 +100,12 @@ async def rich_results():
     html, markdown, json, extra = execution.results
     assert (html.html, markdown.markdown, json.json, extra.extra) == ("<b>x</b>", "*x*", {"a": 1}, {"x-made/up": "y"})
     assert not any(result.is_main_result for result in execution.results) and execution.text is None
+    # A message of the code's own making, without what it must have: told, and it ends nothing.
+    unreadable = await run(
+        "kernel = get_ipython().kernel\n"
+        "kernel.session.send(kernel.iopub_socket, 'display_data', {}, parent=kernel.get_parent())\n'after'"
+    )
+    assert unreadable.error.name == "UnreadableOutput" and unreadable.text == "after", unreadable
     execution = await run("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()")
     (chart,) = execution.results
     assert base64.b64decode(chart.png).startswith(b"\x89PNG"), chart

@@ -1,7 +1,7 @@
 """The code interpreter of the template `code-interpreter-v1`: Jupyter kernels behind HTTP on port 49999.
 
     client ── /execute ──► app.py ──► context.py ──► kernel.py ── ZeroMQ ──► kernels/ipython (IPython)
-           ◄── lines of JSON ── execution.py ◄── messages.py ◄──────────────┘
+           ◄── lines of JSON ── execution.py ◄── messages.py ◄────────────┘
 """
 
 import pathlib

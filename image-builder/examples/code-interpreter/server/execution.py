@@ -24,10 +24,14 @@ class Execution:
 
     def take(self, message):
         """Takes a message of the kernel that is about this execution."""
-        if messages.is_idle(message):
-            self.end()
-        elif event := messages.event(message):
-            self._say(event)
+        try:
+            if messages.is_idle(message):
+                self.end()
+            elif event := messages.event(message):
+                self._say(event)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            # The code shares the kernel's socket, and may make messages of its own.
+            self._say(messages.error("UnreadableOutput", f"output that no client can read: {error!r}"))
 
     def fail(self, name, value):
         """Ends it with an error that is not the code's own."""

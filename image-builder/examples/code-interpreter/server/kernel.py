@@ -124,7 +124,8 @@ class Kernel:
             if message is None or self._execution is None:
                 continue
             execution, idle = self._execution
-            if message["parent_header"].get("msg_id") == execution.request:
+            parent = message["parent_header"]
+            if isinstance(parent, dict) and parent.get("msg_id") == execution.request:
                 execution.take(message)
                 if execution.ended.is_set():
                     idle.set()

@@ -28,7 +28,7 @@ def line(event):
     ASCII only: the JavaScript client decodes each chunk by itself, which breaks a character that two chunks share, and the
     Python client ends lines at U+2028 and its like.
     """
-    return json.dumps(event, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(event, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def error(name, value, traceback=""):

@@ -173,6 +173,11 @@ test: packages nextest ## everything that CI runs
 	$(call say,tests)
 	$(E2E_ENV) cargo nextest run --locked --workspace
 
+.PHONY: test-long
+test-long: packages python javascript ## the example image code-interpreter, with its published clients
+	$(MAKE) install PREFIX=$(CURDIR)/target/test-long
+	tests/interpreter.sh $(CURDIR)/target/test-long
+
 .PHONY: bench-boot
 bench-boot: test-guest ## CPU time of a boot, against an init that only dials out
 	$(STATIC) cargo build --locked --target $(TARGET) --profile agent -p envd --example dial_out

@@ -173,7 +173,8 @@ enum TemplateCommand {
     #[command(after_help = concat!(
         "Examples:\n",
         "  image-builder template create hello --image hello\n",
-        "  image-builder template create big --image oci-archive:app.tar --cpus 2 --memory 2048 --disk 8192\n\n",
+        "  image-builder template create big --image oci-archive:app.tar --cpus 2 --memory 2048 --disk 8192\n",
+        "  image-builder template create web --image web --start 'exec ./server' --ready 'curl -fs localhost:8080'\n\n",
         "A template of that name is replaced; running sandboxes keep the old one.\n\n",
         "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input (also: the image is larger than --rootfs-size)."
     ))]
@@ -212,6 +213,14 @@ struct CreateTemplate {
     /// Scratch disk of its sandboxes in MiB
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=16_777_216), value_name = "MiB")]
     disk: u64,
+    /// A shell command that tiffin-gateway starts in each sandbox before it gives it away [default: the image's label
+    /// tiffin.start]
+    #[arg(long, value_name = "CMD")]
+    start: Option<String>,
+    /// A shell command that tiffin-gateway repeats until it succeeds, before it gives a sandbox away [default: the image's
+    /// label tiffin.ready]
+    #[arg(long, value_name = "CMD")]
+    ready: Option<String>,
     /// Size of the root file system in MiB [default: as small as the image]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=16_777_216), value_name = "MiB")]
     rootfs_size: Option<u64>,
@@ -361,14 +370,27 @@ fn images(store: &Store, json: bool) -> anyhow::Result<()> {
 fn template(command: TemplateCommand, data: &DataDir, console: &Console) -> anyhow::Result<()> {
     match command {
         TemplateCommand::Create(create) => {
-            let CreateTemplate { name, image, cpus, memory, disk, rootfs_size, kernel, guest_image, json } =
-                *create;
+            let CreateTemplate {
+                name,
+                image,
+                cpus,
+                memory,
+                disk,
+                start,
+                ready,
+                rootfs_size,
+                kernel,
+                guest_image,
+                json,
+            } = *create;
             let _interrupt = Interrupt::install()?;
             let machine = Machine { cpus, memory_mib: memory, disk_mib: disk };
             let options = TemplateOptions {
                 name,
                 image,
                 machine,
+                start_command: start,
+                ready_command: ready,
                 rootfs_mib: rootfs_size,
                 kernel: kernel.or_else(|| templates::installed("vmlinux")),
                 guest_image: guest_image.or_else(|| templates::installed("guest-image.cpio")),

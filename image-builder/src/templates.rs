@@ -9,8 +9,8 @@ use oci::{Digest, Image, ImageReference, Store};
 use rootfs_tools::{Progress, Size};
 use serde::Serialize;
 use template::{
-    DataDir, Machine, NewTemplate, Rootfs, RuntimeConfig, SCHEMA_VERSION, SourceImage, Template,
-    TemplateFolder, TemplateName,
+    DataDir, Machine, NewTemplate, READY_LABEL, Rootfs, RuntimeConfig, SCHEMA_VERSION, START_LABEL,
+    SourceImage, Template, TemplateFolder, TemplateName,
 };
 
 use crate::base;
@@ -29,6 +29,10 @@ pub struct TemplateOptions {
     pub image: ImageReference,
     /// The machine that its sandboxes get by default.
     pub machine: Machine,
+    /// What its sandboxes start by themselves; what the image's label says by default, nothing when empty.
+    pub start_command: Option<String>,
+    /// What tells that they are ready; what the image's label says by default, nothing when empty.
+    pub ready_command: Option<String>,
     /// Size of the root file system in MiB; as small as the image by default.
     pub rootfs_mib: Option<u64>,
     /// The guest kernel that the template is made for, where one is known.
@@ -86,7 +90,7 @@ pub fn create(data: &DataDir, options: &TemplateOptions, console: &Console) -> R
         kernel,
         guest_image,
         rootfs: Rootfs { digest: report.digest, size: report.size },
-        runtime: runtime(&image),
+        runtime: runtime(&image, options),
         machine: options.machine,
     };
     let folder = new.publish(&template)?;
@@ -113,9 +117,14 @@ fn digest_of(file: &Path) -> Result<Digest, Error> {
     Ok(hasher.finish().0)
 }
 
-fn runtime(image: &Image) -> RuntimeConfig {
+fn runtime(image: &Image, options: &TemplateOptions) -> RuntimeConfig {
     let config = ImageConfig::from_json(&image.config_json);
+    let command = |asked: &Option<String>, label| {
+        asked.as_ref().or_else(|| config.labels.get(label)).filter(|command| !command.is_empty()).cloned()
+    };
     RuntimeConfig {
+        start_command: command(&options.start_command, START_LABEL),
+        ready_command: command(&options.ready_command, READY_LABEL),
         env: config.env.into_iter().collect(),
         user: config.user,
         workdir: config.workdir,

@@ -452,6 +452,21 @@ fn templates_are_made_from_images() {
     assert_eq!(report(&test.run(&["template", "list", "--json"])), serde_json::json!(["app"]));
     assert_eq!(report(&test.run(&["template", "inspect", "app"])), made["template"]);
 
+    assert!(made["template"]["runtime"].get("start_command").is_none());
+
+    // A template's commands are its options, else its image's labels, which images FROM that one inherit.
+    test.build("server", &format!("{BASE}LABEL tiffin.start=\"run it\" tiffin.ready=check\n"));
+    test.build("more", "FROM server\nENV A=b\n");
+    for (options, start, ready) in [
+        (&[][..], "run it".into(), "check".into()),
+        (&["--start", "other", "--ready", ""], "other".into(), Value::Null),
+    ] {
+        let create = [&["template", "create", "more", "--image", "more", "--json"], options].concat();
+        let runtime = &report(&test.run(&create))["template"]["runtime"];
+        assert_eq!((&runtime["start_command"], &runtime["ready_command"]), (&start, &ready));
+    }
+    assert!(test.run(&["template", "delete", "more"]).status.success());
+
     let small = ["template", "create", "small", "--image", "app", "--rootfs-size", "1"];
     let stderr = failure(&test.run(&small), 2);
     assert!(

@@ -91,7 +91,19 @@ pub struct RuntimeConfig {
     pub volumes: Vec<String>,
     /// Labels of the image.
     pub labels: BTreeMap<String, String>,
+    /// A shell command that is started in each sandbox before anybody gets it, and runs on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_command: Option<String>,
+    /// A shell command that fails until the sandbox is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready_command: Option<String>,
 }
+
+/// The label of an image whose value is the [`RuntimeConfig::start_command`] of templates that do not say another.
+pub const START_LABEL: &str = "tiffin.start";
+
+/// The label of an image whose value is the [`RuntimeConfig::ready_command`] of templates that do not say another.
+pub const READY_LABEL: &str = "tiffin.ready";
 
 /// The size of a sandbox's machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ mod folder;
 mod keeper;
 pub(crate) mod lookup;
 mod shim;
+mod startup;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
@@ -104,11 +105,7 @@ impl Sandbox {
 
     /// A client of its agent, with its token.
     pub fn client(&self) -> SandboxClient {
-        let client = SandboxClient::unix(self.dir.join(VSOCK_SOCKET));
-        match &self.record().access_token {
-            Some(token) => client.with_token(token),
-            None => client,
-        }
+        client(&self.dir, &self.record())
     }
 
     /// Returns once it is gone.
@@ -369,8 +366,14 @@ impl Shared {
                 return Err(did_not_start(&id, error));
             }
         };
+        let starting = async {
+            let ready = shim.ready(stdout).await.map_err(|error| did_not_start(&id, error))?;
+            let started = startup::run(&client(&dir, &record), &template.template().runtime).await;
+            started.map_err(|error| did_not_start(&id, error))?;
+            Ok(ready)
+        };
         let ready = tokio::select! {
-            ready = shim.ready(stdout) => ready.map_err(|error| did_not_start(&id, error)),
+            ready = starting => ready,
             () = given_up.cancelled() => Err(nobody_waits()),
         };
         let kept = match ready {
@@ -468,7 +471,15 @@ fn need(record: &SandboxRecord) -> Capacity {
     Capacity { sandboxes: 1, cpus: record.cpus, memory_mib: record.memory_mib }
 }
 
-fn did_not_start(id: &SandboxId, error: StartError) -> ApiError {
+fn client(dir: &Path, record: &SandboxRecord) -> SandboxClient {
+    let client = SandboxClient::unix(dir.join(VSOCK_SOCKET));
+    match &record.access_token {
+        Some(token) => client.with_token(token),
+        None => client,
+    }
+}
+
+fn did_not_start(id: &SandboxId, error: impl std::fmt::Display) -> ApiError {
     tracing::error!(sandbox = %id, %error, "a sandbox did not start");
     let words = error.to_string();
     let message = match words.starts_with("the sandbox ") {

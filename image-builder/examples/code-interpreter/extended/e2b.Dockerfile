@@ -1,0 +1,2 @@
+FROM code-interpreter-v1
+RUN pip install cowsay

@@ -203,16 +203,17 @@ async def much_output():
     assert "".join(execution.logs.stdout) == "".join(f"{line}\n" for line in range(200000))
 
 
-@check
 async def an_image_from_this_one():
-    if EXTENDED is None:
-        return
     extended = await do(Sandbox.create(EXTENDED, request_timeout=DEADLINE))
     try:
         said = await do(extended.run_code("import cowsay\nprint(cowsay.get_output_string('cow', 'moo'))"))
         assert "| moo |" in "".join(said.logs.stdout), said
     finally:
         await do(extended.kill())
+
+
+if EXTENDED:
+    check(an_image_from_this_one)
 
 
 async def main():

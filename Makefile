@@ -108,7 +108,8 @@ python: packages
 .PHONY: javascript
 javascript: packages
 	@cmp -s tests/javascript/package-lock.json $(TOOLS)/javascript/package-lock.json || { \
-		command -v npm >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends npm; \
+		command -v npm >/dev/null || { apt-get update -q && \
+			DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends npm; }; \
 		mkdir -p $(TOOLS) && new=$$(mktemp -d $(TOOLS)/javascript.XXXXXX) && \
 		cp tests/javascript/package*.json $$new && \
 		(cd $$new && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error) && \

@@ -32,6 +32,9 @@ pub enum Error {
     /// The scratch disk could not be made.
     #[error("cannot make the scratch disk: {0}")]
     Scratch(#[from] rootfs_tools::Error),
+    /// The files of a snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] crate::snapshot::Error),
     /// The operating system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -103,7 +106,10 @@ impl Error {
 
     /// Whether other input, and not another host, would help.
     pub fn is_bad_input(&self) -> bool {
-        matches!(self, Self::Invalid { .. } | Self::Spec(_) | Self::Template(_))
+        match self {
+            Self::Snapshot(error) => error.is_bad_input(),
+            _ => matches!(self, Self::Invalid { .. } | Self::Spec(_) | Self::Template(_)),
+        }
     }
 }
 

@@ -25,6 +25,7 @@ pub mod reaper;
 pub mod run;
 pub mod sandbox;
 pub mod scratch;
+pub mod snapshot;
 pub mod spec;
 #[cfg(test)]
 mod test_template;

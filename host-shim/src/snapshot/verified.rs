@@ -1,0 +1,1 @@
+//! Stamps that say that a file was verified.

@@ -1,13 +1,24 @@
 //! `manifest.json`: what a snapshot is, what it fits, and the digest of every file.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
 
 use envd_proto::boot;
 use oci_spec::image::Digest;
 use sandbox_folder::SandboxId;
 use serde::{Deserialize, Serialize};
 
+use super::Error;
+use super::hash::Scheme;
 use super::key::HostKey;
+
+/// The longest `manifest.json` that is read. The longest that is written has 64 volumes on one kernel command line, and
+/// takes a few KiB.
+pub(super) const MAX_MANIFEST: u64 = 64 << 10;
+
+/// The longest device state that is taken. QEMU's is 86 KiB, and grows with devices and queues, not with the RAM.
+pub(super) const MAX_STATE: u64 = 64 << 20;
 
 /// The version of `manifest.json` that this program writes and the only one that it reads.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -25,6 +36,86 @@ pub struct Manifest {
     pub description: Description,
     /// Every file beside this one. Nothing that is not named here is used.
     pub files: BTreeMap<FileName, FileEntry>,
+}
+
+impl Manifest {
+    /// Parses the text of a `manifest.json`; `path` names it in errors.
+    pub fn parse(text: &[u8], path: &Path) -> Result<Self, Error> {
+        let corrupt = |reason: String| Error::corrupt(path, reason);
+        if text.len() as u64 > MAX_MANIFEST {
+            return Err(corrupt(format!("{} bytes, expected at most {MAX_MANIFEST}", text.len())));
+        }
+        let value: serde_json::Value =
+            serde_json::from_slice(text).map_err(|error| corrupt(error.to_string()))?;
+        // Before the fields: those of a later version should be told as what they are.
+        match value.get("schema_version").and_then(serde_json::Value::as_u64) {
+            Some(found) if found == u64::from(SCHEMA_VERSION) => {}
+            Some(found) => {
+                let reason = format!(
+                    "schema version {found}, this program reads {SCHEMA_VERSION}: make the snapshot again"
+                );
+                return Err(Error::unsupported(path, reason));
+            }
+            None => return Err(corrupt("it has no schema_version".to_owned())),
+        }
+        let manifest: Self = serde_json::from_value(value).map_err(|error| corrupt(error.to_string()))?;
+        manifest.check().map_err(corrupt)?;
+        Ok(manifest)
+    }
+
+    /// Whether the files are those of a snapshot, and fit its machine.
+    pub(super) fn check(&self) -> Result<(), String> {
+        for name in [FileName::State, FileName::Ram, FileName::Scratch] {
+            if !self.files.contains_key(&name) {
+                return Err(format!("it names no file {name}"));
+            }
+        }
+        if self.files.contains_key(&FileName::RamDelta) != self.files.contains_key(&FileName::ScratchOverlay)
+        {
+            return Err(format!(
+                "expected both or none of {} and {}, got one",
+                FileName::RamDelta,
+                FileName::ScratchOverlay
+            ));
+        }
+        for (name, entry) in &self.files {
+            if !name.scheme().made(&entry.digest) {
+                return Err(format!("{name} has the digest {}, which is of another kind", entry.digest));
+            }
+        }
+        let key = &self.description.key;
+        let guest = &self.description.guest;
+        for digest in [&key.cpu, &guest.kernel, &guest.guest_image, &guest.rootfs] {
+            if !Scheme::Plain.made(digest) {
+                return Err(format!("expected sha256:, got the digest {digest}"));
+            }
+        }
+        let machine = &self.description.machine;
+        let (ram, disk) = (machine.memory_mib.checked_mul(1 << 20), machine.disk_mib.checked_mul(1 << 20));
+        let (Some(ram), Some(disk)) = (ram, disk) else {
+            return Err("its machine has sizes that no machine has".to_owned());
+        };
+        let size = |name| self.files.get(&name).map_or(0, |entry| entry.size);
+        if ram == 0 || size(FileName::Ram) != ram {
+            return Err(format!("{} has {} bytes, the RAM has {ram}", FileName::Ram, size(FileName::Ram)));
+        }
+        if size(FileName::Scratch) == 0 || size(FileName::Scratch) > disk {
+            let got = size(FileName::Scratch);
+            return Err(format!("{} has {got} bytes, expected 1 to {disk}", FileName::Scratch));
+        }
+        if size(FileName::State) == 0 || size(FileName::State) > MAX_STATE {
+            let got = size(FileName::State);
+            return Err(format!("{} has {got} bytes, expected 1 to {MAX_STATE}", FileName::State));
+        }
+        Ok(())
+    }
+
+    /// The text of a `manifest.json`.
+    pub(super) fn text(&self) -> serde_json::Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        Ok(text)
+    }
 }
 
 /// What the taker of a snapshot says about it; the writer of the folder adds the files.
@@ -77,6 +168,16 @@ pub enum SnapshotChannel {
     Serial,
     /// The kernel's vhost-vsock.
     VhostVsock,
+}
+
+impl SnapshotChannel {
+    /// Its name, as [`crate::channel::Prepared::name`] says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Serial => "serial",
+            Self::VhostVsock => "vhost-vsock",
+        }
+    }
 }
 
 /// What the guest was booted from.
@@ -145,6 +246,47 @@ pub enum FileName {
     Rootfs,
 }
 
+impl FileName {
+    /// Every name.
+    pub const ALL: [Self; 6] =
+        [Self::Ram, Self::RamDelta, Self::State, Self::Scratch, Self::ScratchOverlay, Self::Rootfs];
+
+    /// The name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ram => "ram",
+            Self::RamDelta => "ram.delta",
+            Self::State => "state",
+            Self::Scratch => "scratch.ext4",
+            Self::ScratchOverlay => "scratch.qcow2",
+            Self::Rootfs => "rootfs.ext4",
+        }
+    }
+
+    /// How its digest is computed: a template says the rootfs's plain one, and a state is small.
+    pub fn scheme(self) -> Scheme {
+        match self {
+            Self::State | Self::Rootfs => Scheme::Plain,
+            Self::Ram | Self::RamDelta | Self::Scratch | Self::ScratchOverlay => Scheme::Sparse,
+        }
+    }
+
+    /// The mode of a file that is done. Nobody writes it any more, but QEMU before 8.2 opens the RAM read-write even when
+    /// it maps it privately, so there its owner keeps the right.
+    pub(super) fn mode(self) -> u32 {
+        match self {
+            Self::Ram => 0o600,
+            _ => 0o400,
+        }
+    }
+}
+
+impl fmt::Display for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// A file of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
@@ -173,3 +315,114 @@ macro_rules! as_text {
 
 as_text!(profile_name, envd_proto::boot::Profile, |profile| profile.name().to_owned());
 as_text!(init_name, envd_proto::boot::Init, |init| init.to_string());
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::snapshot::hash;
+
+    pub(in crate::snapshot) fn description() -> Description {
+        let digest = |text: &str| hash::digest_of(text.as_bytes());
+        Description {
+            key: HostKey {
+                vmm: "QEMU".into(),
+                vmm_version: "7.2.22".into(),
+                accelerator: "tcg".into(),
+                cpu: digest("cpu"),
+            },
+            machine: SnapshotMachine {
+                cpus: 1,
+                memory_mib: 256,
+                disk_mib: 1024,
+                channel: SnapshotChannel::Serial,
+                profile: boot::Profile::Sandbox,
+                init: boot::Init::Path("/sbin/my init".into()),
+                volumes: vec!["/data".into()],
+            },
+            guest: GuestKey {
+                kernel: digest("kernel"),
+                guest_image: digest("guest"),
+                rootfs: digest("rootfs"),
+            },
+            agent: AgentVersion { version: "0.1.0".into(), protocol: 3 },
+            origin: Origin { verb: Verb::Pause, sandbox: "abc1".parse().unwrap() },
+            generation: 7,
+            startup_done: true,
+            created_unix_s: 1_700_000_000,
+        }
+    }
+
+    fn manifest() -> Manifest {
+        let sparse: Digest = format!("sha256+sparse:{}", "a".repeat(64)).parse().unwrap();
+        let entry = |name: FileName, size| {
+            let digest = match name.scheme() {
+                Scheme::Plain => hash::digest_of(b"x"),
+                Scheme::Sparse => sparse.clone(),
+            };
+            (name, FileEntry { size, digest })
+        };
+        Manifest {
+            schema_version: SCHEMA_VERSION,
+            description: description(),
+            files: BTreeMap::from([
+                entry(FileName::Ram, 256 << 20),
+                entry(FileName::RamDelta, 5000),
+                entry(FileName::State, 43_000),
+                entry(FileName::Scratch, 1 << 30),
+                entry(FileName::ScratchOverlay, 1 << 18),
+            ]),
+        }
+    }
+
+    fn parse(text: &[u8]) -> Result<Manifest, Error> {
+        Manifest::parse(text, Path::new("/s/manifest.json"))
+    }
+
+    #[test]
+    fn a_manifest_changes_only_on_purpose() {
+        let text = manifest().text().unwrap();
+        insta::assert_snapshot!(String::from_utf8(text.clone()).unwrap());
+        assert_eq!(parse(&text).unwrap(), manifest());
+        assert!(text.len() as u64 * 4 < MAX_MANIFEST);
+        for name in FileName::ALL {
+            assert_eq!(serde_json::to_value(name).unwrap(), name.as_str());
+        }
+        // Fields of a later writer of this version are not in the way.
+        let more = String::from_utf8(text).unwrap().replacen('{', "{\"novel\": [1],", 1);
+        assert_eq!(parse(more.as_bytes()).unwrap(), manifest());
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_refused() {
+        let text = String::from_utf8(manifest().text().unwrap()).unwrap();
+        let sparse = format!("sha256+sparse:{}", "a".repeat(64));
+        for (from, to, expected) in [
+            (text.as_str(), "", "EOF while parsing"),
+            (text.as_str(), "[]", "no schema_version"),
+            ("\"schema_version\": 1", "\"schema_version\": 2", "schema version 2, this program reads 1"),
+            ("\"schema_version\": 1", "\"schema_version\": \"1\"", "no schema_version"),
+            ("\"ram\": {", "\"../ram\": {", "unknown variant `../ram`"),
+            (
+                "\"ram.delta\": {",
+                "\"rootfs.ext4\": {",
+                "expected both or none of ram.delta and scratch.qcow2",
+            ),
+            ("\"size\": 268435456", "\"size\": 268435455", "ram has 268435455 bytes, the RAM has 268435456"),
+            ("\"size\": 1073741824", "\"size\": 1073741825", "scratch.ext4 has 1073741825 bytes"),
+            ("\"size\": 43000", "\"size\": 0", "state has 0 bytes"),
+            ("\"memory_mib\": 256", "\"memory_mib\": 18446744073709551615", "sizes that no machine has"),
+            (&sparse, "sha256:00", "Invalid digest"),
+            (&sparse, "sha256+sparse:00", "has the digest sha256+sparse:00"),
+            ("\"tcg\"", "7", "expected a string"),
+            ("\"sandbox\": \"abc1\"", "\"sandbox\": \"../..\"", "invalid sandbox id"),
+            ("\"profile\": \"sandbox\"", "\"profile\": \"none\"", "expected sandbox or restricted"),
+            ("/sbin/my init", "sbin", "init: expected"),
+        ] {
+            assert!(text.contains(from), "{from}");
+            let error = parse(text.replacen(from, to, 1).as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("/s/manifest.json"), "{to}: {error}");
+        }
+        let error = parse(&vec![b' '; MAX_MANIFEST as usize + 1]).unwrap_err().to_string();
+        assert!(error.contains("65537 bytes, expected at most 65536"), "{error}");
+    }
+}

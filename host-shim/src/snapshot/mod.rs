@@ -41,9 +41,14 @@ mod key;
 mod manifest;
 mod memory;
 mod open;
+mod qcow2;
 pub mod ram;
+mod sparse;
+#[cfg(test)]
+mod test_vmm;
 mod verified;
 
+pub use disk::{Placed, overlay};
 pub use error::Error;
 pub use folder::{Durability, NewSnapshot, sweep};
 pub use key::{Demand, HostKey, Mismatch, cpu_digest};

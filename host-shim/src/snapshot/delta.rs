@@ -2,28 +2,30 @@
 //!
 //! ```text
 //! header   4096 bytes   magic "TIFDELTA", version (u32), bytes of a page (u32), bytes of RAM (u64), zeros
-//! pages    4096 each    the contents of the runs of kind 0, in their order
-//! runs     16 each      first page (u64), pages (u32), kind (u32): 0 has contents, 1 is all zero
+//! pages    4096 each    the contents of the runs of kind 0
+//! runs     24 each      first page (u64), which of the contents is its first (u64), pages (u32),
+//!                       kind (u32): 0 has contents, 1 is all zero (and its second number is 0)
 //! trailer  24 bytes     number of runs (u64), number of pages with contents (u64), magic "ATLEDFIT"
 //! ```
 //!
-//! Integers are little-endian; runs are sorted and do not overlap. It is no sparse file on purpose: tools that copy turn
+//! Integers are little-endian; runs are sorted and do not overlap, their contents are in any order. It is no sparse file on purpose: tools that copy turn
 //! blocks of zeros into holes and holes into blocks, and here neither would mean anything. The runs come last so that
-//! it is written in one pass, while the vCPUs stand still.
+//! it is written in one pass, by several threads, while the vCPUs stand still.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::{GuestMemory, PAGE_SIZE, PageRange};
-use super::{Error, sparse};
+use super::{Error, parallel, sparse};
 
 const MAGIC: &[u8; 8] = b"TIFDELTA";
 const END_MAGIC: &[u8; 8] = b"ATLEDFIT";
 const VERSION: u32 = 1;
 const HEADER: u64 = PAGE_SIZE;
-const RUN: u64 = 16;
+const RUN: u64 = 24;
 const TRAILER: u64 = 24;
 
 /// Pages that are moved at once.
@@ -53,6 +55,8 @@ enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     first: u64,
+    /// The first of its pages among all pages with contents; 0 where it has none.
+    at: u64,
     count: u32,
     kind: Kind,
 }
@@ -65,8 +69,9 @@ impl Run {
     fn encode(&self) -> [u8; RUN as usize] {
         let mut bytes = [0; RUN as usize];
         bytes[..8].copy_from_slice(&self.first.to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.count.to_le_bytes());
-        bytes[12] = match self.kind {
+        bytes[8..16].copy_from_slice(&self.at.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.count.to_le_bytes());
+        bytes[20] = match self.kind {
             Kind::Data => 0,
             Kind::Zero => 1,
         };
@@ -74,17 +79,15 @@ impl Run {
     }
 
     fn decode(bytes: &[u8; RUN as usize]) -> Result<Self, String> {
-        let [a, b, c, d, e, f, g, h, count @ .., k0, k1, k2, k3] = *bytes;
-        let kind = match u32::from_le_bytes([k0, k1, k2, k3]) {
+        let (words, _) = bytes.as_chunks::<8>();
+        let [first, at, rest] = [0, 1, 2].map(|index| u64::from_le_bytes(words[index]));
+        // The lower half of a little-endian word comes first.
+        let kind = match rest >> 32 {
             0 => Kind::Data,
             1 => Kind::Zero,
             other => return Err(format!("a run of kind {other}, expected 0 or 1")),
         };
-        Ok(Self {
-            first: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            count: u32::from_le_bytes(count),
-            kind,
-        })
+        Ok(Self { first, at, count: rest as u32, kind })
     }
 }
 
@@ -101,54 +104,97 @@ fn save_pages(
 ) -> Result<DeltaSaved, Error> {
     let private_pages = private.iter().map(|range| range.count).sum();
     let needed = Some(private_pages * PAGE_SIZE);
-    let write = |result: io::Result<()>| result.map_err(Error::write(path, needed));
+    let write = |bytes: &[u8], at: u64| out.write_all_at(bytes, at).map_err(Error::write(path, needed));
 
-    let mut out = BufWriter::with_capacity(sparse::CHUNK as usize, out);
-    write(out.write_all(&header(memory.size())))?;
-    let (mut ours, mut bases) = (vec![0; sparse::CHUNK as usize], vec![0; sparse::CHUNK as usize]);
-    let mut runs: Vec<Run> = Vec::new();
-    let mut data_pages = 0;
-    for range in private {
-        let mut done = 0;
-        while done < range.count {
-            let count = (range.count - done).min(PIECE);
-            let (first, length) = (range.first + done, (count * PAGE_SIZE) as usize);
-            let (ours, bases) = (&mut ours[..length], &mut bases[..length]);
-            memory.read(ours, first * PAGE_SIZE).map_err(Error::io("read", memory.path()))?;
-            // The base is in the page cache: the VMM's pages were copied from there. A comparison is a fraction of
-            // what writing and hashing the page would cost.
-            memory
-                .base()
-                .read_exact_at(bases, first * PAGE_SIZE)
-                .map_err(Error::io("read the base of", path))?;
-            let pages = ours.chunks_exact(PAGE_SIZE as usize).zip(bases.chunks_exact(PAGE_SIZE as usize));
-            for (page, (ours, base)) in (first..).zip(pages) {
-                if ours == base {
+    write(&header(memory.size()), 0)?;
+    let pieces = pieces(private);
+    let data_pages = AtomicU64::new(0);
+    let runs = parallel::for_each(pieces.len(), Buffers::default, |buffers, index| {
+        let mut runs = buffers.read(memory, &pieces[index], path)?;
+        let data = &buffers.ours;
+        let first = data_pages.fetch_add(data.len() as u64 / PAGE_SIZE, Ordering::Relaxed);
+        for run in runs.iter_mut().filter(|run| run.kind == Kind::Data) {
+            run.at += first;
+        }
+        write(data, HEADER + first * PAGE_SIZE)?;
+        Ok(runs)
+    })?;
+    let data_pages = data_pages.into_inner();
+    let mut table: Vec<u8> = runs.into_iter().flatten().flat_map(|run| run.encode()).collect();
+    let runs = table.len() as u64 / RUN;
+    table.extend(trailer(runs, data_pages));
+    write(&table, HEADER + data_pages * PAGE_SIZE)?;
+    let size = HEADER + data_pages * PAGE_SIZE + table.len() as u64;
+    Ok(DeltaSaved { private_pages, data_pages, size })
+}
+
+/// The same pages, in pieces of at most [`PIECE`].
+fn pieces(ranges: &[PageRange]) -> Vec<Vec<PageRange>> {
+    let mut pieces: Vec<Vec<PageRange>> = Vec::new();
+    let mut room = 0;
+    for range in ranges {
+        let (mut first, mut count) = (range.first, range.count);
+        while count > 0 {
+            if room == 0 {
+                pieces.push(Vec::new());
+                room = PIECE;
+            }
+            let taken = count.min(room);
+            if let Some(piece) = pieces.last_mut() {
+                piece.push(PageRange { first, count: taken });
+            }
+            first += taken;
+            count -= taken;
+            room -= taken;
+        }
+    }
+    pieces
+}
+
+/// What a thread needs to look at a piece.
+#[derive(Default)]
+struct Buffers {
+    ours: Vec<u8>,
+    bases: Vec<u8>,
+}
+
+impl Buffers {
+    /// Reads a piece; leaves the contents of its runs in `ours`. Where they are is counted from there.
+    fn read(&mut self, memory: &GuestMemory, piece: &[PageRange], path: &Path) -> Result<Vec<Run>, Error> {
+        const PAGE: usize = PAGE_SIZE as usize;
+        let pages: u64 = piece.iter().map(|range| range.count).sum();
+        self.ours.resize(pages as usize * PAGE, 0);
+        self.bases.resize(pages as usize * PAGE, 0);
+        let (mut runs, mut read, mut kept) = (Vec::<Run>::new(), 0, 0);
+        for range in piece {
+            let bytes = read..read + range.count as usize * PAGE;
+            let offset = range.first * PAGE_SIZE;
+            memory.read(&mut self.ours[bytes.clone()], offset).map_err(Error::io("read", memory.path()))?;
+            // The base is in the page cache: the VMM's pages were copied from there. Comparing a page takes a fraction
+            // of what writing and hashing it would.
+            let base = memory.base().read_exact_at(&mut self.bases[bytes.clone()], offset);
+            base.map_err(Error::io("read the base of", path))?;
+            for (page, at) in (range.first..).zip(bytes.clone().step_by(PAGE)) {
+                let ours = &self.ours[at..at + PAGE];
+                if *ours == self.bases[at..at + PAGE] {
                     continue;
                 }
                 let kind = if sparse::is_zero(ours) { Kind::Zero } else { Kind::Data };
+                let contents = if kind == Kind::Data { kept / PAGE } else { 0 };
                 if kind == Kind::Data {
-                    write(out.write_all(ours))?;
-                    data_pages += 1;
+                    self.ours.copy_within(at..at + PAGE, kept);
+                    kept += PAGE;
                 }
                 match runs.last_mut() {
-                    Some(last) if last.end() == page && last.kind == kind && last.count < u32::MAX => {
-                        last.count += 1
-                    }
-                    _ => runs.push(Run { first: page, count: 1, kind }),
+                    Some(last) if last.end() == page && last.kind == kind => last.count += 1,
+                    _ => runs.push(Run { first: page, at: contents as u64, count: 1, kind }),
                 }
             }
-            done += count;
+            read = bytes.end;
         }
+        self.ours.truncate(kept);
+        Ok(runs)
     }
-    for run in &runs {
-        write(out.write_all(&run.encode()))?;
-    }
-    let runs = runs.len() as u64;
-    write(out.write_all(&trailer(runs, data_pages)))?;
-    write(out.flush())?;
-    let size = HEADER + data_pages * PAGE_SIZE + runs * RUN + TRAILER;
-    Ok(DeltaSaved { private_pages, data_pages, size })
 }
 
 /// Writes the pages of `delta` into the private mapping of a stopped VMM; a file that is not sound is refused before the
@@ -162,9 +208,9 @@ pub fn apply_delta(delta: &File, path: &Path, memory: &GuestMemory) -> Result<u6
     // Checked once more on the way, so that not even a file that changes meanwhile writes elsewhere.
     let mut runs = Reader::new(delta, layout);
     let mut buffer = vec![0; sparse::CHUNK as usize];
-    let (mut position, mut pages) = (HEADER, 0);
+    let mut pages = 0;
     while let Some(run) = runs.next().map_err(Fault::at(path))? {
-        let mut page = run.first;
+        let (mut page, mut position) = (run.first, HEADER + run.at * PAGE_SIZE);
         while page < run.end() {
             let bytes = &mut buffer[..((run.end() - page).min(PIECE) * PAGE_SIZE) as usize];
             match run.kind {
@@ -316,6 +362,14 @@ impl<'a> Reader<'a> {
         }
         let (entries, _) = self.piece.as_chunks::<{ RUN as usize }>();
         let run = Run::decode(&entries[inside as usize]).map_err(Fault::Corrupt)?;
+        let contents = match run.kind {
+            Kind::Data => run.at.checked_add(u64::from(run.count)).is_some_and(|end| end <= data_pages),
+            Kind::Zero => run.at == 0,
+        };
+        if !contents {
+            let reason = format!("run {} has its contents at {} of {data_pages} pages", self.next, run.at);
+            return Err(Fault::Corrupt(reason));
+        }
         if run.count == 0 || run.first < self.end || run.end() > ram_pages {
             let reason = format!(
                 "run {} is of {} pages from {}, expected one or more in {} to {ram_pages}",
@@ -393,11 +447,12 @@ mod tests {
         let ram = file_of(&[(3, 1), (5, 2), (6, 2), (600, 9)]);
         let (delta, saved) = save(&ram, &base, &[range(0, 10), range(600, 1)]);
         // 4 became zero; 5 and 6 are new; 3, 600 and the rest are the base's.
-        assert_eq!(saved, DeltaSaved { private_pages: 11, data_pages: 2, size: 4096 * 3 + 2 * 16 + 24 });
+        assert_eq!(saved, DeltaSaved { private_pages: 11, data_pages: 2, size: 4096 * 3 + 2 * 24 + 24 });
         let bytes = contents(&delta);
         assert_eq!(&bytes[..24], b"TIFDELTA\x01\0\0\0\0\x10\0\0\0\xc0\x2b\0\0\0\0\0");
-        assert_eq!(bytes[3 * 4096..][..16], [4, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
-        assert_eq!(bytes[3 * 4096..][16..32], [5, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        let runs = &bytes[3 * 4096..];
+        assert_eq!(&runs[..24], b"\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\x01\0\0\0", "4, zero");
+        assert_eq!(&runs[24..48], b"\x05\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0", "5 and 6");
         assert_eq!(&bytes[bytes.len() - 24..], b"\x02\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0ATLEDFIT");
         let memory = restored(&base);
         assert_eq!(apply(&delta, &memory).unwrap(), 3);
@@ -464,14 +519,16 @@ mod tests {
             ("overflow", runs + RUN, &u64::MAX.to_le_bytes()),
             ("overlap", runs + RUN, &[6]),
             ("not sorted", runs + RUN, &[1]),
-            ("an empty run", runs + 8, &[0]),
-            ("too many pages", runs + 8, &[3]),
-            ("another kind", runs + 12, &[2]),
-            ("zero instead of data", runs + 12, &[1]),
+            ("contents behind the pages", runs + RUN + 8, &[3]),
+            ("contents that overflow", runs + 8, &u64::MAX.to_le_bytes()),
+            ("an empty run", runs + 16, &[0]),
+            ("too many pages", runs + 16, &[3]),
+            ("another kind", runs + 20, &[2]),
+            ("another kind, large", runs + 23, &[1]),
+            ("zero instead of data", runs + 20, &[1]),
             ("more runs", saved.size - TRAILER, &[3]),
             ("runs that overflow", saved.size - TRAILER, &u64::MAX.to_le_bytes()),
             ("pages that overflow", saved.size - TRAILER + 8, &u64::MAX.to_le_bytes()),
-            // A run's 16 bytes times 256 is a page: the length alone would fit.
             ("no end", saved.size - 1, b"X"),
         ] {
             assert_refused(&altered(&delta, at, bytes), what);

@@ -86,14 +86,12 @@ fn plain(file: &File) -> io::Result<Digest> {
 
 fn sparse(file: &File) -> io::Result<Digest> {
     let size = file.metadata()?.len();
-    let found =
-        sparse::for_each(file, &sparse::chunks(file, size)?, |chunk, bytes| Ok(chunk_digest(chunk, bytes)))?;
-    let mut found: Vec<(u64, [u8; 32])> = found.into_iter().flatten().collect();
-    found.sort_unstable();
+    let chunks = sparse::chunks(file, size)?;
+    let found = sparse::for_each(file, &chunks, |chunk, bytes| Ok(chunk_digest(chunk, bytes)))?;
     let mut hash = Sha256::new();
     hash.update(SPARSE_MAGIC);
     hash.update(size.to_le_bytes());
-    for (offset, digest) in found {
+    for (offset, digest) in found.into_iter().flatten() {
         hash.update(offset.to_le_bytes());
         hash.update(digest);
     }

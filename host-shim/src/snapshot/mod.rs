@@ -41,6 +41,7 @@ mod key;
 mod manifest;
 mod memory;
 mod open;
+mod parallel;
 mod qcow2;
 pub mod ram;
 mod sparse;

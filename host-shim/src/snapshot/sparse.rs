@@ -1,25 +1,19 @@
-//! Sparse files: where their data is, and work on it in parallel.
-//!
-//! Every thread takes the next chunk and does all that there is to do with it; there is no queue, and a chunk is in the
-//! cache of one core from its read to its hash.
+//! Sparse files: where their data is, and what is done with it.
 
 use std::fs::File;
 use std::io;
-use std::num::NonZero;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
+
+use super::parallel;
 
 /// The unit of work, and of [`super::hash::Scheme::Sparse`]: it stays in the second-level cache.
 pub(super) const CHUNK: u64 = 1 << 20;
 
 /// The unit in which data and holes are told apart: the page of the guest, and the block of most file systems.
 pub(super) const BLOCK: usize = 4096;
-
-/// More threads than this wait for memory, not for a core; and other sandboxes want to run too.
-const MAX_THREADS: usize = 4;
 
 /// The part of a [`CHUNK`]-aligned chunk that may be data; the rest of the chunk is a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,51 +53,18 @@ pub(super) fn chunks(file: &File, size: u64) -> io::Result<Vec<Chunk>> {
     Ok(chunks)
 }
 
-/// Reads the chunks of `file` and does `work` with each, on as many threads as are useful. The results come in no
-/// particular order.
+/// Reads the chunks of `file` and does `work` with each, on several threads. The results are in the order of the chunks.
 pub(super) fn for_each<T: Send>(
     file: &File,
     chunks: &[Chunk],
     work: impl Fn(Chunk, &[u8]) -> io::Result<T> + Sync,
 ) -> io::Result<Vec<T>> {
-    let threads =
-        std::thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS).min(chunks.len());
-    let next = AtomicUsize::new(0);
-    let turn = || -> io::Result<Vec<T>> {
-        let mut buffer = vec![0; CHUNK as usize];
-        let mut done = Vec::new();
-        while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let bytes = &mut buffer[..(chunk.end - chunk.start) as usize];
-            let result = file.read_exact_at(bytes, chunk.start).and_then(|()| work(*chunk, bytes));
-            match result {
-                Ok(value) => done.push(value),
-                Err(error) => {
-                    // The others need not go on.
-                    next.store(chunks.len(), Ordering::Relaxed);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(done)
-    };
-    if threads <= 1 {
-        return turn();
-    }
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(turn)).collect();
-        let mut results = turn();
-        for other in others {
-            let theirs = match other.join() {
-                Ok(theirs) => theirs,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            match (&mut results, theirs) {
-                (Ok(all), Ok(theirs)) => all.extend(theirs),
-                (Ok(_), Err(error)) => results = Err(error),
-                (Err(_), _) => {}
-            }
-        }
-        results
+    let buffer = || vec![0; CHUNK as usize];
+    parallel::for_each(chunks.len(), buffer, |buffer, index| {
+        let chunk = chunks[index];
+        let bytes = &mut buffer[..(chunk.end - chunk.start) as usize];
+        file.read_exact_at(bytes, chunk.start)?;
+        work(chunk, bytes)
     })
 }
 
@@ -197,12 +158,10 @@ mod tests {
     }
 
     #[test]
-    fn the_first_error_ends_the_work() {
+    fn a_file_that_is_cut_meanwhile_is_an_error() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&vec![1; 8 * CHUNK as usize], 0).unwrap();
         let chunks = chunks(&file, 8 * CHUNK).unwrap();
-        let failed = for_each::<()>(&file, &chunks, |_, _| Err(io::Error::other("no")));
-        assert_eq!(failed.unwrap_err().to_string(), "no");
         file.set_len(CHUNK).unwrap();
         let cut = for_each(&file, &chunks, |_, _| Ok(())).unwrap_err();
         assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);

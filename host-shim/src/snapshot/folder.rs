@@ -22,7 +22,7 @@ use super::disk::Placed;
 use super::manifest::{Description, FileEntry, FileName, MANIFEST_FILE, Manifest, SCHEMA_VERSION};
 use super::ram::RamSaved;
 use super::verified::{self, Writer};
-use super::{Error, GuestMemory, SnapshotFolder, delta, disk, hash, ram};
+use super::{Digest, Error, GuestMemory, SnapshotFolder, delta, disk, hash, ram};
 
 /// What the name of an unfinished folder has behind its target's, before its random digits.
 const NEW: &str = ".new-";
@@ -35,7 +35,7 @@ const RANDOM_DIGITS: usize = 16;
 pub enum Durability {
     /// On disk when [`NewSnapshot::publish`] returns.
     Synced,
-    /// Not waited for: for a fork's snapshot, which means nothing after the host's next boot.
+    /// Neither waited for nor hashed: for a fork's snapshot, which is restored at once by this host and never again.
     Volatile,
 }
 
@@ -57,7 +57,7 @@ pub struct NewSnapshot {
 struct Added {
     file: File,
     /// Of a file that somebody has verified.
-    known: Option<FileEntry>,
+    known: Option<Digest>,
     /// Another snapshot's too: its mode is not ours to change.
     linked: bool,
 }
@@ -121,14 +121,8 @@ impl NewSnapshot {
         self.placed(name, &path, placed, None)
     }
 
-    /// A file that nobody writes any more: a hard link, else a copy. `known` is its size and digest if somebody
-    /// verified them.
-    pub fn add_link(
-        &mut self,
-        name: FileName,
-        from: &File,
-        known: Option<&FileEntry>,
-    ) -> Result<Placed, Error> {
+    /// A file that nobody writes any more: a hard link, else a copy. `known` is its digest if somebody verified it.
+    pub fn add_link(&mut self, name: FileName, from: &File, known: Option<&Digest>) -> Result<Placed, Error> {
         let path = self.unused(name)?;
         let placed = disk::link_or_copy(from, &path)?;
         self.placed(name, &path, placed, known.cloned())
@@ -140,7 +134,8 @@ impl NewSnapshot {
         let mut dearest = Placed::Linked;
         for name in [FileName::Ram, FileName::Scratch, FileName::Rootfs] {
             if let Some(file) = of.file(name) {
-                dearest = dearest.max(self.add_link(name, file, of.manifest().files.get(&name))?);
+                let known = of.manifest().files.get(&name).and_then(|entry| entry.digest.as_ref());
+                dearest = dearest.max(self.add_link(name, file, known)?);
             }
         }
         Ok(dearest)
@@ -166,7 +161,7 @@ impl NewSnapshot {
         // The disk works while the CPU hashes.
         let (files, synced) = std::thread::scope(|scope| {
             let sync = (durability == Durability::Synced).then(|| scope.spawn(|| self.sync_files()));
-            let files = self.hash_files(cache);
+            let files = self.entries(durability, cache);
             let synced = sync.map_or(Ok(()), |sync| match sync.join() {
                 Ok(synced) => synced,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -193,7 +188,7 @@ impl NewSnapshot {
         name: FileName,
         path: &Path,
         placed: Placed,
-        known: Option<FileEntry>,
+        known: Option<Digest>,
     ) -> Result<Placed, Error> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         self.files.insert(name, Added { file, known, linked: placed == Placed::Linked });
@@ -209,24 +204,30 @@ impl NewSnapshot {
         Ok(())
     }
 
-    fn hash_files(&self, cache: Option<&Path>) -> Result<BTreeMap<FileName, FileEntry>, Error> {
+    /// The entries of all files. What means nothing after the host's next boot is not hashed: a fork would take half
+    /// as long again.
+    fn entries(
+        &self,
+        durability: Durability,
+        cache: Option<&Path>,
+    ) -> Result<BTreeMap<FileName, FileEntry>, Error> {
         let mut entries = BTreeMap::new();
         for (&name, added) in &self.files {
             let path = self.path().join(name.as_str());
-            let entry = match &added.known {
-                Some(known) => known.clone(),
-                None => {
-                    let before = added.file.metadata().map_err(Error::io("read", &path))?;
+            let metadata = added.file.metadata().map_err(Error::io("read", &path))?;
+            let digest = match (&added.known, durability) {
+                (Some(known), _) => Some(known.clone()),
+                (None, Durability::Volatile) => None,
+                (None, Durability::Synced) => {
                     let digest =
                         hash::digest(&added.file, name.scheme()).map_err(Error::io("read", &path))?;
-                    let entry = FileEntry { size: before.len(), digest };
                     if let Some(cache) = cache {
-                        verified::remember(cache, &added.file, &before, &entry, Writer::Us);
+                        verified::remember(cache, &added.file, &metadata, &digest, Writer::Us);
                     }
-                    entry
+                    Some(digest)
                 }
             };
-            entries.insert(name, entry);
+            entries.insert(name, FileEntry { size: metadata.len(), digest });
         }
         Ok(entries)
     }

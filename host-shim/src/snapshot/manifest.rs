@@ -79,8 +79,8 @@ impl Manifest {
             ));
         }
         for (name, entry) in &self.files {
-            if !name.scheme().made(&entry.digest) {
-                return Err(format!("{name} has the digest {}, which is of another kind", entry.digest));
+            if let Some(digest) = entry.digest.as_ref().filter(|digest| !name.scheme().made(digest)) {
+                return Err(format!("{name} has the digest {digest}, which is of another kind"));
             }
         }
         let key = &self.description.key;
@@ -292,8 +292,10 @@ impl fmt::Display for FileName {
 pub struct FileEntry {
     /// Length in bytes.
     pub size: u64,
-    /// Digest of the contents, in the file's own scheme (see [`super::hash`]).
-    pub digest: Digest,
+    /// Digest of the contents, in the file's own scheme (see [`super::hash`]). Absent in what was not to survive a power
+    /// cut ([`super::Durability::Volatile`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
 }
 
 macro_rules! as_text {
@@ -359,7 +361,7 @@ pub(super) mod tests {
                 Scheme::Plain => hash::digest_of(b"x"),
                 Scheme::Sparse => sparse.clone(),
             };
-            (name, FileEntry { size, digest })
+            (name, FileEntry { size, digest: Some(digest) })
         };
         Manifest {
             schema_version: SCHEMA_VERSION,

@@ -43,7 +43,6 @@ pub struct PageRange {
 pub struct GuestMemory {
     memory: File,
     pagemap: File,
-    base: File,
     /// Without gaps from 0 to the end of the base.
     segments: Vec<Segment>,
     path: PathBuf,
@@ -73,8 +72,7 @@ impl GuestMemory {
         let memory = File::options().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
         let pagemap = folder.join("pagemap");
         let pagemap = File::open(&pagemap).map_err(Error::io("open", &pagemap))?;
-        let base = base.try_clone().map_err(Error::io("keep the base of", &maps))?;
-        Ok(Self { memory, pagemap, base, segments, path })
+        Ok(Self { memory, pagemap, segments, path })
     }
 
     /// Bytes of RAM.
@@ -99,11 +97,6 @@ impl GuestMemory {
             }
         }
         Ok(ranges)
-    }
-
-    /// The base under the mapping.
-    pub(super) fn base(&self) -> &File {
-        &self.base
     }
 
     /// Names the process's memory in errors.
@@ -155,11 +148,11 @@ impl GuestMemory {
 
     /// RAM that is a plain file, for tests of what is done with it.
     #[cfg(test)]
-    pub(super) fn of_file(memory: File, base: File) -> Self {
+    pub(super) fn of_file(memory: File) -> Self {
         let length = memory.metadata().unwrap().len();
         let pagemap = memory.try_clone().unwrap();
         let segments = vec![Segment { offset: 0, address: 0, length }];
-        Self { memory, pagemap, base, segments, path: "/test/mem".into() }
+        Self { memory, pagemap, segments, path: "/test/mem".into() }
     }
 }
 

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::manifest::{FileEntry, FileName, MANIFEST_FILE, MAX_MANIFEST, Manifest};
+use super::manifest::{FileName, MANIFEST_FILE, MAX_MANIFEST, Manifest};
 use super::verified::{self, Writer};
-use super::{Error, GuestMemory, delta, hash};
+use super::{Digest, Error, GuestMemory, delta, hash};
 
 /// Files up to this size are hashed at every restore: a state is some 10 to 100 KiB, and SHA-256 does 1 GiB/s where the
 /// CPU helps, 0.2 GiB/s where it does not; so this costs 1 to 5 ms.
@@ -89,25 +89,34 @@ impl SnapshotFolder {
         self.files.contains_key(&FileName::RamDelta)
     }
 
-    /// Hashes every file.
+    /// Hashes every file. A snapshot that was written for a moment only ([`super::Durability::Volatile`]) has digests of no
+    /// file but its base's, and cannot be verified.
     pub fn verify(&self) -> Result<(), Error> {
-        self.each(|name, file, entry| self.verify_file(name, file, entry))
+        for (&name, entry) in &self.manifest.files {
+            let Some(digest) = &entry.digest else {
+                let reason = "its writer did not hash it: it is part of a fork, and of use only to that";
+                return Err(Error::unsupported(self.path.join(name.as_str()), reason));
+            };
+            self.verify_file(name, digest)?;
+        }
+        Ok(())
     }
 
-    /// Hashes what is small, and what no stamp in `cache` (a folder, made if need be) says was verified before.
+    /// Before a restore: hashes what is small, and what no stamp in `cache` (a folder, made if need be) says was
+    /// verified before. What has no digest was written by this host a moment ago, and is taken as it is.
     pub fn verify_once(&self, cache: &Path) -> Result<(), Error> {
-        self.each(|name, file, entry| {
+        for (&name, entry) in &self.manifest.files {
+            let Some(digest) = &entry.digest else { continue };
+            let file = &self.files[&name];
             if entry.size <= ALWAYS_VERIFIED {
-                return self.verify_file(name, file, entry);
+                self.verify_file(name, digest)?;
+            } else if !verified::is_stamped(cache, file, digest) {
+                let before = file.metadata().map_err(Error::io("read", self.path.join(name.as_str())))?;
+                self.verify_file(name, digest)?;
+                verified::remember(cache, file, &before, digest, Writer::Anyone);
             }
-            if verified::is_stamped(cache, file, entry) {
-                return Ok(());
-            }
-            let before = file.metadata().map_err(Error::io("read", self.path.join(name.as_str())))?;
-            self.verify_file(name, file, entry)?;
-            verified::remember(cache, file, &before, entry, Writer::Anyone);
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     /// Writes `ram.delta`, if there is one, into the RAM of a stopped VMM that maps `ram` privately.
@@ -127,23 +136,13 @@ impl SnapshotFolder {
         fs::remove_dir_all(&self.path).map_err(Error::io("remove", &self.path))
     }
 
-    fn each(
-        &self,
-        mut check: impl FnMut(FileName, &File, &FileEntry) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        for (&name, file) in &self.files {
-            check(name, file, &self.manifest.files[&name])?;
-        }
-        Ok(())
-    }
-
-    fn verify_file(&self, name: FileName, file: &File, entry: &FileEntry) -> Result<(), Error> {
+    fn verify_file(&self, name: FileName, expected: &Digest) -> Result<(), Error> {
         let path = self.path.join(name.as_str());
-        let got = hash::digest(file, name.scheme()).map_err(Error::io("read", &path))?;
-        if got != entry.digest {
+        let got = hash::digest(&self.files[&name], name.scheme()).map_err(Error::io("read", &path))?;
+        if got != *expected {
             return Err(Error::corrupt(
                 &path,
-                format!("expected {}, got {got}: make the snapshot again", entry.digest),
+                format!("expected {expected}, got {got}: make the snapshot again"),
             ));
         }
         Ok(())

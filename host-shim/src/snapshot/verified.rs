@@ -16,7 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::manifest::FileEntry;
+use super::Digest;
 
 /// Stamps that are kept. Each is a hundred bytes; the oldest half goes when there are more.
 const MAX_STAMPS: usize = 4096;
@@ -25,21 +25,21 @@ const MAX_STAMPS: usize = 4096;
 /// 1 to 10 ms.
 const SETTLED: Duration = Duration::from_millis(100);
 
-/// Whether a stamp says that `file` has the contents of `entry`.
-pub(super) fn is_stamped(cache: &Path, file: &File, entry: &FileEntry) -> bool {
+/// Whether a stamp says that `file` has that digest.
+pub(super) fn is_stamped(cache: &Path, file: &File, digest: &Digest) -> bool {
     let Ok(metadata) = file.metadata() else { return false };
-    fs::read_to_string(stamp_path(cache, &metadata)).is_ok_and(|text| text == stamp(&metadata, entry))
+    fs::read_to_string(stamp_path(cache, &metadata)).is_ok_and(|text| text == stamp(&metadata, digest))
 }
 
-/// Remembers that `file` has the contents of `entry`. `before` is what it was before it was hashed; a file that was
+/// Remembers that `file` has that digest. `before` is what it was before it was hashed; a file that was
 /// changed since, or just then, is not remembered.
-pub(super) fn remember(cache: &Path, file: &File, before: &Metadata, entry: &FileEntry, ours: Writer) {
+pub(super) fn remember(cache: &Path, file: &File, before: &Metadata, digest: &Digest, ours: Writer) {
     let kept = (|| {
         let metadata = file.metadata()?;
         let path = stamp_path(cache, &metadata);
-        let text = stamp(&metadata, entry);
+        let text = stamp(&metadata, digest);
         let settled = metadata.modified()? + SETTLED < SystemTime::now();
-        if text != stamp(before, entry) || !(settled || ours == Writer::Us) {
+        if text != stamp(before, digest) || !(settled || ours == Writer::Us) {
             return Ok(());
         }
         let folder = cache.join(FOLDER);
@@ -72,7 +72,7 @@ fn stamp_path(cache: &Path, metadata: &Metadata) -> PathBuf {
     cache.join(FOLDER).join(format!("{:x}-{}", metadata.dev(), metadata.ino()))
 }
 
-fn stamp(metadata: &Metadata, entry: &FileEntry) -> String {
+fn stamp(metadata: &Metadata, digest: &Digest) -> String {
     // An inode number is used again; the birth tells its users apart, where the file system keeps it.
     let born = metadata.created().ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
     format!(
@@ -81,7 +81,7 @@ fn stamp(metadata: &Metadata, entry: &FileEntry) -> String {
         metadata.mtime(),
         metadata.mtime_nsec(),
         born.map_or(0, |born| born.as_nanos()),
-        entry.digest
+        digest
     )
 }
 
@@ -108,11 +108,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::snapshot::hash;
-
-    fn entry(contents: &[u8]) -> FileEntry {
-        FileEntry { size: contents.len() as u64, digest: hash::digest_of(contents) }
-    }
+    use crate::snapshot::hash::digest_of;
 
     #[test]
     fn a_stamp_is_of_this_inode_with_this_mtime_and_digest() {
@@ -122,11 +118,11 @@ mod tests {
         fs::write(&path, "contents").unwrap();
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let before = file.metadata().unwrap();
-        let right = entry(b"contents");
+        let right = digest_of(b"contents");
         assert!(!is_stamped(&cache, &file, &right), "no cache yet");
         remember(&cache, &file, &before, &right, Writer::Us);
         assert!(is_stamped(&cache, &file, &right));
-        assert!(!is_stamped(&cache, &file, &entry(b"other")));
+        assert!(!is_stamped(&cache, &file, &digest_of(b"other")));
 
         // Another name is the same file; a copy with all its times is another one.
         fs::hard_link(&path, dir.path().join("link")).unwrap();
@@ -150,7 +146,7 @@ mod tests {
         let file =
             File::options().create_new(true).read(true).write(true).open(dir.path().join("f")).unwrap();
         file.write_all_at(b"contents", 0).unwrap();
-        let right = entry(b"contents");
+        let right = digest_of(b"contents");
         let fresh = file.metadata().unwrap();
         remember(dir.path(), &file, &fresh, &right, Writer::Anyone);
         // On a machine that took 100 ms from the write to here, it had settled.
@@ -173,8 +169,8 @@ mod tests {
             fs::write(folder.join(index.to_string()), "").unwrap();
         }
         let file = File::create(dir.path().join("f")).unwrap();
-        remember(dir.path(), &file, &file.metadata().unwrap(), &entry(b""), Writer::Us);
-        assert!(is_stamped(dir.path(), &file, &entry(b"")));
+        remember(dir.path(), &file, &file.metadata().unwrap(), &digest_of(b""), Writer::Us);
+        assert!(is_stamped(dir.path(), &file, &digest_of(b"")));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), MAX_STAMPS / 2 + 1);
     }
 }

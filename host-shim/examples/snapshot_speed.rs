@@ -10,7 +10,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use host_shim::snapshot::hash::{self, Scheme};
-use host_shim::snapshot::{GuestMemory, PAGE_SIZE, delta, disk, ram};
+use host_shim::snapshot::{
+    AgentVersion, Description, Digest, Durability, FileName, GuestKey, GuestMemory, HostKey, NewSnapshot,
+    Origin, PAGE_SIZE, SnapshotChannel, SnapshotFolder, SnapshotMachine, Verb, delta, disk, ram,
+};
 
 const RUNS: usize = 7;
 const RAM: u64 = 256 << 20;
@@ -101,6 +104,56 @@ fn random(length: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A whole base: written, and opened as a restore does.
+fn whole_folder(target: &Path, memory: &File, disk: &File) -> Result<(), Box<dyn std::error::Error>> {
+    let cache = target.with_extension("cache");
+    let nothing: Digest = format!("sha256:{}", "0".repeat(64)).parse()?;
+    let description = Description {
+        key: HostKey {
+            vmm: "none".into(),
+            vmm_version: "0".into(),
+            accelerator: "none".into(),
+            cpu: nothing.clone(),
+        },
+        machine: SnapshotMachine {
+            cpus: 1,
+            memory_mib: RAM / MIB,
+            disk_mib: RAM / MIB,
+            channel: SnapshotChannel::Serial,
+            profile: Default::default(),
+            init: Default::default(),
+            volumes: Vec::new(),
+        },
+        guest: GuestKey { kernel: nothing.clone(), guest_image: nothing.clone(), rootfs: nothing },
+        agent: AgentVersion { version: "0".into(), protocol: 0 },
+        origin: Origin { verb: Verb::Template, sandbox: "abc1".parse()? },
+        generation: 0,
+        startup_done: true,
+        created_unix_s: 0,
+    };
+    for durability in [Durability::Volatile, Durability::Synced] {
+        let start = Instant::now();
+        let mut new = NewSnapshot::begin(target)?;
+        new.add_bytes(FileName::State, &[1; 50_000])?;
+        new.add_ram(memory)?;
+        new.add_copy(FileName::Scratch, disk)?;
+        let stopped = start.elapsed();
+        new.publish(description.clone(), durability, Some(&cache))?;
+        let (stopped, all) = (stopped.as_secs_f64() * 1e3, start.elapsed().as_secs_f64() * 1e3);
+        println!(
+            "folder, RAM and a disk of the same data, {durability:?}: {stopped:.1} ms, published after {all:.1} ms"
+        );
+    }
+    let whole = SnapshotFolder::open(target)?;
+    let verify = median(|| whole.verify().map_err(io::Error::other))?;
+    let restore = median(|| {
+        SnapshotFolder::open(target).and_then(|folder| folder.verify_once(&cache)).map_err(io::Error::other)
+    })?;
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    println!("folder: verify {:.1} ms, open and verify_once {:.3} ms", ms(verify), ms(restore));
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().unwrap_or_else(|| std::env::temp_dir().display().to_string());
@@ -154,6 +207,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         disk::link_or_copy(&saved, &path("link")).map(drop).map_err(io::Error::other)
     })?;
     println!("{:<44} {:7.3} ms", "disk: link", link.as_secs_f64() * 1e3);
+
+    whole_folder(&path("folder"), &memory, &saved)?;
 
     let vmm = Vmm::start(&ram_path, dirty / PAGE_SIZE)?;
     let guest = GuestMemory::of(vmm.0.id(), &saved)?;

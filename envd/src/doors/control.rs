@@ -192,7 +192,7 @@ impl<S: AsyncRead + AsyncWrite> Control<S> {
             Some(from_host::Request::Stats(_)) => {
                 machine.stats().await.map(|stats| Some(response::Result::Stats(stats)))
             }
-            Some(from_host::Request::Resume(_)) | None => {
+            Some(from_host::Request::Resume(_) | from_host::Request::Rehearse(_)) | None => {
                 Err(Refusal::new(Code::Unsupported, "this agent does not know the request"))
             }
         };

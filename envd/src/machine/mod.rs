@@ -336,7 +336,7 @@ fn part(name: &str, done: io::Result<()>) -> Part {
     if !error.is_empty() {
         crate::log::warn(format_args!("resume: {name}: {error}"));
     }
-    Part { name: name.to_owned(), error }
+    Part { name: name.to_owned(), error, duration_us: 0 }
 }
 
 #[cfg(test)]

@@ -395,7 +395,7 @@ async fn two_clones_of_one_snapshot_are_two_others() {
         host_key: sh(&source.client, "cat /etc/ssh/ssh_host_ed25519_key").await,
     };
     let (counter, _) = start_printing(&source.client, COUNTER).await;
-    let freeze = Freeze { strip_ssh_host_keys: true };
+    let freeze = Freeze { strip_ssh_host_keys: true, ..Freeze::default() };
     let (snapshot, cpu) = source.into_snapshot(&lab, freeze, "user").await;
     drop(counter);
 

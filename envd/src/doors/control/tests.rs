@@ -165,7 +165,7 @@ impl Drop for Killed {
 const PRECONDITION: Option<Code> = Some(Code::FailedPrecondition);
 
 fn freeze() -> from_host::Request {
-    from_host::Request::Freeze(Freeze { strip_ssh_host_keys: true })
+    from_host::Request::Freeze(Freeze { strip_ssh_host_keys: true, ..Freeze::default() })
 }
 
 fn thaw() -> from_host::Request {

@@ -189,10 +189,14 @@ impl<S: AsyncRead + AsyncWrite> Control<S> {
                 }
                 Err(misplaced) => Err(misplaced.into()),
             },
+            Some(from_host::Request::Rehearse(_)) => match lifecycle.phase().rehearse() {
+                Ok(()) => machine.rehearse().await.map(|done| Some(response::Result::Rehearsed(done))),
+                Err(misplaced) => Err(misplaced.into()),
+            },
             Some(from_host::Request::Stats(_)) => {
                 machine.stats().await.map(|stats| Some(response::Result::Stats(stats)))
             }
-            Some(from_host::Request::Resume(_) | from_host::Request::Rehearse(_)) | None => {
+            Some(from_host::Request::Resume(_)) | None => {
                 Err(Refusal::new(Code::Unsupported, "this agent does not know the request"))
             }
         };

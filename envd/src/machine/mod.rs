@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envd_proto::control::{
-    Configure, Error as WireError, Freeze, Resume, Resumed, Stats, error::Code, resume::Kind, resumed::Part,
+    Configure, Error as WireError, Freeze, Rehearsed, Resume, Resumed, Stats, error::Code, resume::Kind, resumed::Part,
 };
 
 use crate::network::{self, Plan};
@@ -77,6 +77,8 @@ pub trait Acts: Send + Sync {
     fn freeze(&self, freeze: Freeze) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// Tells it who it is after a restore.
     fn resume(&self, resume: Resume) -> impl Future<Output = Result<Resumed, Refusal>> + Send;
+    /// Runs one process that does nothing, the way that a client's goes.
+    fn rehearse(&self) -> impl Future<Output = Result<Rehearsed, Refusal>> + Send;
     /// Lets its processes go on.
     fn thaw(&self, first_of_clone: bool) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// What it uses.
@@ -310,6 +312,10 @@ impl Acts for Machine {
             "TIFFIN_RESUME_KIND=clone".to_owned(),
         ];
         Ok(Resumed { parts, hooks: hooks::run(&self.sandbox, &env).await })
+    }
+
+    async fn rehearse(&self) -> Result<Rehearsed, Refusal> {
+        crate::doors::rehearse(&self.sandbox).await
     }
 
     async fn thaw(&self, first_of_clone: bool) -> Result<(), Refusal> {

@@ -11,6 +11,7 @@ mod clock;
 mod freezer;
 mod hooks;
 mod identity;
+mod parts;
 mod phase;
 mod program;
 mod ssh_keys;
@@ -21,11 +22,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envd_proto::control::{
-    Configure, Error as WireError, Freeze, Rehearsed, Resume, Resumed, Stats, error::Code, resume::Kind, resumed::Part,
+    Configure, Error as WireError, Freeze, Rehearsed, Resume, Resumed, Stats, error::Code, resume::Kind,
 };
 
 use crate::network::{self, Plan};
 use crate::sandbox::Sandbox;
+use parts::Parts;
 
 pub(crate) use freezer::Freezer;
 pub use phase::{Lifecycle, Misplaced, Phase};
@@ -136,9 +138,14 @@ impl Machine {
     }
 
     /// Network, hostname, clock and resolv.conf, or none of them.
-    async fn establish(&self, checked: &Checked, unix_time_ns: i64) -> Result<(), Refusal> {
+    async fn establish(
+        &self,
+        checked: &Checked,
+        unix_time_ns: i64,
+        parts: &mut Parts,
+    ) -> Result<(), Refusal> {
         let mut undo = Undo::default();
-        let done = self.establish_each(checked, unix_time_ns, &mut undo).await;
+        let done = self.establish_each(checked, unix_time_ns, &mut undo, parts).await;
         if done.is_err() {
             self.undo(undo).await;
         }
@@ -150,12 +157,17 @@ impl Machine {
         Checked { configure, network }: &Checked,
         unix_time_ns: i64,
         undo: &mut Undo,
+        parts: &mut Parts,
     ) -> Result<(), Refusal> {
         let internal = |what: &'static str| {
             move |error: io::Error| Refusal::new(Code::Internal, format!("{what}: {error}"))
         };
+        // Those that are not asked for are told too, as done.
+        for name in ["network", "hostname", "clock"] {
+            parts.took(name, Duration::ZERO);
+        }
         if let Some(plan) = network.clone() {
-            let applied = self.inside(move || network::apply(&plan)).await;
+            let applied = parts.time("network", self.inside(move || network::apply(&plan))).await;
             undo.network = Some(applied.map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => Refusal::new(Code::Invalid, format!("network: {error}")),
                 _ => Refusal::new(Code::Internal, format!("network: {error}")),
@@ -163,27 +175,25 @@ impl Machine {
         }
         if !configure.hostname.is_empty() {
             let hostname = configure.hostname.clone();
-            let before = self.inside(move || crate::hostname::set(&hostname)).await;
+            let before = parts.time("hostname", self.inside(move || crate::hostname::set(&hostname))).await;
             undo.hostname = Some(before.map_err(internal("setting the hostname"))?);
         }
         if unix_time_ns != 0 {
-            undo.clock = Some(clock::set(unix_time_ns).map_err(internal("setting the clock"))?);
+            let set = parts.time("clock", async { clock::set(unix_time_ns) }).await;
+            undo.clock = Some(set.map_err(internal("setting the clock"))?);
         }
         if let Some(text) = network.as_ref().and_then(network::resolv_conf).map(str::to_owned) {
-            let written =
-                self.inside(move || crate::replace::replace("/etc/resolv.conf", &text, 0o644)).await;
-            written.map_err(internal("the DNS servers"))?;
+            let writing = self.inside(move || crate::replace::replace("/etc/resolv.conf", &text, 0o644));
+            parts.time("network", writing).await.map_err(internal("the DNS servers"))?;
         }
         // What cannot be written of these costs no more than the file, and is told in the log.
         if let Some(before) = undo.hostname.clone() {
             let hostname = configure.hostname.clone();
-            let written = self
-                .inside(move || {
-                    crate::hostname::write_files(&hostname, &before);
-                    Ok(())
-                })
-                .await;
-            if let Err(error) = written {
+            let writing = self.inside(move || {
+                crate::hostname::write_files(&hostname, &before);
+                Ok(())
+            });
+            if let Err(error) = parts.time("hostname", writing).await {
                 crate::log::warn(format_args!("writing the hostname's files: {error}"));
             }
         }
@@ -254,7 +264,7 @@ impl Acts for Machine {
         if self.sandbox.session().is_some() {
             return Err(taken());
         }
-        self.establish(&checked, checked.configure.unix_time_ns).await?;
+        self.establish(&checked, checked.configure.unix_time_ns, &mut Parts::default()).await?;
         self.sandbox.configure(checked.configure).map_err(|_| taken())
     }
 
@@ -289,29 +299,30 @@ impl Acts for Machine {
             return Err(invalid(format!("the time {} is not after 1970", resume.unix_time_ns)));
         }
         // First, since everything after it may want random bytes.
-        envd_sys::seed_random(&resume.seed)
+        let mut parts = Parts::default();
+        parts
+            .time("seed", async { envd_sys::seed_random(&resume.seed) })
+            .await
             .map_err(|error| Refusal::new(Code::Internal, format!("seeding the kernel: {error}")))?;
         let Some(checked) = checked else {
-            clock::set(resume.unix_time_ns)
+            parts
+                .time("clock", async { clock::set(resume.unix_time_ns) })
+                .await
                 .map_err(|error| Refusal::new(Code::Internal, format!("setting the clock: {error}")))?;
-            return Ok(Resumed {
-                parts: vec![part("seed", Ok(())), part("clock", Ok(()))],
-                hooks: Vec::new(),
-            });
+            return Ok(Resumed { parts: parts.into_wire(), hooks: Vec::new() });
         };
-        self.establish(&checked, resume.unix_time_ns).await?;
+        self.establish(&checked, resume.unix_time_ns, &mut parts).await?;
         let sandbox_id = checked.configure.sandbox_id.clone();
-        self.sandbox.replace_session(checked.configure);
-        let mut parts: Vec<_> =
-            ["seed", "network", "hostname", "clock", "session"].map(|name| part(name, Ok(()))).into();
-        parts.push(part("machine-id", self.inside(identity::renew_machine_id).await));
-        parts.push(part("boot-id", self.inside(identity::renew_boot_id).await));
+        parts.time("session", async { self.sandbox.replace_session(checked.configure) }).await;
+        parts.attempt("machine-id", self.inside(identity::renew_machine_id)).await;
+        parts.attempt("boot-id", self.inside(identity::renew_boot_id)).await;
         let env = [
             format!("TIFFIN_SANDBOX_ID={}", sandbox_id.replace('\0', "")),
             format!("TIFFIN_GENERATION={}", resume.generation),
             "TIFFIN_RESUME_KIND=clone".to_owned(),
         ];
-        Ok(Resumed { parts, hooks: hooks::run(&self.sandbox, &env).await })
+        let hooks = parts.time("hooks", hooks::run(&self.sandbox, &env)).await;
+        Ok(Resumed { parts: parts.into_wire(), hooks })
     }
 
     async fn rehearse(&self) -> Result<Rehearsed, Refusal> {
@@ -335,14 +346,6 @@ impl Acts for Machine {
             .await
             .map_err(|error| Refusal::new(Code::Internal, format!("reading what the machine uses: {error}")))
     }
-}
-
-fn part(name: &str, done: io::Result<()>) -> Part {
-    let error = done.err().map(|error| error.to_string()).unwrap_or_default();
-    if !error.is_empty() {
-        crate::log::warn(format_args!("resume: {name}: {error}"));
-    }
-    Part { name: name.to_owned(), error, duration_us: 0 }
 }
 
 #[cfg(test)]

@@ -14,10 +14,12 @@ mod identity;
 mod parts;
 mod phase;
 mod program;
+mod scratch;
 mod ssh_keys;
 
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +41,7 @@ const MIN_SEED: usize = 32;
 /// How long a change of a file in the container has: it may lie on a file system whose server is frozen.
 const FILE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long the tenant's file system has to be written.
+/// How long the tenant's file system has to be written, or to be made larger.
 const SYNC_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why a request was refused.
@@ -75,7 +77,7 @@ pub trait Acts: Send + Sync {
     fn sandbox(&self) -> &Arc<Sandbox>;
     /// Makes it somebody's.
     fn configure(&self, configure: Configure) -> impl Future<Output = Result<(), Refusal>> + Send;
-    /// Holds its processes and writes its files out.
+    /// Holds its processes, and writes its files out where that is asked for.
     fn freeze(&self, freeze: Freeze) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// Tells it who it is after a restore.
     fn resume(&self, resume: Resume) -> impl Future<Output = Result<Resumed, Refusal>> + Send;
@@ -200,6 +202,21 @@ impl Machine {
         Ok(())
     }
 
+    /// Gives the scratch disk's file system its size. The work goes on where this gives up waiting for the kernel.
+    async fn grow_scratch(&self, bytes: u64) -> io::Result<()> {
+        let growing = tokio::task::spawn_blocking(move || {
+            scratch::grow(Path::new(crate::guest::SCRATCH), bytes, scratch::DEADLINE)
+        });
+        let deadline = scratch::DEADLINE + SYNC_DEADLINE;
+        match tokio::time::timeout(deadline, growing).await {
+            Ok(grown) => grown.map_err(io::Error::other)?,
+            Err(_) => {
+                let message = format!("the file system was not made larger within {} s", deadline.as_secs());
+                Err(io::Error::new(io::ErrorKind::TimedOut, message))
+            }
+        }
+    }
+
     async fn undo(&self, undo: Undo) {
         if let Some(clock) = undo.clock {
             clock.restore();
@@ -233,9 +250,13 @@ impl Machine {
         done.await.map_err(io::Error::other)?
     }
 
-    async fn write_out(&self, strip_keys: bool) -> io::Result<()> {
-        if strip_keys {
+    /// What is done to the files of a machine that is held: those who begin a life in it find them so.
+    async fn settle(&self, freeze: Freeze) -> io::Result<()> {
+        if freeze.strip_ssh_host_keys {
             self.inside(ssh_keys::strip).await?;
+        }
+        if freeze.skip_sync {
+            return Ok(());
         }
         let sync = self.sandbox.root().run(|| Ok(rustix::fs::syncfs(std::fs::File::open("/")?)?));
         tokio::time::timeout(SYNC_DEADLINE, sync).await.unwrap_or_else(|_| {
@@ -264,6 +285,10 @@ impl Acts for Machine {
         if self.sandbox.session().is_some() {
             return Err(taken());
         }
+        if checked.configure.scratch_bytes > 0 {
+            let grown = self.grow_scratch(checked.configure.scratch_bytes).await;
+            grown.map_err(|error| Refusal::new(Code::Internal, format!("the scratch disk: {error}")))?;
+        }
         self.establish(&checked, checked.configure.unix_time_ns, &mut Parts::default()).await?;
         self.sandbox.configure(checked.configure).map_err(|_| taken())
     }
@@ -273,7 +298,7 @@ impl Acts for Machine {
             io::ErrorKind::Unsupported => Refusal::new(Code::Unsupported, error.to_string()),
             _ => Refusal::new(Code::Internal, format!("freezing: {error}")),
         })?;
-        if let Err(error) = self.write_out(freeze.strip_ssh_host_keys).await {
+        if let Err(error) = self.settle(freeze).await {
             if let Err(error) = self.hold(false).await {
                 crate::log::error(format_args!("thawing after a freeze that failed: {error}"));
             }
@@ -312,10 +337,14 @@ impl Acts for Machine {
             return Ok(Resumed { parts: parts.into_wire(), hooks: Vec::new() });
         };
         self.establish(&checked, resume.unix_time_ns, &mut parts).await?;
+        let scratch_bytes = checked.configure.scratch_bytes;
         let sandbox_id = checked.configure.sandbox_id.clone();
         parts.time("session", async { self.sandbox.replace_session(checked.configure) }).await;
         parts.attempt("machine-id", self.inside(identity::renew_machine_id)).await;
         parts.attempt("boot-id", self.inside(identity::renew_boot_id)).await;
+        if scratch_bytes > 0 {
+            parts.attempt("scratch", self.grow_scratch(scratch_bytes)).await;
+        }
         let env = [
             format!("TIFFIN_SANDBOX_ID={}", sandbox_id.replace('\0', "")),
             format!("TIFFIN_GENERATION={}", resume.generation),

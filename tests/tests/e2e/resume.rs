@@ -6,6 +6,7 @@ mod host;
 mod machine;
 mod qmp;
 mod rehearse;
+mod scratch;
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;

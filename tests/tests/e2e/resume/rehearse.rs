@@ -11,7 +11,7 @@ use envd_proto::control::{Rehearse, Rehearsed, response};
 use super::*;
 
 /// Machines from one snapshot, for a median.
-const MACHINES: u8 = 5;
+const MACHINES: u8 = 9;
 
 /// Execs in one that runs, for a median.
 const EXECS: usize = 15;
@@ -52,7 +52,7 @@ async fn exec(client: &SandboxClient) -> Duration {
 /// Restores a machine, and has it wait as nobody's.
 async fn park(lab: &Lab, snapshot: &Snapshot, name: &str) -> (Machine, Host, tokio::net::UnixStream) {
     let (machine, mut host, mux) = restored(lab, snapshot, name).await;
-    let resumed = host.resume(Kind::Clone, 1, LATER, Some(tenant("dummy", 100))).await;
+    let resumed = host.resume(Kind::Clone, 1, LATER, Some(Configure { network: None, ..tenant("dummy", 100) })).await;
     println!("{name}: the first Resume: {}", shown(&resumed));
     let rehearsed = rehearse(&mut host).await;
     println!("{name}: rehearsed in {} us", rehearsed.duration_us);
@@ -66,9 +66,8 @@ async fn take(host: &mut Host, mux: tokio::net::UnixStream, owner_of: Configure)
     let token = owner_of.access_token.clone();
     let resumed = host.resume(Kind::Clone, 2, LATER, Some(owner_of)).await;
     let answered = began.elapsed();
-    let mux = connect_mux(mux, host.generation).await;
+    let (mux, ()) = tokio::join!(connect_mux(mux, host.generation), host.tell(Request::Thaw(Thaw {})));
     let client = owner(&mux, token.as_deref());
-    host.tell(Request::Thaw(Thaw {})).await;
     let thawed = began.elapsed();
     let executed = exec(&client).await;
     println!("resumed at {answered:?}, thawed at {thawed:?}, exec {executed:?}: {}", shown(&resumed));
@@ -83,14 +82,14 @@ async fn a_rehearsed_machine_is_nearly_as_fast_as_one_that_runs() {
     let (mut parked, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
     for number in 2..2 + MACHINES {
         let (mut machine, mut host, mux) = park(&lab, &snapshot, &format!("parked{number}")).await;
-        let (client, time) = take(&mut host, mux, tenant("owner", number)).await;
+        let (client, time) = take(&mut host, mux, Configure { network: None, ..tenant("owner", number) }).await;
         parked.push(time);
         for _ in 0..EXECS {
             warm.push(exec(&client).await);
         }
         machine.stop().await;
         let (mut machine, mut host, mux) = restored(&lab, &snapshot, &format!("cold{number}")).await;
-        cold.push(take(&mut host, mux, tenant("owner", number)).await.1);
+        cold.push(take(&mut host, mux, Configure { network: None, ..tenant("owner", number) }).await.1);
         machine.stop().await;
     }
     let [parked, cold, warm] = [parked, cold, warm].map(|times| median(&times));

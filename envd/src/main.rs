@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use envd::agent::{Listen, Place, Service};
 use envd::host::HostAddress;
-use envd::{guest, spawner};
+use envd::{doors, guest, spawner};
 use envd_proto::boot::Profile;
 use lexopt::ValueExt;
 
@@ -66,6 +66,10 @@ fn main() -> ExitCode {
     }
     if first == Some(spawner::CHILD) {
         return finish(spawner::child());
+    }
+    if first == Some(doors::REHEARSAL) {
+        println!("nothing");
+        return ExitCode::SUCCESS;
     }
     // A kernel hands on words that it does not know, but no options: as PID 1 of a container, envd can be a service.
     let has_option = arguments.iter().any(|argument| argument.as_encoded_bytes().starts_with(b"--"));

@@ -49,9 +49,10 @@ pub mod control {
 }
 
 /// The version of the control protocol that this build speaks. 2 added Freeze, Resume, Thaw, Stats, a Configure's network, and
-/// log lines and events; an agent of version 1 refuses these requests as unsupported, a host of version 1 skips what it does
-/// not know.
-pub const PROTOCOL_VERSION: u32 = 2;
+/// log lines and events; 3 added Rehearse, a Freeze without a sync, a Configure's scratch size, and how long a Resume's parts
+/// took. An older agent refuses requests that it does not know as unsupported and skips such fields; an older host skips what
+/// it does not know.
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The oldest version of the control protocol that this build accepts. A shim takes an agent one version older.
 pub const OLDEST_PROTOCOL_VERSION: u32 = 1;

@@ -48,7 +48,7 @@ impl Codec {
         }
     }
 
-    pub(super) fn stream_type(self) -> &'static str {
+    pub(crate) fn stream_type(self) -> &'static str {
         match self {
             Self::Json => "application/connect+json",
             Self::Proto => "application/connect+proto",

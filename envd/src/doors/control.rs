@@ -7,12 +7,12 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use envd_channel::control::{ControlReader, ControlWriter, Framing};
 use envd_proto::control::{
     Event as WireEvent, Failed, FromAgent, FromHost, Hello, LogLine, Response, Resume, error::Code, event,
-    from_agent, from_host, response, resume::Kind,
+    from_agent, from_host, response, resume::Kind, resumed::Part,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -189,6 +189,10 @@ impl<S: AsyncRead + AsyncWrite> Control<S> {
                 }
                 Err(misplaced) => Err(misplaced.into()),
             },
+            Some(from_host::Request::Rehearse(_)) => match lifecycle.phase().rehearse() {
+                Ok(()) => machine.rehearse().await.map(|done| Some(response::Result::Rehearsed(done))),
+                Err(misplaced) => Err(misplaced.into()),
+            },
             Some(from_host::Request::Stats(_)) => {
                 machine.stats().await.map(|stats| Some(response::Result::Stats(stats)))
             }
@@ -223,10 +227,13 @@ impl<S: AsyncRead + AsyncWrite> Control<S> {
                 format!("a Resume into generation {} came in records of {generation}", resume.generation);
             return Err(Refusal::new(Code::Invalid, message));
         }
-        let resumed = machine.resume(resume).await?;
+        let mut resumed = machine.resume(resume).await?;
         // Client streams of the old life end here; the answer waits until the channel can begin anew.
+        let began = Instant::now();
         lifecycle.enter(next);
         lifecycle.wait_channel(generation).await;
+        let duration_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        resumed.parts.push(Part { name: "channel".to_owned(), duration_us, ..Part::default() });
         Ok(resumed)
     }
 

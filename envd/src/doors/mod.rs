@@ -6,7 +6,8 @@
 //!               machine.rs   of these: metrics, environment, ports
 //!               linger.rs    of these: the end of a body that nobody reads
 //! (browsers)    cors.rs      what a page may do at the client door
-//! (dialled)     control.rs   the host alone: hello, configure, freeze, resume, thaw, shutdown
+//! (dialled)     control.rs   the host alone: hello, configure, freeze, resume, rehearse, thaw, shutdown
+//! (nobody)      rehearsal.rs a call of the agent's own, before the thaw
 //! ```
 //!
 //! Client and ports streams arrive over vsock, over the mux of a serial port, or over a Unix socket; control has a
@@ -19,6 +20,7 @@ mod lease;
 mod linger;
 mod machine;
 mod ports;
+mod rehearsal;
 mod seats;
 
 use std::io;
@@ -33,6 +35,8 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 pub use client::ClientDoor;
 pub use control::{Control, Outcome};
+pub use rehearsal::REHEARSAL;
+pub(crate) use rehearsal::rehearse;
 use lease::Lease;
 use seats::Seats;
 

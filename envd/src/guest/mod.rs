@@ -47,6 +47,7 @@ use mounts::Origin;
 pub use boot::{Arguments, BootError};
 pub use container::{HELPER as CONTAINER_HELPER, init as container_init};
 pub use enter::{HELPER as SPAWNER_HELPER, enter as enter_container};
+pub(crate) use mounts::SCRATCH;
 pub(crate) use service::ServiceContainer;
 
 /// How long a host has to take the news of a failed boot before the machine goes off.

@@ -23,7 +23,8 @@ use rustix::mount::{
 };
 
 const ROOTFS: &str = "/run/envd-box/image";
-pub(super) const SCRATCH: &str = "/run/envd-box/scratch";
+/// Where the writable disk is, in the agent's own mounts.
+pub(crate) const SCRATCH: &str = "/run/envd-box/scratch";
 
 /// Where the container's bundle is: config.json and rootfs/.
 pub(super) const BUNDLE: &str = "/run/envd-box";

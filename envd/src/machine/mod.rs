@@ -11,21 +11,25 @@ mod clock;
 mod freezer;
 mod hooks;
 mod identity;
+mod parts;
 mod phase;
 mod program;
+mod scratch;
 mod ssh_keys;
 
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use envd_proto::control::{
-    Configure, Error as WireError, Freeze, Resume, Resumed, Stats, error::Code, resume::Kind, resumed::Part,
+    Configure, Error as WireError, Freeze, Rehearsed, Resume, Resumed, Stats, error::Code, resume::Kind,
 };
 
 use crate::network::{self, Plan};
 use crate::sandbox::Sandbox;
+use parts::Parts;
 
 pub(crate) use freezer::Freezer;
 pub use phase::{Lifecycle, Misplaced, Phase};
@@ -37,7 +41,7 @@ const MIN_SEED: usize = 32;
 /// How long a change of a file in the container has: it may lie on a file system whose server is frozen.
 const FILE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long the tenant's file system has to be written.
+/// How long the tenant's file system has to be written, or to be made larger.
 const SYNC_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why a request was refused.
@@ -73,10 +77,12 @@ pub trait Acts: Send + Sync {
     fn sandbox(&self) -> &Arc<Sandbox>;
     /// Makes it somebody's.
     fn configure(&self, configure: Configure) -> impl Future<Output = Result<(), Refusal>> + Send;
-    /// Holds its processes and writes its files out.
+    /// Holds its processes, and writes its files out where that is asked for.
     fn freeze(&self, freeze: Freeze) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// Tells it who it is after a restore.
     fn resume(&self, resume: Resume) -> impl Future<Output = Result<Resumed, Refusal>> + Send;
+    /// Runs one process that does nothing, the way that a client's goes.
+    fn rehearse(&self) -> impl Future<Output = Result<Rehearsed, Refusal>> + Send;
     /// Lets its processes go on.
     fn thaw(&self, first_of_clone: bool) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// What it uses.
@@ -134,9 +140,14 @@ impl Machine {
     }
 
     /// Network, hostname, clock and resolv.conf, or none of them.
-    async fn establish(&self, checked: &Checked, unix_time_ns: i64) -> Result<(), Refusal> {
+    async fn establish(
+        &self,
+        checked: &Checked,
+        unix_time_ns: i64,
+        parts: &mut Parts,
+    ) -> Result<(), Refusal> {
         let mut undo = Undo::default();
-        let done = self.establish_each(checked, unix_time_ns, &mut undo).await;
+        let done = self.establish_each(checked, unix_time_ns, &mut undo, parts).await;
         if done.is_err() {
             self.undo(undo).await;
         }
@@ -148,12 +159,17 @@ impl Machine {
         Checked { configure, network }: &Checked,
         unix_time_ns: i64,
         undo: &mut Undo,
+        parts: &mut Parts,
     ) -> Result<(), Refusal> {
         let internal = |what: &'static str| {
             move |error: io::Error| Refusal::new(Code::Internal, format!("{what}: {error}"))
         };
+        // Those that are not asked for are told too, as done.
+        for name in ["network", "hostname", "clock"] {
+            parts.took(name, Duration::ZERO);
+        }
         if let Some(plan) = network.clone() {
-            let applied = self.inside(move || network::apply(&plan)).await;
+            let applied = parts.time("network", self.inside(move || network::apply(&plan))).await;
             undo.network = Some(applied.map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => Refusal::new(Code::Invalid, format!("network: {error}")),
                 _ => Refusal::new(Code::Internal, format!("network: {error}")),
@@ -161,31 +177,44 @@ impl Machine {
         }
         if !configure.hostname.is_empty() {
             let hostname = configure.hostname.clone();
-            let before = self.inside(move || crate::hostname::set(&hostname)).await;
+            let before = parts.time("hostname", self.inside(move || crate::hostname::set(&hostname))).await;
             undo.hostname = Some(before.map_err(internal("setting the hostname"))?);
         }
         if unix_time_ns != 0 {
-            undo.clock = Some(clock::set(unix_time_ns).map_err(internal("setting the clock"))?);
+            let set = parts.time("clock", async { clock::set(unix_time_ns) }).await;
+            undo.clock = Some(set.map_err(internal("setting the clock"))?);
         }
         if let Some(text) = network.as_ref().and_then(network::resolv_conf).map(str::to_owned) {
-            let written =
-                self.inside(move || crate::replace::replace("/etc/resolv.conf", &text, 0o644)).await;
-            written.map_err(internal("the DNS servers"))?;
+            let writing = self.inside(move || crate::replace::replace("/etc/resolv.conf", &text, 0o644));
+            parts.time("network", writing).await.map_err(internal("the DNS servers"))?;
         }
         // What cannot be written of these costs no more than the file, and is told in the log.
         if let Some(before) = undo.hostname.clone() {
             let hostname = configure.hostname.clone();
-            let written = self
-                .inside(move || {
-                    crate::hostname::write_files(&hostname, &before);
-                    Ok(())
-                })
-                .await;
-            if let Err(error) = written {
+            let writing = self.inside(move || {
+                crate::hostname::write_files(&hostname, &before);
+                Ok(())
+            });
+            if let Err(error) = parts.time("hostname", writing).await {
                 crate::log::warn(format_args!("writing the hostname's files: {error}"));
             }
         }
         Ok(())
+    }
+
+    /// Gives the scratch disk's file system its size. The work goes on where this gives up waiting for the kernel.
+    async fn grow_scratch(&self, bytes: u64) -> io::Result<()> {
+        let growing = tokio::task::spawn_blocking(move || {
+            scratch::grow(Path::new(crate::guest::SCRATCH), bytes, scratch::DEADLINE)
+        });
+        let deadline = scratch::DEADLINE + SYNC_DEADLINE;
+        match tokio::time::timeout(deadline, growing).await {
+            Ok(grown) => grown.map_err(io::Error::other)?,
+            Err(_) => {
+                let message = format!("the file system was not made larger within {} s", deadline.as_secs());
+                Err(io::Error::new(io::ErrorKind::TimedOut, message))
+            }
+        }
     }
 
     async fn undo(&self, undo: Undo) {
@@ -221,9 +250,13 @@ impl Machine {
         done.await.map_err(io::Error::other)?
     }
 
-    async fn write_out(&self, strip_keys: bool) -> io::Result<()> {
-        if strip_keys {
+    /// What is done to the files of a machine that is held: those who begin a life in it find them so.
+    async fn settle(&self, freeze: Freeze) -> io::Result<()> {
+        if freeze.strip_ssh_host_keys {
             self.inside(ssh_keys::strip).await?;
+        }
+        if freeze.skip_sync {
+            return Ok(());
         }
         let sync = self.sandbox.root().run(|| Ok(rustix::fs::syncfs(std::fs::File::open("/")?)?));
         tokio::time::timeout(SYNC_DEADLINE, sync).await.unwrap_or_else(|_| {
@@ -252,7 +285,11 @@ impl Acts for Machine {
         if self.sandbox.session().is_some() {
             return Err(taken());
         }
-        self.establish(&checked, checked.configure.unix_time_ns).await?;
+        if checked.configure.scratch_bytes > 0 {
+            let grown = self.grow_scratch(checked.configure.scratch_bytes).await;
+            grown.map_err(|error| Refusal::new(Code::Internal, format!("the scratch disk: {error}")))?;
+        }
+        self.establish(&checked, checked.configure.unix_time_ns, &mut Parts::default()).await?;
         self.sandbox.configure(checked.configure).map_err(|_| taken())
     }
 
@@ -261,7 +298,7 @@ impl Acts for Machine {
             io::ErrorKind::Unsupported => Refusal::new(Code::Unsupported, error.to_string()),
             _ => Refusal::new(Code::Internal, format!("freezing: {error}")),
         })?;
-        if let Err(error) = self.write_out(freeze.strip_ssh_host_keys).await {
+        if let Err(error) = self.settle(freeze).await {
             if let Err(error) = self.hold(false).await {
                 crate::log::error(format_args!("thawing after a freeze that failed: {error}"));
             }
@@ -287,29 +324,38 @@ impl Acts for Machine {
             return Err(invalid(format!("the time {} is not after 1970", resume.unix_time_ns)));
         }
         // First, since everything after it may want random bytes.
-        envd_sys::seed_random(&resume.seed)
+        let mut parts = Parts::default();
+        parts
+            .time("seed", async { envd_sys::seed_random(&resume.seed) })
+            .await
             .map_err(|error| Refusal::new(Code::Internal, format!("seeding the kernel: {error}")))?;
         let Some(checked) = checked else {
-            clock::set(resume.unix_time_ns)
+            parts
+                .time("clock", async { clock::set(resume.unix_time_ns) })
+                .await
                 .map_err(|error| Refusal::new(Code::Internal, format!("setting the clock: {error}")))?;
-            return Ok(Resumed {
-                parts: vec![part("seed", Ok(())), part("clock", Ok(()))],
-                hooks: Vec::new(),
-            });
+            return Ok(Resumed { parts: parts.into_wire(), hooks: Vec::new() });
         };
-        self.establish(&checked, resume.unix_time_ns).await?;
+        self.establish(&checked, resume.unix_time_ns, &mut parts).await?;
+        let scratch_bytes = checked.configure.scratch_bytes;
         let sandbox_id = checked.configure.sandbox_id.clone();
-        self.sandbox.replace_session(checked.configure);
-        let mut parts: Vec<_> =
-            ["seed", "network", "hostname", "clock", "session"].map(|name| part(name, Ok(()))).into();
-        parts.push(part("machine-id", self.inside(identity::renew_machine_id).await));
-        parts.push(part("boot-id", self.inside(identity::renew_boot_id).await));
+        parts.time("session", async { self.sandbox.replace_session(checked.configure) }).await;
+        parts.attempt("machine-id", self.inside(identity::renew_machine_id)).await;
+        parts.attempt("boot-id", self.inside(identity::renew_boot_id)).await;
+        if scratch_bytes > 0 {
+            parts.attempt("scratch", self.grow_scratch(scratch_bytes)).await;
+        }
         let env = [
             format!("TIFFIN_SANDBOX_ID={}", sandbox_id.replace('\0', "")),
             format!("TIFFIN_GENERATION={}", resume.generation),
             "TIFFIN_RESUME_KIND=clone".to_owned(),
         ];
-        Ok(Resumed { parts, hooks: hooks::run(&self.sandbox, &env).await })
+        let hooks = parts.time("hooks", hooks::run(&self.sandbox, &env)).await;
+        Ok(Resumed { parts: parts.into_wire(), hooks })
+    }
+
+    async fn rehearse(&self) -> Result<Rehearsed, Refusal> {
+        crate::doors::rehearse(&self.sandbox).await
     }
 
     async fn thaw(&self, first_of_clone: bool) -> Result<(), Refusal> {
@@ -329,14 +375,6 @@ impl Acts for Machine {
             .await
             .map_err(|error| Refusal::new(Code::Internal, format!("reading what the machine uses: {error}")))
     }
-}
-
-fn part(name: &str, done: io::Result<()>) -> Part {
-    let error = done.err().map(|error| error.to_string()).unwrap_or_default();
-    if !error.is_empty() {
-        crate::log::warn(format_args!("resume: {name}: {error}"));
-    }
-    Part { name: name.to_owned(), error }
 }
 
 #[cfg(test)]

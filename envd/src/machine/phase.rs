@@ -40,7 +40,7 @@ pub enum Misplaced {
     /// A Freeze of what is frozen.
     #[error("the sandbox is frozen already: Thaw comes next, or Resume after a restore")]
     AlreadyFrozen,
-    /// A Resume or a Thaw of what runs.
+    /// A Resume, a Rehearse or a Thaw of what runs.
     #[error("the sandbox is not frozen: Freeze comes first")]
     NotFrozen,
     /// A Resume into a life that is over, or is this one.
@@ -89,6 +89,11 @@ impl Phase {
             }
             Self::Frozen { .. } => Ok(Self::Resumed { generation, clone }),
         }
+    }
+
+    /// Whether it can be rehearsed: never beside a client's processes.
+    pub fn rehearse(self) -> Result<(), Misplaced> {
+        if self.is_frozen() { Ok(()) } else { Err(Misplaced::NotFrozen) }
     }
 
     /// After a Thaw, and whether it is a clone's first.
@@ -167,9 +172,11 @@ mod tests {
         assert_eq!(RUNNING.freeze(), Ok(FROZEN));
         assert_eq!(RUNNING.resume(6, true), Err(Misplaced::NotFrozen));
         assert_eq!(RUNNING.thaw(), Err(Misplaced::NotFrozen));
+        assert_eq!(RUNNING.rehearse(), Err(Misplaced::NotFrozen));
         for frozen in [FROZEN, RESUMED, CLONED] {
             assert!(frozen.is_frozen());
             assert_eq!(frozen.freeze(), Err(Misplaced::AlreadyFrozen));
+            assert_eq!(frozen.rehearse(), Ok(()));
             assert_eq!(frozen.resume(5, true), old(5));
             assert_eq!(frozen.resume(0, false), old(0));
             assert_eq!(frozen.resume(6, true), Ok(Phase::Resumed { generation: 6, clone: true }));

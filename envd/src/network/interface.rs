@@ -114,8 +114,9 @@ pub(super) fn find(netlink: &mut Netlink, select: &Select) -> io::Result<Link> {
 }
 
 /// Gives an interface the plan's addresses and routes, and no others.
-pub(super) fn apply(netlink: &mut Netlink, link: &Link, wanted: &InterfacePlan) -> io::Result<()> {
-    clear(netlink, link)?;
+pub(super) fn apply(netlink: &mut Netlink, before: &Saved, wanted: &InterfacePlan) -> io::Result<()> {
+    let link = &before.link;
+    clear(netlink, before)?;
     let mac = wanted.mac.as_ref().map_or(link.mac.as_slice(), |mac| &mac.0);
     link.change(netlink, mac, wanted.mtu.unwrap_or(link.mtu), true)?;
     for address in &wanted.addresses {
@@ -133,16 +134,17 @@ pub(super) fn apply(netlink: &mut Netlink, link: &Link, wanted: &InterfacePlan) 
 }
 
 /// Removes routes and addresses but the link-local ones and the kernel's own.
-fn clear(netlink: &mut Netlink, link: &Link) -> io::Result<()> {
-    for route in routes(netlink, link)? {
-        match netlink.request(RTM_DELROUTE, 0, &route) {
+fn clear(netlink: &mut Netlink, now: &Saved) -> io::Result<()> {
+    let link = &now.link;
+    for route in &now.routes {
+        match netlink.request(RTM_DELROUTE, 0, route) {
             // It went with another one.
             Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
             result => result.map_err(link.failed("removing a route"))?,
         }
     }
-    for address in addresses(netlink, link)? {
-        match netlink.request(RTM_DELADDR, 0, &address) {
+    for address in &now.addresses {
+        match netlink.request(RTM_DELADDR, 0, address) {
             // Secondary addresses of a network go with its first.
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
             result => result.map_err(link.failed("removing an address"))?,
@@ -246,7 +248,8 @@ impl Saved {
         let now = now.ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, format!("interface {} is gone", link.name))
         })?;
-        clear(netlink, &now)?;
+        let changed = Self::take(netlink, &now)?;
+        clear(netlink, &changed)?;
         now.change(netlink, &link.mac, link.mtu, link.up)?;
         for address in &self.addresses {
             netlink

@@ -31,8 +31,10 @@ pub(crate) fn apply(plan: &Plan) -> io::Result<Undo> {
         .map(|wanted| interface::find(&mut netlink, &wanted.select).map(|link| (link, wanted)))
         .collect::<io::Result<Vec<_>>>()?;
     for (link, wanted) in links {
-        undo.saved.push(Saved::take(&mut netlink, &link)?);
-        if let Err(error) = interface::apply(&mut netlink, &link, wanted) {
+        let before = Saved::take(&mut netlink, &link)?;
+        let applied = interface::apply(&mut netlink, &before, wanted);
+        undo.saved.push(before);
+        if let Err(error) = applied {
             undo.undo();
             return Err(error);
         }

@@ -48,12 +48,19 @@ pub struct ProcessService {
     table: ProcessTable,
     /// Whether it was said that commands run with another shell than they ask for.
     told_substitute: Arc<AtomicBool>,
+    /// The class of all that it starts; `None` has clients' processes in theirs.
+    class: Option<Leaf>,
 }
 
 impl ProcessService {
     /// A service that starts processes in `sandbox`.
     pub fn new(sandbox: Arc<Sandbox>, table: ProcessTable) -> Self {
-        Self { sandbox, table, told_substitute: Arc::default() }
+        Self { sandbox, table, told_substitute: Arc::default(), class: None }
+    }
+
+    /// From here on it starts everything in this class.
+    pub(crate) fn set_class(&mut self, class: Leaf) {
+        self.class = Some(class);
     }
 
     /// The processes that it has started.
@@ -201,7 +208,7 @@ impl ProcessService {
         let directory = path_of(&cwd);
         self.check_directory(&cwd, &directory).await?;
         let env = environment(session, user, &config, terminal.is_some());
-        let leaf = if terminal.is_some() { Leaf::Pty } else { Leaf::User };
+        let leaf = self.class.unwrap_or(if terminal.is_some() { Leaf::Pty } else { Leaf::User });
         let cgroup = match (options.own_cgroup, self.sandbox.cgroup(leaf)) {
             (true, Some(leaf)) => Some(OwnCgroup::create(leaf).map_err(|error| {
                 Error::new(Code::Internal, format!("making the process's cgroup: {error}"))

@@ -4,6 +4,7 @@
 
 mod bpf;
 mod entropy;
+mod ext4;
 mod fork;
 mod heap;
 mod interface;
@@ -16,6 +17,7 @@ mod spawn;
 
 pub use bpf::{Device, DeviceKind, DeviceRules};
 pub use entropy::{MAX_SEED, seed_random};
+pub use ext4::grow_ext4;
 pub use fork::{Forked, fork};
 pub use heap::trim_heap;
 pub use interface::bring_up;

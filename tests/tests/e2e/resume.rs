@@ -5,6 +5,8 @@
 mod host;
 mod machine;
 mod qmp;
+mod rehearse;
+mod scratch;
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -234,7 +236,7 @@ async fn the_same_sandbox_goes_on_where_it_was_frozen() {
     for (name, seed) in [("one", 1), ("two", 2)] {
         let (mut machine, mut host, mux) = restored(&lab, &snapshot, name).await;
         let resumed = host.resume(Kind::Same, seed, LATER, None).await;
-        assert_all_done(&resumed, &["seed", "clock"]);
+        assert_all_done(&resumed, &["seed", "clock", "channel"]);
         let mux = connect_mux(mux, 2).await;
         let client = client(&mux);
         assert_eq!(
@@ -303,6 +305,10 @@ fn tenant(name: &str, host: u8) -> Configure {
 const KEYGEN: &str = "#!/bin/sh\n[ \"$*\" = -A ] || exit 2\nkey=/etc/ssh/ssh_host_ed25519_key\n\
                       [ -e $key ] || head -c 32 /dev/urandom | hexdump -v -e '1/1 \"%02x\"' > $key\n";
 
+/// What a clone's Resume does when no larger disk is asked for.
+const PARTS: [&str; 9] =
+    ["seed", "network", "hostname", "clock", "session", "machine-id", "boot-id", "hooks", "channel"];
+
 /// A hook that writes down what it finds.
 const HOOK: &str = "#!/bin/sh\nexec > /root/hook\necho $TIFFIN_SANDBOX_ID $TIFFIN_GENERATION $TIFFIN_RESUME_KIND\n\
                     hostname\ncat /etc/machine-id /proc/sys/kernel/random/boot_id\n\
@@ -326,7 +332,7 @@ async fn become_tenant(lab: &Lab, snapshot: &Snapshot, name: &str, number: u8, c
     host.send(0, again(0)).await;
 
     let resumed = host.resume(Kind::Clone, number, LATER, Some(tenant(name, number))).await;
-    assert_all_done(&resumed, &["seed", "network", "hostname", "clock", "session", "machine-id", "boot-id"]);
+    assert_all_done(&resumed, &PARTS);
     let hooks: Vec<_> = resumed.hooks.iter().map(|hook| (hook.name.as_str(), hook.error.as_str())).collect();
     assert_eq!(hooks, [("10-look", ""), ("20-fails", "exit status: 3")]);
 
@@ -395,7 +401,7 @@ async fn two_clones_of_one_snapshot_are_two_others() {
         host_key: sh(&source.client, "cat /etc/ssh/ssh_host_ed25519_key").await,
     };
     let (counter, _) = start_printing(&source.client, COUNTER).await;
-    let freeze = Freeze { strip_ssh_host_keys: true };
+    let freeze = Freeze { strip_ssh_host_keys: true, ..Freeze::default() };
     let (snapshot, cpu) = source.into_snapshot(&lab, freeze, "user").await;
     drop(counter);
 
@@ -543,7 +549,7 @@ async fn over_vsock_the_agent_finds_the_host_of_its_next_life() {
     assert!(host.hello().await.frozen);
     assert_eq!(is_frozen(&mut host, &client, "user").await, cpu, "a lost host let it go on");
     let resumed = host.resume(Kind::Same, 5, LATER, None).await;
-    assert_all_done(&resumed, &["seed", "clock"]);
+    assert_all_done(&resumed, &["seed", "clock", "channel"]);
     // The streams of the life before have ended, with what was on the way.
     loop {
         match timely("the end of the old stream", counter.next()).await {

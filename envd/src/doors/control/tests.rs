@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use envd_channel::record;
-use envd_proto::control::{Configure, Freeze, Resumed, Shutdown, Stats, StatsRequest, Thaw};
+use envd_proto::control::{Configure, Freeze, Rehearse, Rehearsed, Resumed, Shutdown, Stats, StatsRequest, Thaw};
 use tokio::io::{AsyncWriteExt, DuplexStream};
 
 use super::*;
@@ -47,6 +47,11 @@ impl Acts for Noted {
             self.sandbox.replace_session(configure);
         }
         Ok(Resumed::default())
+    }
+
+    async fn rehearse(&self) -> Result<Rehearsed, Refusal> {
+        self.act("rehearse".into())?;
+        Ok(Rehearsed { duration_us: 7, ..Rehearsed::default() })
     }
 
     async fn thaw(&self, first_of_clone: bool) -> Result<(), Refusal> {
@@ -165,7 +170,7 @@ impl Drop for Killed {
 const PRECONDITION: Option<Code> = Some(Code::FailedPrecondition);
 
 fn freeze() -> from_host::Request {
-    from_host::Request::Freeze(Freeze { strip_ssh_host_keys: true })
+    from_host::Request::Freeze(Freeze { strip_ssh_host_keys: true, ..Freeze::default() })
 }
 
 fn thaw() -> from_host::Request {
@@ -263,6 +268,36 @@ async fn a_resume_begins_a_life_and_the_old_one_is_not_heard_any_more() {
     host.hello().await;
     assert_eq!(host.ask(7, thaw()).await, (7, None));
     assert_eq!(host.acts(), ["freeze true", "resume 7", "thaw false"]);
+}
+
+#[tokio::test]
+async fn a_machine_is_rehearsed_and_resumed_again_while_it_is_held() {
+    let rehearse = || from_host::Request::Rehearse(Rehearse {});
+    let mut host = Host::start().await;
+    host.hello().await;
+    assert_eq!(host.ask(1, rehearse()).await, (1, PRECONDITION));
+    host.ask(1, freeze()).await;
+    assert_eq!(host.ask(1, rehearse()).await, (1, None));
+    for generation in 2..=4 {
+        assert_eq!(host.ask(generation, resume(Kind::Clone, generation)).await, (generation, None));
+        let (generation, hello) = host.hello().await;
+        assert_eq!((generation, hello.generation, hello.frozen), (generation, generation, true));
+        host.send(generation - 1, rehearse()).await; // of a life that is over: not answered
+        host.send(generation, rehearse()).await;
+        match host.receive().await.1 {
+            from_agent::Message::Response(Response {
+                result: Some(response::Result::Rehearsed(rehearsed)),
+                ..
+            }) => assert_eq!(rehearsed.duration_us, 7),
+            other => panic!("{other:?}"),
+        }
+    }
+    *host.fails.lock().unwrap() = Some(Refusal::new(Code::Internal, "no"));
+    assert_eq!(host.ask(4, rehearse()).await, (4, Some(Code::Internal)));
+    assert_eq!(host.ask(4, thaw()).await, (4, None));
+    assert_eq!(host.ask(4, rehearse()).await, (4, PRECONDITION));
+    let lives = ["resume 2", "rehearse", "resume 3", "rehearse", "resume 4", "rehearse"];
+    assert_eq!(host.acts(), [&["freeze true", "rehearse"], &lives[..], &["rehearse", "thaw true"]].concat());
 }
 
 #[tokio::test]

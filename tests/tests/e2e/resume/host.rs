@@ -74,6 +74,10 @@ impl Host {
         request: Request,
     ) -> Result<Option<response::Result>, Error> {
         self.send(generation, request).await;
+        self.answer(generation).await
+    }
+
+    async fn answer(&mut self, generation: u64) -> Result<Option<response::Result>, Error> {
         match self.receive().await {
             (answered_in, Message::Response(response)) => {
                 assert_eq!((answered_in, response.id), (generation, self.last_id), "{response:?}");
@@ -118,9 +122,25 @@ impl Host {
         time: i64,
         configure: Option<Configure>,
     ) -> Resumed {
+        self.begin_resume(kind, seed, time, configure).await;
+        self.resumed().await
+    }
+
+    /// Asks for it.
+    pub(super) async fn begin_resume(
+        &mut self,
+        kind: Kind,
+        seed: u8,
+        time: i64,
+        configure: Option<Configure>,
+    ) {
         self.generation += 1;
-        let request = resume(kind, self.generation, seed, time, configure);
-        let resumed = match self.ask(request).await.expect("the agent resumes") {
+        self.send(self.generation, resume(kind, self.generation, seed, time, configure)).await;
+    }
+
+    /// What it did.
+    pub(super) async fn resumed(&mut self) -> Resumed {
+        let resumed = match self.answer(self.generation).await.expect("the agent resumes") {
             Some(response::Result::Resumed(resumed)) => resumed,
             other => panic!("{other:?}"),
         };

@@ -219,6 +219,27 @@ impl Machine {
         self.qmp.execute("cont", json!({})).await;
     }
 
+    /// Makes its scratch disk as large.
+    pub(super) async fn resize_scratch(&mut self, bytes: u64) {
+        self.qmp.execute("block_resize", json!({"node-name": "scratch", "size": bytes})).await;
+    }
+
+    /// Waits until its console has said this: the agent's log, also while it is busy with a request.
+    pub(super) async fn says(&self, text: &str) {
+        timely(text, async {
+            while !std::fs::read_to_string(&self.console).is_ok_and(|said| said.contains(text)) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+    }
+
+    /// Waits until it has ended by itself; gives its scratch disk.
+    pub(super) async fn ended(mut self) -> PathBuf {
+        timely("the VMM's end", self.vmm.wait()).await.expect("the VMM ends");
+        self.scratch.clone()
+    }
+
     /// Stops it for good, and keeps what it was.
     pub(super) async fn into_snapshot(mut self, lab: &Lab) -> Snapshot {
         self.stop().await;

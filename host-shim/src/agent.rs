@@ -8,13 +8,17 @@ mod news;
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use envd_channel::control::{ControlReader, ControlWriter, Framing};
 use envd_proto::control::from_agent::Message;
 use envd_proto::control::from_host::Request;
-use envd_proto::control::{Configure, FromAgent, FromHost, Hello, Response, Shutdown, error::Code};
+use envd_proto::control::{
+    Configure, Freeze, FromAgent, FromHost, Hello, Rehearse, Response, Resume, Resumed, Shutdown, Thaw,
+    error::Code, response,
+};
 use envd_proto::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use sandbox_folder::client::Stream;
 use tokio::io::{AsyncReadExt, Chain, ReadHalf, WriteHalf};
@@ -28,6 +32,9 @@ const MAX_TEXT: usize = 2 << 10;
 
 /// How long an answer may take beyond what the request itself allows.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a Resume may take: the image's hooks run in it, each with a deadline of the agent's.
+const RESUME_DEADLINE: Duration = Duration::from_secs(300);
 
 /// What can go wrong on the control connection.
 #[derive(Debug, thiserror::Error)]
@@ -91,15 +98,21 @@ const FIRST_OF_RECORD: u8 = 0x89;
 /// What the agent says, with what was read of it to see how it says it.
 type Said = Chain<io::Cursor<Vec<u8>>, ReadHalf<Stream>>;
 
-type Pending = HashMap<u64, oneshot::Sender<Response>>;
-
-/// A ready agent.
+/// A ready agent, or one that was restored and does not know it yet.
 pub struct Agent {
-    generation: u64,
+    session: Arc<Session>,
     writer: AsyncMutex<Writer>,
-    pending: Arc<Mutex<Pending>>,
     ended: watch::Receiver<Option<String>>,
     _reader: AbortOnDropHandle<()>,
+}
+
+/// What the reader and the requests of a connection share.
+struct Session {
+    /// The life that the machine is in. Messages of another are what an earlier one left on a serial port.
+    generation: AtomicU64,
+    pending: Mutex<HashMap<u64, oneshot::Sender<Response>>>,
+    /// Who waits for the Hello after a Resume; without one a Hello is a forgery.
+    hello: Mutex<Option<oneshot::Sender<Hello>>>,
 }
 
 struct Writer {
@@ -135,38 +148,103 @@ impl Agent {
             None => return Err(protocol("a Hello", "a message of an unknown kind")),
         };
         for found in [got, hello.generation] {
-            if found != generation {
-                let got = format!("one of generation {found}");
-                let expected = "a Hello of this sandbox's generation";
-                return Err(AgentError::Protocol { expected, got });
-            }
+            check_generation(found, generation)?;
         }
-        let (oldest, newest) = (hello.oldest_protocol_version, hello.protocol_version);
-        if newest < OLDEST_PROTOCOL_VERSION || oldest > PROTOCOL_VERSION || oldest > newest {
-            return Err(AgentError::Version { oldest, newest });
-        }
-        let pending = Arc::new(Mutex::new(Pending::new()));
+        check_version(&hello)?;
+        Ok((Self::new(reader, write, framing, generation), hello))
+    }
+
+    /// An agent of a machine that was restored from `generation`, on a serial port: it says nothing before [`Agent::resume`].
+    pub fn restored(stream: Stream, generation: u64) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        let reader = ControlReader::new(io::Cursor::new(Vec::new()).chain(read), Framing::Records);
+        Self::new(reader, write, Framing::Records, generation)
+    }
+
+    fn new(
+        reader: ControlReader<Said, FromAgent>,
+        write: WriteHalf<Stream>,
+        framing: Framing,
+        generation: u64,
+    ) -> Self {
+        let session = Arc::new(Session {
+            generation: AtomicU64::new(generation),
+            pending: Mutex::default(),
+            hello: Mutex::new(None),
+        });
         let (end, ended) = watch::channel(None);
-        let route = route(reader, generation, Arc::clone(&pending), end);
-        let agent = Self {
-            generation,
+        let route = route(reader, Arc::clone(&session), end);
+        Self {
+            session,
             writer: AsyncMutex::new(Writer { writer: ControlWriter::new(write, framing), last_id: 0 }),
-            pending,
             ended,
             _reader: AbortOnDropHandle::new(tokio::spawn(route)),
-        };
-        Ok((agent, hello))
+        }
+    }
+
+    /// The life that the machine is in.
+    pub fn generation(&self) -> u64 {
+        self.session.generation.load(Ordering::Relaxed)
     }
 
     /// Makes the machine somebody's sandbox; client calls are accepted when this returns.
     pub async fn configure(&self, configure: Configure) -> Result<(), AgentError> {
-        self.request("Configure", Request::Configure(configure), ANSWER_DEADLINE).await
+        self.request("Configure", Request::Configure(configure), ANSWER_DEADLINE).await.map(drop)
+    }
+
+    /// Holds the tenant's processes still. Client calls are refused until [`Agent::thaw`].
+    pub async fn freeze(&self, freeze: Freeze) -> Result<(), AgentError> {
+        self.request("Freeze", Request::Freeze(freeze), ANSWER_DEADLINE).await.map(drop)
+    }
+
+    /// Lets the tenant's processes go on.
+    pub async fn thaw(&self) -> Result<(), AgentError> {
+        self.request("Thaw", Request::Thaw(Thaw {}), ANSWER_DEADLINE).await.map(drop)
+    }
+
+    /// Runs a process that does nothing in a frozen machine, so that the first one of a tenant is not the machine's first.
+    pub async fn rehearse(&self) -> Result<(), AgentError> {
+        let answer = self.request("Rehearse", Request::Rehearse(Rehearse {}), ANSWER_DEADLINE).await?;
+        if let Some(response::Result::Rehearsed(rehearsed)) = answer
+            && !rehearsed.not_executed.is_empty()
+        {
+            tracing::info!(reason = printable(&rehearsed.not_executed), "the rehearsal ended early");
+        }
+        Ok(())
+    }
+
+    /// Tells a frozen machine that it goes on from a snapshot, in the next generation. The host's new mux session begins when
+    /// this returns.
+    pub async fn resume(&self, mut resume: Resume) -> Result<(Hello, Resumed), AgentError> {
+        let before = self.generation();
+        resume.generation = before + 1;
+        let (greeted, hello) = oneshot::channel();
+        *self.session.hello.lock().unwrap_or_else(PoisonError::into_inner) = Some(greeted);
+        self.session.generation.store(resume.generation, Ordering::Relaxed);
+        let answer = self.request("Resume", Request::Resume(resume), RESUME_DEADLINE).await;
+        let resumed = match answer {
+            Ok(Some(response::Result::Resumed(resumed))) => resumed,
+            Ok(_) => return Err(protocol("what the Resume did", "another answer")),
+            Err(error) => {
+                // A Resume that was refused changed nothing.
+                self.session.generation.store(before, Ordering::Relaxed);
+                return Err(error);
+            }
+        };
+        let hello = tokio::time::timeout(ANSWER_DEADLINE, hello).await;
+        let deadline = ANSWER_DEADLINE;
+        let no_answer = |_| AgentError::NoAnswer { request: "Resume with a Hello", deadline };
+        let hello = hello.map_err(no_answer)?.map_err(|_| AgentError::Ended)?;
+        check_generation(hello.generation, before + 1)?;
+        check_version(&hello)?;
+        Ok((hello, resumed))
     }
 
     /// Asks for the end: processes get SIGTERM, after `grace` SIGKILL, then the machine powers off.
     pub async fn shutdown(&self, grace: Duration) -> Result<(), AgentError> {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-        self.request("Shutdown", Request::Shutdown(Shutdown { grace_ms }), grace + ANSWER_DEADLINE).await
+        let shutdown = Request::Shutdown(Shutdown { grace_ms });
+        self.request("Shutdown", shutdown, grace + ANSWER_DEADLINE).await.map(drop)
     }
 
     /// Waits for the end of the connection, and says why.
@@ -183,15 +261,16 @@ impl Agent {
         name: &'static str,
         request: Request,
         deadline: Duration,
-    ) -> Result<(), AgentError> {
+    ) -> Result<Option<response::Result>, AgentError> {
         let exchange = async {
             let (reply, answer) = oneshot::channel();
             {
                 let mut writer = self.writer.lock().await;
                 writer.last_id += 1;
                 let id = writer.last_id;
-                self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(id, reply);
-                writer.writer.send(self.generation, &FromHost { id, request: Some(request) }).await?;
+                self.session.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(id, reply);
+                let message = FromHost { id, request: Some(request) };
+                writer.writer.send(self.generation(), &message).await?;
             }
             if self.ended.borrow().is_some() {
                 return Err(AgentError::Ended);
@@ -202,7 +281,7 @@ impl Agent {
             .await
             .map_err(|_| AgentError::NoAnswer { request: name, deadline })??;
         match response.error {
-            None => Ok(()),
+            None => Ok(response.result),
             Some(error) => {
                 let message = printable(&error.message);
                 Err(AgentError::Refused { request: name, code: error.code(), message })
@@ -211,25 +290,40 @@ impl Agent {
     }
 }
 
+fn check_generation(found: u64, expected: u64) -> Result<(), AgentError> {
+    if found == expected {
+        return Ok(());
+    }
+    let got = format!("one of generation {found}");
+    Err(AgentError::Protocol { expected: "a Hello of this sandbox's generation", got })
+}
+
+fn check_version(hello: &Hello) -> Result<(), AgentError> {
+    let (oldest, newest) = (hello.oldest_protocol_version, hello.protocol_version);
+    if newest < OLDEST_PROTOCOL_VERSION || oldest > PROTOCOL_VERSION || oldest > newest {
+        return Err(AgentError::Version { oldest, newest });
+    }
+    Ok(())
+}
+
 /// Gives answers to whoever waits for them, until the connection ends or the agent says what it must not.
 async fn route(
     mut reader: ControlReader<Said, FromAgent>,
-    generation: u64,
-    pending: Arc<Mutex<Pending>>,
+    session: Arc<Session>,
     end: watch::Sender<Option<String>>,
 ) {
     let mut news = News::default();
     let reason = loop {
         let message = match reader.receive().await {
-            Ok(Some((got, message))) if got == generation => message.message,
-            // What an earlier generation left on a serial port.
+            Ok(Some((got, message))) if got == session.generation.load(Ordering::Relaxed) => message.message,
             Ok(Some(_)) => continue,
             Ok(None) => break "the agent closed it".to_owned(),
             Err(error) => break error.to_string(),
         };
         match message {
             Some(Message::Response(response)) => {
-                let waiting = pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&response.id);
+                let waiting =
+                    session.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&response.id);
                 match waiting {
                     // A requester that gave up is no fault of the agent's.
                     Some(reply) => drop(reply.send(response)),
@@ -238,7 +332,12 @@ async fn route(
             }
             Some(Message::Log(line)) => news.log(&line),
             Some(Message::Event(event)) => news.event(event),
-            Some(Message::Hello(_)) => break "a second Hello".to_owned(),
+            Some(Message::Hello(hello)) => {
+                match session.hello.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                    Some(greeted) => drop(greeted.send(hello)),
+                    None => break "a second Hello".to_owned(),
+                }
+            }
             Some(Message::Failed(failed)) => {
                 break format!(
                     "the agent failed: {}: {}",
@@ -252,7 +351,8 @@ async fn route(
     };
     tracing::info!(reason, "the control connection ended");
     let _ = end.send(Some(reason));
-    pending.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    session.pending.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    session.hello.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 
 fn ended(error: io::Error) -> AgentError {
@@ -401,8 +501,10 @@ mod tests {
                     }
                     Err(error) => {
                         assert!(!accepted, "{what}: {error}");
-                        let named =
-                            format!("the control protocol {oldest} to {newest}, this host-shim 1 to 2:");
+                        let named = format!(
+                            "the control protocol {oldest} to {newest}, this host-shim \
+                             {OLDEST_PROTOCOL_VERSION} to {OURS}:"
+                        );
                         assert!(error.to_string().contains(&named), "{what}: {error}");
                     }
                 }

@@ -1,54 +1,143 @@
 //! `api.sock`: HTTP/1.1 and JSON for whoever owns the sandbox.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::State as Extract;
+use axum::extract::{DefaultBodyLimit, State as Extract};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use sandbox_folder::State;
+use sandbox_folder::calls::{ConfigureRequest, PauseRequest, TargetRequest};
 use sandbox_folder::stop::StopRequest;
-use serde_json::json;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::Error;
 use crate::run::GRACE;
 
-/// Verbs of the contract that this version does not carry out.
-const LATER: [&str; 6] = ["/configure", "/pause", "/resume", "/snapshot", "/fork", "/network"];
+/// The verb of the contract that this version does not carry out.
+const LATER: &str = "/network";
+
+/// The longest body that is read: a Configure with the largest environment that the agent takes fits twice.
+const MAX_BODY: usize = 512 << 10;
 
 /// The grace of the sandbox's processes, once somebody has asked for its end: the shortest that was asked for.
 pub type Stop = Option<Duration>;
+
+/// What the owner wants of a sandbox that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// A parked sandbox is to be somebody's.
+    Configure(Box<ConfigureRequest>),
+    /// It is to be written down and ended.
+    Pause,
+    /// A template is to be made of it.
+    Snapshot(PathBuf),
+    /// Others are to go on from it.
+    Fork(PathBuf),
+}
+
+/// A request, and where its answer goes: a JSON object, or why there is none.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked for.
+    pub request: Request,
+    /// Where the answer goes. Nobody may wait for it any more.
+    pub reply: oneshot::Sender<Result<Value, Error>>,
+}
 
 #[derive(Clone)]
 struct Api {
     state: watch::Receiver<State>,
     stop: watch::Sender<Stop>,
+    calls: mpsc::Sender<Call>,
 }
 
-/// Serves until it is dropped. `POST /stop` tells `stop` how long the sandbox's processes may take to end.
-pub async fn serve(listener: UnixListener, state: watch::Receiver<State>, stop: watch::Sender<Stop>) {
+/// Serves until it is dropped. `POST /stop` tells `stop` how long the sandbox's processes may take to end; what takes
+/// longer goes to `calls`, one at a time.
+pub async fn serve(
+    listener: UnixListener,
+    state: watch::Receiver<State>,
+    stop: watch::Sender<Stop>,
+    calls: mpsc::Sender<Call>,
+) {
     // axum accepts for as long as it is polled, and reports no error.
-    let _ = axum::serve(listener, router(Api { state, stop })).await;
+    let _ = axum::serve(listener, router(Api { state, stop, calls })).await;
 }
 
 fn router(api: Api) -> Router {
-    let mut router = Router::new()
+    let later = || async {
+        error(StatusCode::NOT_IMPLEMENTED, &format!("{LATER} is not there in this version of host-shim"))
+    };
+    let call = |request: fn(&[u8]) -> Result<Request, String>| {
+        post(move |Extract(api): Extract<Api>, body: Bytes| async move {
+            match request(&body) {
+                Ok(request) => api.call(request).await,
+                Err(reason) => error(StatusCode::BAD_REQUEST, &reason),
+            }
+        })
+    };
+    Router::new()
         .route("/info", get(info))
         .route("/metrics", get(metrics))
         .route("/stop", post(stop))
+        .route("/configure", call(|body| Ok(Request::Configure(Box::new(object(body)?)))))
+        .route("/pause", call(|body| object(body).map(|PauseRequest {}| Request::Pause)))
+        .route("/snapshot", call(|body| target(body).map(Request::Snapshot)))
+        .route("/fork", call(|body| target(body).map(Request::Fork)))
+        .route(LATER, post(later))
         .fallback(|| async {
-            error(StatusCode::NOT_FOUND, "no such call: there are /info, /metrics and /stop")
-        });
-    for path in LATER {
-        let refusal = move || async move {
-            error(StatusCode::NOT_IMPLEMENTED, &format!("{path} is not there in this version of host-shim"))
-        };
-        router = router.route(path, post(refusal));
+            let there = "/info, /metrics, /stop, /configure, /pause, /snapshot and /fork";
+            error(StatusCode::NOT_FOUND, &format!("no such call: there are {there}"))
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(api)
+}
+
+impl Api {
+    async fn call(&self, request: Request) -> Response {
+        let (reply, answer) = oneshot::channel();
+        // The receiver is gone with the sandbox.
+        let ended = || error(StatusCode::CONFLICT, "the sandbox is ending");
+        if self.calls.send(Call { request, reply }).await.is_err() {
+            return ended();
+        }
+        match answer.await {
+            Ok(Ok(done)) => Json(done).into_response(),
+            Ok(Err(failed)) => {
+                let status = match &failed {
+                    Error::Conflict(_) => StatusCode::CONFLICT,
+                    failed if failed.is_full() => StatusCode::INSUFFICIENT_STORAGE,
+                    failed if failed.is_bad_input() => StatusCode::BAD_REQUEST,
+                    _ => StatusCode::INTERNAL_SERVER_ERROR,
+                };
+                error(status, &failed.to_string())
+            }
+            Err(_) => ended(),
+        }
     }
-    router.with_state(api)
+}
+
+/// A body that may be absent.
+fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    let body = if body.is_empty() { b"{}" } else { body };
+    // By way of a map: serde would also read a struct from a list.
+    let invalid = |error: serde_json::Error| format!("expected a JSON object: {error}");
+    let object: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(invalid)?;
+    serde_json::from_value(object.into()).map_err(invalid)
+}
+
+fn target(body: &[u8]) -> Result<PathBuf, String> {
+    let TargetRequest { path } = object(body)?;
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(format!("expected an absolute path, got {}", path.display()))
 }
 
 async fn info(Extract(api): Extract<Api>) -> Json<State> {
@@ -113,25 +202,27 @@ mod tests {
             accelerator: Some("tcg".into()),
             channel: Some("serial".into()),
             agent_version: None,
+            start: None,
+            booted_because: None,
+            generation: None,
             phases: vec![Phase { name: "agent.a\"b".into(), ms: 1.5 }],
             labels: Default::default(),
             end: None,
         };
         let (_sender, receiver) = watch::channel(state);
         let stop = watch::Sender::new(None);
-        let serving = tokio::spawn(serve(UnixListener::bind(&path).unwrap(), receiver, stop.clone()));
+        let (calls, mut called) = mpsc::channel(1);
+        let serving = tokio::spawn(serve(UnixListener::bind(&path).unwrap(), receiver, stop.clone(), calls));
 
         let info = call(&path, "GET /info").await;
         assert!(info.starts_with("HTTP/1.1 200") && info.contains(r#""phase":"running""#), "{info}");
         let metrics = call(&path, "GET /metrics").await;
         assert!(metrics.contains("tiffin_start_phase_milliseconds{phase=\"agent.ab\"} 1.5\n"), "{metrics}");
-        for later in LATER {
-            let answer = call(&path, &format!("POST {later}")).await;
-            assert!(
-                answer.starts_with("HTTP/1.1 501") && answer.contains("not there in this version"),
-                "{answer}"
-            );
-        }
+        let answer = call(&path, &format!("POST {LATER}")).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 501") && answer.contains("not there in this version"),
+            "{answer}"
+        );
         assert!(call(&path, "GET /novel").await.starts_with("HTTP/1.1 404"));
         for bad in ["{", "[]", r#"{"grace_ms":-1}"#, r#"{"grace_ms":"0"}"#] {
             let answer = call_with(&path, "POST /stop", bad).await;
@@ -148,6 +239,34 @@ mod tests {
             assert!(call_with(&path, "POST /stop", body).await.starts_with("HTTP/1.1 202"));
             assert_eq!(*stop.borrow(), Some(expected));
         }
+        for (path_of_call, bad) in [
+            ("/pause", "[]"),
+            ("/pause", r#"{"now":true}"#),
+            ("/fork", "{}"),
+            ("/fork", r#"{"path":"relative"}"#),
+            ("/snapshot", ""),
+            ("/configure", r#"{"novel":1}"#),
+            ("/configure", r#"{"id":"UPPER"}"#),
+        ] {
+            let answer = call_with(&path, &format!("POST {path_of_call}"), bad).await;
+            assert!(answer.starts_with("HTTP/1.1 400"), "{path_of_call} {bad}: {answer}");
+        }
+        let conflict = Error::Conflict("it is not parked".to_owned());
+        for (request, body, expected, answer, status) in [
+            ("/pause", "", Request::Pause, Ok(json!({"stopped_ms": 1})), "200"),
+            ("/fork", r#"{"path":"/f"}"#, Request::Fork("/f".into()), Ok(json!({})), "200"),
+            ("/configure", "{}", Request::Configure(Box::default()), Err(conflict), "409"),
+        ] {
+            let request = format!("POST {request}");
+            let (said, ()) = tokio::join!(call_with(&path, &request, body), async {
+                let call = called.recv().await.unwrap();
+                assert_eq!(call.request, expected);
+                call.reply.send(answer).unwrap();
+            });
+            assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{said}");
+        }
+        drop(called);
+        assert!(call(&path, "POST /pause").await.starts_with("HTTP/1.1 409"), "the sandbox is ending");
         serving.abort();
     }
 }

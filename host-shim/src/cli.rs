@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use host_shim::{Error, tools};
 use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, ProfileChoice, SandboxSpec};
 use template::{DataDir, RuntimeConfig, TEMPLATE_FILE, TemplateFolder};
@@ -30,7 +30,7 @@ The first Ctrl-C or SIGTERM asks the command (with --spec: the sandbox) to end, 
 
 Exit codes of `run TEMPLATE`: the command's own; 128 + n when signal n ended it; 125 when host-shim or the VM failed,
 also for bad input behind valid usage; 126 when the command cannot be executed; 127 when it was not found.
-Exit codes of `run --spec`: 0 stopped or powered off, 1 failed or crashed, 2 bad input.
+Exit codes of `run --spec` and `run --resume`: 0 stopped or powered off, 1 failed or crashed, 2 bad input, 3 paused.
 Wrong options are always 2.";
 
 /// Run sandboxes: one process, one virtual machine, nothing left behind.
@@ -45,6 +45,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a command in a fresh sandbox, or a sandbox that others talk to.
     Run(Box<Run>),
+    /// Look after templates.
+    Template(Template),
     /// Show the format of spec.json.
     Spec(Spec),
     /// Say what this host can do, and what to install.
@@ -60,10 +62,10 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = RUN_AFTER_HELP)]
+#[command(after_help = RUN_AFTER_HELP, group = ArgGroup::new("for_others").args(["spec", "resume"]))]
 pub(crate) struct Run {
     /// Name of a template, or the path of a template's folder.
-    #[arg(required_unless_present = "spec", conflicts_with = "spec")]
+    #[arg(required_unless_present_any = ["spec", "resume"], conflicts_with = "spec")]
     pub(crate) template: Option<String>,
 
     /// The command with its arguments; the image's own when absent.
@@ -74,12 +76,20 @@ pub(crate) struct Run {
     #[arg(long, value_name = "FILE", requires = "dir")]
     pub(crate) spec: Option<PathBuf>,
 
-    /// The sandbox's folder for --spec: sockets, state.json and logs. It is kept.
-    #[arg(long, value_name = "DIR", requires = "spec")]
+    /// Let the paused sandbox in --dir go on; TEMPLATE is needed where its own is not at its place any more.
+    #[arg(long, requires = "dir")]
+    pub(crate) resume: bool,
+
+    /// The sandbox's folder for --spec and --resume: sockets, state.json and logs. It is kept.
+    #[arg(long, value_name = "DIR", requires = "for_others")]
     pub(crate) dir: Option<PathBuf>,
 
-    /// Begin a session of its own: signals of the caller's terminal and process group do not come here.
+    /// Restore the sandbox of --spec and hold it, until `POST /configure` on its api.sock makes it somebody's.
     #[arg(long, requires = "spec")]
+    pub(crate) park: bool,
+
+    /// Begin a session of its own: signals of the caller's terminal and process group do not come here.
+    #[arg(long, requires = "dir")]
     pub(crate) new_session: bool,
 
     #[command(flatten)]
@@ -217,6 +227,74 @@ pub(crate) struct VmmExec {
     pub(crate) args: Vec<OsString>,
 }
 
+/// What is done with templates.
+#[derive(Debug, Args)]
+pub(crate) struct Template {
+    #[command(subcommand)]
+    pub(crate) command: TemplateCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateCommand {
+    /// Boot a template, let it get ready, and keep the machine as a snapshot: its sandboxes start from it in milliseconds.
+    Warm(Warm),
+}
+
+const WARM_AFTER_HELP: &str = "\
+A snapshot fits only the QEMU, the accelerator and the CPU that it was made with, the same kernel and guest image, and the
+template's own --cpus and --memory. Where it does not fit, sandboxes boot and say why. A snapshot that is there is replaced;
+sandboxes that run from it keep it.
+
+Exit codes: 0 ok, 1 failure, 2 bad usage or bad input.";
+
+#[derive(Debug, Args)]
+#[command(after_help = WARM_AFTER_HELP)]
+pub(crate) struct Warm {
+    /// Name of a template, or the path of a template's folder.
+    #[arg(required_unless_present = "all")]
+    template: Option<String>,
+
+    /// Every template of the data folder that can be booted.
+    #[arg(long, conflicts_with = "template")]
+    pub(crate) all: bool,
+
+    #[command(flatten)]
+    pub(crate) host: Host,
+
+    /// What runs the guest's instructions.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) accel: AcceleratorChoice,
+
+    /// Seconds until the machine must have booted.
+    #[arg(long, value_name = "SECONDS", default_value_t = host_shim::spec::DEFAULT_BOOT_TIMEOUT_S)]
+    pub(crate) boot_timeout: u64,
+
+    /// Print a line of JSON for each snapshot: paths, what it cost, phases.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// No progress and no notices on stderr.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+impl Warm {
+    /// The templates that are meant.
+    pub(crate) fn templates(&self, data: &DataDir) -> Result<Vec<TemplateFolder>, Error> {
+        if let Some(name) = &self.template {
+            return Ok(vec![TemplateFolder::open(&find_template(name, data)?)?]);
+        }
+        let mut templates = Vec::new();
+        for name in TemplateFolder::list(&data.templates())? {
+            let template = TemplateFolder::open(&data.templates().join(name.as_str()))?;
+            if !template.template().snapshot_only {
+                templates.push(template);
+            }
+        }
+        Ok(templates)
+    }
+}
+
 impl Data {
     /// The data folder.
     pub(crate) fn resolve(&self) -> Result<DataDir, Error> {
@@ -228,6 +306,11 @@ impl Data {
 }
 
 impl Run {
+    /// The folder of a template.
+    pub(crate) fn template_path(&self, name: &str) -> Result<PathBuf, Error> {
+        find_template(name, &self.host.data.resolve()?)
+    }
+
     /// The spec and the command of `run TEMPLATE`.
     pub(crate) fn template_spec(&self, data: &DataDir) -> Result<(SandboxSpec, Vec<String>), Error> {
         let path = find_template(self.template.as_deref().unwrap_or_default(), data)?;

@@ -5,7 +5,8 @@
 //!   lock          flock(2)ed by the shim for as long as it lives; says whether the folder goes with it
 //!   spec.json     the caller's
 //!   state.json    ours, replaced atomically
-//!   api.sock  vsock.sock  vmm/  scratch.ext4      gone when the sandbox has ended
+//!   snapshot/     a paused sandbox, whole or absent; used up when it is resumed
+//!   api.sock  vsock.sock  vmm/  scratch.*  base/  gone when the sandbox has ended
 //!   console.log[.1]  shim.log                     stay
 //! ```
 //!
@@ -16,15 +17,28 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use sandbox_folder::{API_SOCKET, End, Lifecycle, STATE, SandboxId, State, VSOCK_SOCKET};
+use sandbox_folder::spec::SandboxSpec;
+use sandbox_folder::{API_SOCKET, End, Lifecycle, SNAPSHOT, SPEC, STATE, SandboxId, State, VSOCK_SOCKET};
 use serde::Serialize;
 
 use crate::Error;
+use crate::snapshot::{self, MANIFEST_FILE};
 
 /// The longest path of a folder: its sockets must fit into `sun_path` (108 bytes with the NUL).
 const MAX_PATH: usize = 107 - "/vmm/vsock_4294967295".len();
 
 const LOCK: &str = "lock";
+
+/// Links to the files of the snapshot that a running sandbox was restored from, so that its own snapshots can share them.
+pub(crate) const BASE: &str = "base";
+/// The scratch disk of a booted sandbox.
+pub(crate) const SCRATCH: &str = "scratch.ext4";
+/// The scratch disk of a restored sandbox: what differs from its snapshot's.
+pub(crate) const SCRATCH_OVERLAY: &str = "scratch.qcow2";
+/// A snapshot that is being removed.
+const USED: &str = "snapshot.used";
+/// The sockets of a channel.
+pub(crate) const VMM: &str = "vmm";
 
 /// What the lock file of a folder says that lives and dies with its shim.
 const EPHEMERAL: &[u8] = b"ephemeral\n";
@@ -77,7 +91,29 @@ impl SandboxDir {
         let lock = take_lock(&path, KEPT)?;
         let dir = Self { path, ephemeral: false, _lock: lock };
         remove_live_files(&dir.path)?;
+        snapshot::sweep(&dir.path)?;
         Ok(dir)
+    }
+
+    /// Where the snapshot of a paused sandbox is.
+    pub fn snapshot(&self) -> PathBuf {
+        self.file(SNAPSHOT)
+    }
+
+    /// Removes the snapshot: the sandbox goes on, or begins anew.
+    pub fn use_up_snapshot(&self) -> Result<(), Error> {
+        // By another name first: a removal that is cut short must not leave half of one.
+        let used = self.file(USED);
+        absent_is_fine(fs::remove_dir_all(&used)).map_err(Error::io("remove", &used))?;
+        absent_is_fine(fs::rename(self.snapshot(), &used)).map_err(Error::io("rename", self.snapshot()))?;
+        absent_is_fine(fs::remove_dir_all(&used)).map(drop).map_err(Error::io("remove", &used))
+    }
+
+    /// Replaces `spec.json` by what the sandbox is; on disk when this returns, if `durable`.
+    pub fn write_spec(&self, spec: &SandboxSpec, durable: bool) -> Result<(), Error> {
+        let text = serde_json::to_vec_pretty(spec)
+            .map_err(|error| Error::io("write", self.file(SPEC))(error.into()))?;
+        replace(&self.path, SPEC, &text, durable)
     }
 
     /// The folder.
@@ -90,10 +126,10 @@ impl SandboxDir {
         self.path.join(name)
     }
 
-    /// Replaces `state.json`. In a caller's folder it is on disk when this returns, so that a sweeper after a power
-    /// cut knows as much; what goes with its shim is not worth the wait.
+    /// Replaces `state.json`. How a sandbox ended in a caller's folder is on disk when this returns; of one that runs a
+    /// power cut leaves nothing that would be worth the wait.
     pub fn write_state(&self, state: &State) -> Result<(), Error> {
-        write_state(&self.path, state, !self.ephemeral)
+        write_state(&self.path, state, !self.ephemeral && state.phase.is_over())
     }
 
     /// Removes what an ended sandbox leaves: everything, or all but the logs and the state in a caller's folder.
@@ -175,12 +211,15 @@ pub fn sweep_one(path: &Path) -> Result<Swept, Error> {
         return Ok(Swept::Removed);
     }
     let mut cleaned = remove_live_files(path)?;
+    cleaned |= !snapshot::sweep(path)?.is_empty();
     if let Some(mut state) = read_state(path)?
-        && state.phase != Lifecycle::Ended
+        && !state.phase.is_over()
     {
-        state.phase = Lifecycle::Ended;
+        // A shim that was killed while it paused the sandbox, or resumed it, has left a whole snapshot or none.
+        let paused = path.join(SNAPSHOT).join(MANIFEST_FILE).exists();
+        state.phase = if paused { Lifecycle::Paused } else { Lifecycle::Ended };
         state.vmm_pid = None;
-        state.end = Some(End::ShimKilled);
+        state.end = (!paused).then_some(End::ShimKilled);
         write_state(path, &state, true)?;
         cleaned = true;
     }
@@ -199,31 +238,41 @@ pub fn read_state(path: &Path) -> Result<Option<State>, Error> {
 
 fn write_state(path: &Path, state: &State, durable: bool) -> Result<(), Error> {
     let file = path.join(STATE);
-    let fresh = path.join("state.json.new");
-    let mut text =
-        serde_json::to_vec_pretty(state).map_err(|error| Error::io("write", &file)(error.into()))?;
-    text.push(b'\n');
+    let text = serde_json::to_vec_pretty(state).map_err(|error| Error::io("write", &file)(error.into()))?;
+    replace(path, STATE, &text, durable)
+}
+
+/// Replaces a file of a folder atomically. It may hold a token.
+fn replace(folder: &Path, name: &str, text: &[u8], durable: bool) -> Result<(), Error> {
+    let (file, fresh) = (folder.join(name), folder.join(format!("{name}.new")));
     let replace = || {
-        let mut out = File::create(&fresh)?;
-        out.write_all(&text)?;
+        let mut out = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+        out.write_all(text)?;
+        out.write_all(b"\n")?;
         if durable {
             out.sync_data()?;
         }
         fs::rename(&fresh, &file)?;
-        if durable { File::open(path)?.sync_all() } else { Ok(()) }
+        if durable { File::open(folder)?.sync_all() } else { Ok(()) }
     };
-    replace().map_err(Error::io("write", &file))
+    replace().map_err(|error| {
+        // What is left of a full disk is better without it.
+        let _ = fs::remove_file(&fresh);
+        Error::io("write", &file)(error)
+    })
 }
 
 /// Removes what only a running sandbox needs; tells whether there was any.
 fn remove_live_files(path: &Path) -> Result<bool, Error> {
     let mut removed = false;
-    for name in [API_SOCKET, VSOCK_SOCKET, "scratch.ext4", "state.json.new"] {
+    for name in [API_SOCKET, VSOCK_SOCKET, SCRATCH, SCRATCH_OVERLAY, "state.json.new", "spec.json.new"] {
         removed |=
             absent_is_fine(fs::remove_file(path.join(name))).map_err(Error::io("remove", path.join(name)))?;
     }
-    let vmm = path.join("vmm");
-    removed |= absent_is_fine(fs::remove_dir_all(&vmm)).map_err(Error::io("remove", &vmm))?;
+    for name in [VMM, BASE, USED] {
+        let folder = path.join(name);
+        removed |= absent_is_fine(fs::remove_dir_all(&folder)).map_err(Error::io("remove", &folder))?;
+    }
     Ok(removed)
 }
 
@@ -305,6 +354,9 @@ mod tests {
             accelerator: None,
             channel: None,
             agent_version: None,
+            start: None,
+            booted_because: None,
+            generation: None,
             phases: Vec::new(),
             labels: Default::default(),
             end: None,

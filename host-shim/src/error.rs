@@ -75,6 +75,15 @@ pub enum Error {
         /// The end of what the guest and the VMM printed.
         console: String,
     },
+    /// The template's own commands did not make the sandbox ready.
+    #[error(transparent)]
+    Startup(#[from] crate::startup::StartupError),
+    /// The sandbox is not in a state for that.
+    #[error("{0}")]
+    Conflict(String),
+    /// The VMM did not do what it was told.
+    #[error(transparent)]
+    Vmm(#[from] crate::vmm::QmpError),
     /// The control connection failed.
     #[error(transparent)]
     Agent(#[from] crate::agent::AgentError),
@@ -102,6 +111,15 @@ impl Error {
     /// Bad input of the caller.
     pub(crate) fn invalid(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Invalid { what: what.into(), reason: reason.into() }
+    }
+
+    /// Whether a file system was full.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Snapshot(error) => matches!(error, crate::snapshot::Error::NoSpace { .. }),
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
     }
 
     /// Whether other input, and not another host, would help.

@@ -3,19 +3,23 @@
 //!
 //! ```text
 //! spec.json ─► SandboxSpec ─► CheckedSpec ─► VmSpec ─► vmm::qemu
-//!                                              │           │ vmm::process: dies with the shim
-//!                                   channel::Prepared      ▼
-//!                                              └──► control door ─► agent::Agent   Hello, Configure, Shutdown
-//!                                                   streams ──────► sandbox_folder::client (run, vsock.sock)
+//!                   │                          │           │ vmm::process: dies with the shim
+//!                   ▼               channel::Prepared      ▼
+//!  snapshot::SnapshotFolder ── fits? ──────────┴──► control door ─► agent::Agent   Hello, Configure or Resume, Thaw, ...
+//!       ▲                                           streams ──────► sandbox_folder::client (run, vsock.sock)
+//!       └── sandbox::take: pause, snapshot, fork, template warm
 //! DIR ── dir::SandboxDir ── lock, state.json, api.sock, vsock.sock, console.log, shim.log
 //!            └─ reaper: sweeps after a SIGKILL
 //! ```
 //!
-//! A boot ends well with the agent's Hello and the answer to its Configure, or in one error: the agent's own report, the
-//! end of the VMM with the kernel's last words, or the deadline. Every byte of the guest is taken for hostile.
+//! A sandbox is booted, or restored from a snapshot that fits: as a clone of a template or of another sandbox, or as the
+//! same sandbox that was paused. Either ends well with the agent's word that it is somebody's, or in one error: the
+//! agent's own report, the end of the VMM with the kernel's last words, or the deadline. Every byte of the guest is
+//! taken for hostile.
 
 pub mod agent;
 pub mod api;
+mod cache;
 pub mod channel;
 pub mod dir;
 pub mod doctor;
@@ -27,11 +31,13 @@ pub mod sandbox;
 pub mod scratch;
 pub mod snapshot;
 pub mod spec;
+pub mod startup;
 #[cfg(test)]
 mod test_template;
 pub mod timings;
 pub mod tools;
 pub mod vmm;
 pub mod vsock_server;
+pub mod warm;
 
 pub use error::Error;

@@ -3,18 +3,25 @@
 mod cli;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use host_shim::dir::{self, SandboxDir};
 use host_shim::doctor::Facts;
-use host_shim::run::{Interrupt, TerminalWatch};
-use host_shim::sandbox::GuestEnd;
+use host_shim::run::{Interrupt, Served, TerminalWatch};
+use host_shim::sandbox::{Aim, GuestEnd};
+use host_shim::snapshot::SnapshotFolder;
 use host_shim::spec::CheckedSpec;
-use host_shim::{Error, log, reaper, run, vmm};
+use host_shim::warm::Choices;
+use host_shim::{Error, log, reaper, run, vmm, warm};
+use sandbox_folder::SPEC;
 use sandbox_folder::spec::SandboxSpec;
 
-use cli::{Cli, Command, Doctor, Run, Sweep, VmmExec};
+use cli::{Cli, Command, Doctor, Run, Sweep, Template, TemplateCommand, VmmExec};
+
+/// The exit code of a shim whose sandbox is paused.
+const PAUSED: u8 = 3;
 
 fn main() -> ExitCode {
     let code = match Cli::parse().command {
@@ -28,7 +35,8 @@ fn main() -> ExitCode {
         Command::Spec(_) => result(print_schema().map(|()| 0)),
         Command::Sweep(sweep) => result(sweep_all(&sweep)),
         Command::Doctor(doctor) => result(on_this_thread(examine(&doctor))),
-        Command::Run(run) if run.spec.is_some() => result(on_this_thread(serve(&run))),
+        Command::Template(command) => result(on_this_thread(template(&command))),
+        Command::Run(run) if run.spec.is_some() || run.resume => result(on_this_thread(serve(&run))),
         Command::Run(run) => on_this_thread(command(&run)).unwrap_or_else(|error| {
             eprintln!("host-shim: {error}");
             run::exit_code(&error)
@@ -83,7 +91,7 @@ async fn command(args: &Run) -> Result<u8, Error> {
 }
 
 async fn serve(args: &Run) -> Result<u8, Error> {
-    let (Some(file), Some(folder)) = (&args.spec, &args.dir) else { return Ok(2) };
+    let Some(folder) = &args.dir else { return Ok(2) };
     if args.new_session {
         rustix::process::setsid().map_err(|source| Error::Io {
             action: "begin",
@@ -91,28 +99,88 @@ async fn serve(args: &Run) -> Result<u8, Error> {
             source: source.into(),
         })?;
     }
+    let data = args.host.data.resolve()?;
+    let interrupt = listen()?;
+    let (dir, spec, aim) = if args.resume { paused(args, folder)? } else { fresh(args, folder)? };
+    log::init(&dir.file("shim.log"))?;
+    let watch = TerminalWatch::new(args.quiet);
+    match run::serve(dir, spec, aim, &data.cache(), &interrupt, &watch).await? {
+        Served::Ended(GuestEnd::PoweredOff) => Ok(0),
+        Served::Ended(GuestEnd::Crashed(message)) => {
+            eprintln!("host-shim: the sandbox ended: {message}");
+            Ok(1)
+        }
+        Served::Paused => Ok(PAUSED),
+    }
+}
+
+/// The sandbox that a spec describes.
+fn fresh(args: &Run, folder: &Path) -> Result<(SandboxDir, CheckedSpec, Aim), Error> {
+    let file = args.spec.as_deref().unwrap_or(folder);
     let mut spec = SandboxSpec::read(file)?;
     spec.kernel = spec.kernel.or_else(|| args.host.kernel.clone());
     spec.guest_image = spec.guest_image.or_else(|| args.host.guest_image.clone());
     let spec = CheckedSpec::new(spec)?;
-    let data = args.host.data.resolve()?;
-    let interrupt = listen()?;
     let dir = SandboxDir::adopt(folder)?;
+    if dir.snapshot().exists() {
+        let reason = format!("{} has a paused sandbox: resume it, or remove the folder", folder.display());
+        return Err(Error::Invalid { what: "sandbox folder".to_owned(), reason });
+    }
     if !file.exists() {
         // Whoever gives up on a sandbox whose shim has no lock yet removes the folder and can be sure: nothing starts.
         dir.withdraw()?;
         let reason = format!("{} is gone: its caller has given up", file.display());
         return Err(Error::Invalid { what: "spec".to_owned(), reason });
     }
-    log::init(&dir.file("shim.log"))?;
+    Ok((dir, spec, if args.park { Aim::Park } else { Aim::Run }))
+}
+
+/// The sandbox that is paused in a folder.
+fn paused(args: &Run, folder: &Path) -> Result<(SandboxDir, CheckedSpec, Aim), Error> {
+    let file = folder.join(SPEC);
+    // Before the folder is taken, which would make one that is not there.
+    let mut spec = SandboxSpec::read(&file)?;
+    if let Some(template) = &args.template {
+        spec.template = args.template_path(template)?;
+    }
+    spec.kernel = args.host.kernel.clone().or(spec.kernel);
+    let dir = SandboxDir::adopt(folder)?;
+    let snapshot = SnapshotFolder::open(&dir.snapshot())?;
+    let spec = CheckedSpec::of_paused(spec, &snapshot)?;
+    Ok((dir, spec, Aim::Resume(snapshot)))
+}
+
+async fn template(command: &Template) -> Result<u8, Error> {
+    let TemplateCommand::Warm(args) = &command.command;
+    let data = args.host.data.resolve()?;
+    let interrupt = listen()?;
     let watch = TerminalWatch::new(args.quiet);
-    match run::serve(dir, spec, &data.cache(), &interrupt, &watch).await? {
-        GuestEnd::PoweredOff => Ok(0),
-        GuestEnd::Crashed(message) => {
-            eprintln!("host-shim: the sandbox ended: {message}");
-            Ok(1)
+    let choices = Choices {
+        kernel: args.host.kernel.clone(),
+        guest_image: args.host.guest_image.clone(),
+        accelerator: args.accel,
+        boot_timeout_s: Some(args.boot_timeout),
+    };
+    if let Err(error) = dir::sweep(&data.sandboxes()) {
+        // What others left must not stop this one.
+        eprintln!("host-shim: note: cannot sweep old sandboxes: {error}");
+    }
+    let mut failed = false;
+    for template in args.templates(&data)? {
+        let done =
+            warm::warm(&template, &choices, &data.sandboxes(), &data.cache(), &interrupt, &watch).await;
+        match done {
+            Ok(warmed) if args.json => print(&format!("{}\n", json(&warmed)?))?,
+            Ok(warmed) => print(&format!("{}\n", warmed.snapshot.display()))?,
+            // The others are warmed, whatever one's commands do.
+            Err(error) if args.all && !interrupt.first.is_cancelled() => {
+                eprintln!("host-shim: {}: {error}", template.path().display());
+                failed = true;
+            }
+            Err(error) => return Err(error),
         }
     }
+    Ok(u8::from(failed))
 }
 
 fn listen() -> Result<Interrupt, Error> {

@@ -8,17 +8,18 @@ use std::time::Duration;
 use bytes::BytesMut;
 use envd_proto::process::{ProcessConfig, Signal, StartRequest};
 use sandbox_folder::client::{ClientError, Code, Exit, Output, Process, SandboxClient, Stdin};
-use sandbox_folder::{End, Phase, SandboxId, State};
+use sandbox_folder::{End, Lifecycle, Phase, SandboxId, State};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::api::Stop;
+use crate::api::{Call, Request, Stop};
 use crate::dir::SandboxDir;
-use crate::sandbox::{GuestEnd, Sandbox, Watch};
+use crate::sandbox::{Aim, GuestEnd, Sandbox, Watch};
 use crate::spec::CheckedSpec;
 
 use crate::Error;
@@ -86,7 +87,7 @@ pub async fn command(
     interrupt: &Interrupt,
     watch: &dyn Watch,
 ) -> Result<CommandReport, Error> {
-    let mut sandbox = Sandbox::boot(dir, spec, cache, &interrupt.first, watch).await?;
+    let mut sandbox = Sandbox::start(dir, spec, Aim::Run, cache, &interrupt.first, watch).await?;
     let ran = attach(&mut sandbox, argv, interrupt, watch).await;
     let (exit, ready_ms) = match ran {
         Ok(ran) => ran,
@@ -239,19 +240,125 @@ struct Ready<'a> {
     state: &'a State,
 }
 
-/// Runs a sandbox until it ends, or until its end is asked for. Whether that was an orderly end.
+/// How a sandbox ended that was run for others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// By itself, or because it was asked to.
+    Ended(GuestEnd),
+    /// It is paused: its folder says how it goes on.
+    Paused,
+}
+
+/// Runs a sandbox until it ends, or until its end is asked for.
 pub async fn serve(
     dir: SandboxDir,
     spec: CheckedSpec,
+    aim: Aim,
     cache: &Path,
     interrupt: &Interrupt,
     watch: &dyn Watch,
-) -> Result<GuestEnd, Error> {
+) -> Result<Served, Error> {
     let path = dir.path().to_owned();
-    let mut sandbox = Sandbox::boot(dir, spec, cache, &interrupt.first, watch).await?;
+    let mut sandbox = Sandbox::start(dir, spec, aim, cache, &interrupt.first, watch).await?;
     watch.step("");
+    tell_ready(&path, &mut sandbox);
+    let mut stop = sandbox.stop_requested();
+    let Some(mut calls) = sandbox.take_calls() else { return Err(Error::Interrupted) };
+    let mut end_of_life = end_of_life(&sandbox);
+    let end = loop {
+        tokio::select! {
+            end = sandbox.ended() => break Ok(end),
+            () = interrupt.first.cancelled() => break Err(GRACE),
+            grace = asked(&mut stop, |_| true) => break Err(grace),
+            () = at(end_of_life) => {
+                tracing::info!("the sandbox's time is over");
+                break Err(GRACE);
+            }
+            Some(call) = calls.recv() => {
+                if carry_out(&mut sandbox, call, &mut end_of_life, watch).await {
+                    sandbox.finish_paused().await?;
+                    return Ok(Served::Paused);
+                }
+            }
+        }
+    };
+    match end {
+        Err(Duration::ZERO) => {
+            sandbox.finish(End::Stopped).await?;
+            Ok(Served::Ended(GuestEnd::PoweredOff))
+        }
+        Err(grace) => {
+            let second = interrupt.second.clone();
+            let hurry = async move {
+                tokio::select! {
+                    () = second.cancelled() => {}
+                    _ = asked(&mut stop, |grace| grace.is_zero()) => {}
+                }
+            };
+            sandbox.stop(grace, hurry).await?;
+            Ok(Served::Ended(GuestEnd::PoweredOff))
+        }
+        Ok(end) => {
+            let message = match &end {
+                GuestEnd::PoweredOff => "the guest powered off".to_owned(),
+                GuestEnd::Crashed(message) => message.clone(),
+            };
+            sandbox.finish(End::GuestEnded { message }).await?;
+            Ok(Served::Ended(end))
+        }
+    }
+}
+
+/// Carries out one of the owner's calls. Whether the sandbox is paused by it.
+async fn carry_out(
+    sandbox: &mut Sandbox,
+    call: Call,
+    end_of_life: &mut Option<Instant>,
+    watch: &dyn Watch,
+) -> bool {
+    let mut paused = false;
+    let done = match call.request {
+        Request::Configure(request) => {
+            let done = sandbox.configure(*request, watch).await;
+            watch.step("");
+            *end_of_life = self::end_of_life(sandbox);
+            done.map(|()| serde_json::to_value(sandbox.state()))
+        }
+        Request::Pause => {
+            let done = sandbox.pause().await;
+            paused = done.is_ok();
+            done.map(serde_json::to_value)
+        }
+        Request::Snapshot(path) => sandbox.snapshot(&path).await.map(serde_json::to_value),
+        Request::Fork(path) => sandbox.fork(&path).await.map(serde_json::to_value),
+    };
+    let answer = done.and_then(|value| value.map_err(|error| Error::io("write", "an answer")(error.into())));
+    if let Err(error) = &answer {
+        tracing::warn!(%error, "a call of the owner failed");
+    }
+    // A caller that went away gets to know it from the state.
+    let _ = call.reply.send(answer);
+    paused
+}
+
+/// When the time of a sandbox is over that is somebody's.
+fn end_of_life(sandbox: &Sandbox) -> Option<Instant> {
+    if sandbox.state().phase != Lifecycle::Running {
+        return None;
+    }
+    Instant::now().checked_add(sandbox.timeout()?)
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn tell_ready(path: &Path, sandbox: &mut Sandbox) {
     let total_ms = sandbox.timings().total_ms();
-    let line = serde_json::to_string(&Ready { ready: true, dir: &path, total_ms, state: sandbox.state() });
+    let line = serde_json::to_string(&Ready { ready: true, dir: path, total_ms, state: sandbox.state() });
     let told = line.map_err(io::Error::from).and_then(|line| {
         use std::io::Write;
         let mut out = io::stdout().lock();
@@ -263,37 +370,6 @@ pub async fn serve(
     }
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!(%error, "cannot tell readiness to the service manager");
-    }
-    let mut stop = sandbox.stop_requested();
-    let end = tokio::select! {
-        end = sandbox.ended() => Ok(end),
-        () = interrupt.first.cancelled() => Err(GRACE),
-        grace = asked(&mut stop, |_| true) => Err(grace),
-    };
-    match end {
-        Err(Duration::ZERO) => {
-            sandbox.finish(End::Stopped).await?;
-            Ok(GuestEnd::PoweredOff)
-        }
-        Err(grace) => {
-            let second = interrupt.second.clone();
-            let hurry = async move {
-                tokio::select! {
-                    () = second.cancelled() => {}
-                    _ = asked(&mut stop, |grace| grace.is_zero()) => {}
-                }
-            };
-            sandbox.stop(grace, hurry).await?;
-            Ok(GuestEnd::PoweredOff)
-        }
-        Ok(end) => {
-            let message = match &end {
-                GuestEnd::PoweredOff => "the guest powered off".to_owned(),
-                GuestEnd::Crashed(message) => message.clone(),
-            };
-            sandbox.finish(End::GuestEnded { message }).await?;
-            Ok(end)
-        }
     }
 }
 

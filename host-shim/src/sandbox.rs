@@ -1,39 +1,54 @@
 //! One sandbox, from its folder to its end.
+//!
+//! ```text
+//!              ┌─ boot ──► Hello, Configure, start and ready command ─┐
+//!  start ──plan┤                                                      ├─► Sandbox ──► stop, finish
+//!              └─ restore ──► Resume, [park, configure], Thaw ────────┘      │ ▲
+//!                   ▲                                                        ▼ │
+//!                   └────────────────────── a folder ◄── pause │ snapshot, fork ┘
+//! ```
+
+mod fit;
+mod ground;
+mod host;
+mod start;
+mod take;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use envd_proto::FIRST_GENERATION;
-use envd_proto::control::{Configure, Hello};
+use sandbox_folder::calls::{ConfigureRequest, Taken};
 use sandbox_folder::client::{Dial, SandboxClient};
-use sandbox_folder::spec::AcceleratorChoice;
-use sandbox_folder::{API_SOCKET, End, Event, Lifecycle, STATE_VERSION, State, VSOCK_SOCKET};
+use sandbox_folder::spec::SandboxSpec;
+use sandbox_folder::{API_SOCKET, End, Event, Lifecycle, Start, State, VSOCK_SOCKET};
+use template::{NewTemplate, SNAPSHOTS, TemplateName};
 use tokio::net::UnixListener;
-use tokio::process::Child;
-use tokio::sync::watch;
+use tokio::sync::{RwLock, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::agent::{Agent, AgentError};
-use crate::api::Stop;
-use crate::channel::{self, Channel};
+use crate::api::{Call, Stop};
+use crate::channel::Channel;
 use crate::dir::SandboxDir;
-use crate::reaper::Reaper;
+use crate::snapshot::{SnapshotFolder, Verb};
 use crate::spec::CheckedSpec;
-
 use crate::timings::Timings;
-use crate::vmm::kvm_probe::{self, Kvm};
-use crate::vmm::{self, Accelerator, VmSpec, Vmm, qemu};
-use crate::{Error, api, scratch, tools, vsock_server};
+use crate::{Error, api, startup, vsock_server};
+
+use fit::Plan;
+use ground::{Ground, LAST_WORDS_DEADLINE, Last, describe_end};
+use host::Host;
+use start::Purpose;
+use take::{Kept, Take};
 
 /// How long the VM may take to power off beyond the grace of its processes.
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long a failed agent may take to power its machine off, so that its last words arrive.
-const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(3);
+/// Calls on `api.sock` that wait for the one before them.
+const CALL_QUEUE: usize = 8;
 
 /// What happens on the way to a running sandbox, for whoever watches.
 pub trait Watch {
@@ -41,6 +56,17 @@ pub trait Watch {
     fn step(&self, what: &str);
     /// Something that the user should know, and that is no error.
     fn notice(&self, what: &str);
+}
+
+/// What a sandbox is started for.
+#[derive(Debug)]
+pub enum Aim {
+    /// To be somebody's.
+    Run,
+    /// To wait until it is made somebody's ([`Sandbox::configure`]).
+    Park,
+    /// To go on where it was paused.
+    Resume(SnapshotFolder),
 }
 
 /// How a guest ended that nobody had asked to.
@@ -55,63 +81,99 @@ pub enum GuestEnd {
 /// A sandbox that somebody may use.
 pub struct Sandbox {
     ground: Ground,
-    channel: Arc<Channel>,
+    spec: CheckedSpec,
+    cache: PathBuf,
+    channel: Arc<RwLock<Channel>>,
     agent: Agent,
-    token: Option<String>,
     serving: Vec<AbortOnDropHandle<()>>,
     stop: watch::Sender<Stop>,
-}
-
-/// What a sandbox stands on; there from the beginning to the end, whatever fails between.
-struct Ground {
-    dir: SandboxDir,
-    reaper: Reaper,
-    state: State,
-    changes: watch::Sender<State>,
-    timings: Timings,
-    vmm: Option<Vmm>,
-    helper: Option<Child>,
+    calls: Option<mpsc::Receiver<Call>>,
 }
 
 impl Sandbox {
-    /// Boots and configures a sandbox in `dir`. Whatever goes wrong, nothing of it is left but a caller's folder.
+    /// Brings a sandbox to life in `dir`. Whatever goes wrong, nothing of it is left but a caller's folder.
     ///
     /// `cache` keeps what can be found out again; `cancel` ends the attempt.
-    pub async fn boot(
+    pub async fn start(
         dir: SandboxDir,
         spec: CheckedSpec,
+        aim: Aim,
         cache: &Path,
         cancel: &CancellationToken,
         watch: &dyn Watch,
     ) -> Result<Self, Error> {
         let mut ground = Ground::new(dir, &spec)?;
-        let booted = tokio::select! {
-            booted = ground.boot(&spec, cache, watch) => booted,
+        let resumed = matches!(aim, Aim::Resume(_));
+        let parked = matches!(aim, Aim::Park);
+        let started = tokio::select! {
+            started = begin(&mut ground, &spec, aim, cache, watch) => started,
             () = cancel.cancelled() => Err(Error::Interrupted),
         };
-        let (channel, agent) = match booted {
-            Ok(booted) => booted,
-            Err(error) => {
-                let message = error.to_string();
-                tracing::error!(message, "the sandbox did not start");
-                ground.finish(End::Failed { message }).await?;
-                return Err(error);
-            }
+        let (channel, agent) = match started {
+            Ok(started) => started,
+            Err(error) => return Err(fail(ground, error, resumed).await),
         };
-        let stop = watch::Sender::new(None);
         let mut sandbox = Self {
             ground,
-            channel: Arc::new(channel),
+            spec,
+            cache: cache.to_owned(),
+            channel: Arc::new(RwLock::new(channel)),
             agent,
-            token: spec.access_token,
             serving: Vec::new(),
-            stop,
+            stop: watch::Sender::new(None),
+            calls: None,
         };
-        if let Err(error) = sandbox.serve() {
-            sandbox.finish(End::Failed { message: error.to_string() }).await?;
-            return Err(error);
+        let ready = tokio::select! {
+            ready = sandbox.become_ready(parked, watch) => ready,
+            () = cancel.cancelled() => Err(Error::Interrupted),
+        };
+        match ready {
+            Ok(()) => Ok(sandbox),
+            Err(error) => Err(fail(sandbox.ground, error, resumed).await),
         }
-        Ok(sandbox)
+    }
+
+    async fn become_ready(&mut self, parked: bool, watch: &dyn Watch) -> Result<(), Error> {
+        if !parked {
+            self.go(watch).await?;
+        }
+        self.serve()
+    }
+
+    /// The last steps to a sandbox that is somebody's.
+    async fn go(&mut self, watch: &dyn Watch) -> Result<(), Error> {
+        self.ground.thaw(&self.agent).await?;
+        let template = self.spec.template.as_ref().map(|template| template.template().runtime.clone());
+        if let Some(origin) = &mut self.ground.origin
+            && !origin.startup_done
+            && let Some(runtime) = template
+        {
+            if runtime.start_command.is_some() || runtime.ready_command.is_some() {
+                watch.step("starting what the template starts");
+                let client = client(&self.channel, self.spec.access_token.as_deref());
+                let started = tokio::select! {
+                    started = startup::run(&client, &runtime) => started.map_err(Error::from),
+                    end = ended(&mut self.ground, &self.agent) => Err(match end {
+                        GuestEnd::PoweredOff => Error::Ended { reason: "the guest powered off before it was ready".to_owned() },
+                        GuestEnd::Crashed(reason) => Error::Ended { reason },
+                    }),
+                };
+                started?;
+                self.ground.timings.end("startup");
+            }
+            if let Some(origin) = &mut self.ground.origin {
+                origin.startup_done = true;
+            }
+        }
+        // Whoever talks to the sandbox, or resumes it one day, finds here what it is.
+        self.ground.dir.write_spec(&self.effective_spec(), false)?;
+        self.ground.state.phases = self.ground.timings.phases().to_vec();
+        self.ground.enter(Event::Configured)?;
+        if self.ground.state.start == Some(Start::Resumed) {
+            // From here on the snapshot is of the past: going on from it again would be another life of the same sandbox.
+            self.ground.dir.use_up_snapshot()?;
+        }
+        Ok(())
     }
 
     /// Its state.
@@ -124,13 +186,14 @@ impl Sandbox {
         &mut self.ground.timings
     }
 
+    /// How long it may live from when it is somebody's.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.spec.timeout
+    }
+
     /// A client of it, with the token that it may need.
     pub fn client(&self) -> SandboxClient {
-        let client = SandboxClient::new(self.dial());
-        match &self.token {
-            Some(token) => client.with_token(token),
-            None => client,
-        }
+        client(&self.channel, self.spec.access_token.as_deref())
     }
 
     /// Tells when somebody asked for its end by `api.sock`, and with which grace.
@@ -138,22 +201,125 @@ impl Sandbox {
         self.stop.subscribe()
     }
 
+    /// The owner's calls; once.
+    pub fn take_calls(&mut self) -> Option<mpsc::Receiver<Call>> {
+        self.calls.take()
+    }
+
     /// Waits for the VM's end, or the agent's, and says how it came. Cancel safe.
     pub async fn ended(&mut self) -> GuestEnd {
-        let Some(vmm) = &mut self.ground.vmm else { return GuestEnd::Crashed("the VM is gone".to_owned()) };
-        let reason = tokio::select! {
-            status = vmm.wait() => return describe_end(status, vmm).await,
-            reason = self.agent.ended() => reason,
-        };
-        // A machine that ends closes its connection first: the VMM's status says more.
-        match tokio::time::timeout(LAST_WORDS_DEADLINE, vmm.wait()).await {
-            Ok(status) => describe_end(status, vmm).await,
-            Err(_) => GuestEnd::Crashed(format!("the agent is gone: {reason}")),
+        ended(&mut self.ground, &self.agent).await
+    }
+
+    /// Makes a parked sandbox somebody's.
+    pub async fn configure(&mut self, request: ConfigureRequest, watch: &dyn Watch) -> Result<(), Error> {
+        if self.ground.state.phase != Lifecycle::Parked {
+            let phase = self.ground.state.phase;
+            return Err(Error::Conflict(format!(
+                "only a parked sandbox can be configured, this one is {phase:?}"
+            )));
         }
+        let mut spec = self.spec.clone();
+        spec.configure(request)?;
+        {
+            let mut channel = self.channel.write().await;
+            self.ground.adopt(&spec, &mut channel, &self.agent).await?;
+        }
+        self.ground.state.id = spec.id.clone();
+        self.ground.state.labels = spec.labels.clone();
+        self.spec = spec;
+        self.go(watch).await
+    }
+
+    /// Writes the sandbox down and ends it: `DIR/snapshot` is whole when this returns. One that cannot be paused goes on.
+    pub async fn pause(&mut self) -> Result<Taken, Error> {
+        if self.ground.dir.is_ephemeral() {
+            let reason =
+                "its folder goes with its command: only a sandbox that was started to stay can be paused";
+            return Err(Error::Conflict(reason.to_owned()));
+        }
+        self.ground.enter(Event::Pause)?;
+        let target = self.ground.dir.snapshot();
+        let rootfs = self.spec.rootfs.clone();
+        let written = self.ground.dir.write_spec(&self.effective_spec(), true);
+        let taken = match written {
+            Ok(()) => {
+                let take =
+                    Take { verb: Verb::Pause, target: &target, rootfs: Some(&rootfs), cache: &self.cache };
+                self.ground.take(&self.spec, &self.agent, take).await
+            }
+            Err(error) => Err(error),
+        };
+        match taken {
+            Ok(kept) => Ok(kept.taken),
+            Err(error) => {
+                self.ground.enter(Event::NotPaused)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a template of the running sandbox, whose sandboxes go on from here.
+    pub async fn snapshot(&mut self, path: &Path) -> Result<Taken, Error> {
+        self.must_run()?;
+        let (templates, name) = named(path)?;
+        let Some(template) = &self.spec.template else {
+            return Err(Error::Conflict("the sandbox's template is gone".to_owned()));
+        };
+        let mut template = template.template().clone();
+        template.snapshot_only = true;
+        template.machine = template::Machine {
+            cpus: self.spec.cpus,
+            memory_mib: self.spec.memory_mib,
+            disk_mib: self.spec.disk_mib,
+        };
+        template.rootfs.digest = self.spec.rootfs_digest.clone();
+        let new = NewTemplate::begin(&templates, &name)?;
+        let source = std::fs::File::open(&self.spec.rootfs).map_err(Error::io("open", &self.spec.rootfs))?;
+        let rootfs = new.rootfs();
+        start::blocking(move || crate::snapshot::disk::link_or_copy(&source, &rootfs)).await?;
+        let snapshots = new.path().join(SNAPSHOTS);
+        std::fs::create_dir(&snapshots).map_err(Error::io("make the folder", &snapshots))?;
+        let taken = self.keep(Verb::Snapshot, &snapshots).await?.taken;
+        new.publish(&template)?;
+        Ok(taken)
+    }
+
+    /// Writes a snapshot to `path` that other sandboxes go on from, and says how they are started.
+    pub async fn fork(&mut self, path: &Path) -> Result<Taken, Error> {
+        self.must_run()?;
+        if path.exists() {
+            return Err(Error::invalid("path", format!("{} is there already", path.display())));
+        }
+        let take = Take { verb: Verb::Fork, target: path, rootfs: None, cache: &self.cache };
+        let Kept { folder, mut taken } = self.ground.take(&self.spec, &self.agent, take).await?;
+        taken.spec = Some(SandboxSpec {
+            id: None,
+            hostname: None,
+            access_token: None,
+            labels: Default::default(),
+            cpus: Some(self.spec.cpus),
+            memory_mib: Some(self.spec.memory_mib),
+            disk_mib: Some(self.spec.disk_mib),
+            snapshot: Some(folder.path().to_owned()),
+            ..self.effective_spec()
+        });
+        Ok(taken)
+    }
+
+    /// Writes a snapshot of a template's machine to the folder `snapshots` of the template.
+    pub async fn keep(&mut self, verb: Verb, snapshots: &Path) -> Result<KeptTemplate, Error> {
+        let Some(origin) = &self.ground.origin else { return Err(AgentError::Ended.into()) };
+        let target = snapshots.join(origin.key.folder_name());
+        let take = Take { verb, target: &target, rootfs: None, cache: &self.cache };
+        let kept = self.ground.take(&self.spec, &self.agent, take).await?;
+        Ok(KeptTemplate { path: kept.folder.path().to_owned(), taken: kept.taken })
     }
 
     /// Ends it in order: its processes get SIGTERM, after `grace` SIGKILL, the machine powers off. `hurry` skips the rest.
     pub async fn stop(mut self, grace: Duration, hurry: impl Future<Output = ()>) -> Result<(), Error> {
+        // Nothing of a parked machine is anybody's, and its processes cannot act on a signal.
+        let parked = self.ground.state.phase == Lifecycle::Parked;
         self.ground.enter(Event::Stop)?;
         let agent = &self.agent;
         let vmm = &mut self.ground.vmm;
@@ -168,12 +334,13 @@ impl Sandbox {
             }
         };
         tokio::select! {
-            done = tokio::time::timeout(grace + POWER_OFF_DEADLINE, power_off) => {
+            done = tokio::time::timeout(grace + POWER_OFF_DEADLINE, power_off), if !parked => {
                 if done.is_err() {
                     tracing::warn!("the machine did not power off in time");
                 }
             }
-            () = hurry => tracing::info!("the rest of the grace was skipped"),
+            () = hurry, if !parked => tracing::info!("the rest of the grace was skipped"),
+            else => {}
         }
         self.finish(End::Stopped).await
     }
@@ -181,15 +348,24 @@ impl Sandbox {
     /// Ends it at once.
     pub async fn finish(mut self, end: End) -> Result<(), Error> {
         self.serving.clear();
-        self.ground.finish(end).await
+        self.ground.finish(Last::Ended(end)).await
     }
 
-    fn dial(&self) -> Dial {
-        let channel = Arc::clone(&self.channel);
-        Arc::new(move |port| {
-            let channel = Arc::clone(&channel);
-            Box::pin(async move { channel.dial(port).await })
-        })
+    /// Ends what runs of a sandbox that was [paused](Sandbox::pause).
+    pub async fn finish_paused(mut self) -> Result<(), Error> {
+        self.serving.clear();
+        self.ground.finish(Last::Paused).await
+    }
+
+    fn must_run(&self) -> Result<(), Error> {
+        match self.ground.state.phase {
+            Lifecycle::Running => Ok(()),
+            phase => Err(Error::Conflict(format!("the sandbox is {phase:?}, and must be running for that"))),
+        }
+    }
+
+    fn effective_spec(&self) -> SandboxSpec {
+        SandboxSpec { id: Some(self.spec.id.clone()), ..self.spec.asked.clone() }
     }
 
     fn serve(&mut self) -> Result<(), Error> {
@@ -197,223 +373,104 @@ impl Sandbox {
             let path = self.ground.dir.file(name);
             UnixListener::bind(&path).map_err(Error::io("listen on", path))
         };
-        let api = api::serve(listen(API_SOCKET)?, self.ground.changes.subscribe(), self.stop.clone());
-        let vsock = vsock_server::serve(listen(VSOCK_SOCKET)?, self.dial());
+        let (calls, received) = mpsc::channel(CALL_QUEUE);
+        self.calls = Some(received);
+        let api = api::serve(listen(API_SOCKET)?, self.ground.changes.subscribe(), self.stop.clone(), calls);
+        let vsock = vsock_server::serve(listen(VSOCK_SOCKET)?, dial(&self.channel));
         self.serving =
             vec![AbortOnDropHandle::new(tokio::spawn(api)), AbortOnDropHandle::new(tokio::spawn(vsock))];
         Ok(())
     }
 }
 
-impl Ground {
-    fn new(dir: SandboxDir, spec: &CheckedSpec) -> Result<Self, Error> {
-        let reaper = Reaper::start(dir.path())?;
-        let state = State {
-            schema_version: STATE_VERSION,
-            id: spec.id.clone(),
-            phase: Lifecycle::Created,
-            shim_pid: std::process::id(),
-            vmm_pid: None,
-            accelerator: None,
-            channel: None,
-            agent_version: None,
-            phases: Vec::new(),
-            labels: spec.labels.clone(),
-            end: None,
-        };
-        dir.write_state(&state)?;
-        let changes = watch::Sender::new(state.clone());
-        Ok(Self { dir, reaper, state, changes, timings: Timings::default(), vmm: None, helper: None })
-    }
-
-    async fn boot(
-        &mut self,
-        spec: &CheckedSpec,
-        cache: &Path,
-        watch: &dyn Watch,
-    ) -> Result<(Channel, Agent), Error> {
-        watch.step("preparing the sandbox");
-        let qemu = qemu::find()?;
-        let kernel = tools::kernel(spec.kernel.as_deref())?;
-        let guest_image = tools::guest_image(spec.guest_image.as_deref())?;
-        let scratch = self.dir.file("scratch.ext4");
-        scratch::make(&scratch, spec.disk_mib, &spec.id)?;
-        self.timings.end("scratch");
-        let accelerator = choose(spec.accelerator, &qemu, &kernel, cache, watch).await?;
-        self.timings.end("probe");
-        let sockets = self.dir.file("vmm");
-        std::fs::create_dir(&sockets).map_err(Error::io("make the folder", &sockets))?;
-        let mut prepared = channel::Prepared::new(spec.channel, &sockets).await?;
-        self.helper = prepared.helper.take();
-        self.state.accelerator = Some(accelerator.name().to_owned());
-        self.state.channel = Some(prepared.name().to_owned());
-        let vm = VmSpec {
-            kernel,
-            guest_image,
-            rootfs: absolute(spec.template.rootfs())?,
-            scratch,
-            cpus: spec.cpus,
-            memory_mib: spec.memory_mib,
-            accelerator,
-            wiring: prepared.wiring.clone(),
-            profile: spec.profile,
-            init: spec.init.clone(),
-            volumes: spec.volumes.clone(),
-        };
-        self.timings.end("channel");
-
-        watch.step("booting the virtual machine");
-        let fds = std::mem::take(&mut prepared.fds);
-        let vmm = self.vmm.insert(qemu::launch(&qemu, &vm, fds, self.dir.file("console.log"))?);
-        self.state.vmm_pid = vmm.pid();
-        self.enter(Event::Spawned)?;
-        let (agent, hello, channel) = self.wait_ready(prepared, spec.boot_timeout).await?;
-        self.timings.end_boot(&hello);
-        self.state.agent_version =
-            Some(hello.agent_version.chars().filter(|c| !c.is_control()).take(64).collect());
-        self.enter(Event::Hello)?;
-
-        watch.step("configuring the sandbox");
-        let configured = agent.configure(configure(spec)).await;
-        if let Err(error) = configured {
-            return Err(self.explain(error).await);
-        }
-        self.timings.end("configure");
-        self.state.phases = self.timings.phases().to_vec();
-        self.enter(Event::Configured)?;
-        Ok((channel, agent))
-    }
-
-    /// Waits for the Hello and the channel, as long as the VM lives and the deadline allows.
-    async fn wait_ready(
-        &mut self,
-        mut prepared: channel::Prepared,
-        deadline: Duration,
-    ) -> Result<(Agent, Hello, Channel), Error> {
-        let Some(vmm) = &mut self.vmm else { return Err(AgentError::Ended.into()) };
-        let waiting_for = std::cell::Cell::new("the agent's connection");
-        let ready = async {
-            let control = prepared.control().await?;
-            waiting_for.set("the agent's Hello");
-            let framing = prepared.control_framing();
-            let handshake = async {
-                let (agent, hello) = Agent::handshake(control, framing, FIRST_GENERATION).await?;
-                waiting_for.set("the start of the stream multiplexer");
-                Ok::<_, AgentError>((agent, hello))
-            };
-            let ((agent, hello), channel) =
-                tokio::try_join!(handshake, async { prepared.open().await.map_err(AgentError::Io) })?;
-            Ok::<_, AgentError>((agent, hello, channel))
-        };
-        tokio::select! {
-            // Its last message may have arrived together with its end, and says more.
-            biased;
-            ready = ready => match ready {
-                Ok(ready) => Ok(ready),
-                Err(error) => Err(self.explain(error).await),
-            },
-            status = vmm.wait() => {
-                let console = vmm.last_words().await;
-                Err(Error::Boot { reason: vmm::cause_of_end(status?, &console), console })
-            }
-            () = tokio::time::sleep(deadline) => {
-                let console = vmm.last_words().await;
-                Err(Error::BootTimeout { deadline, waiting_for: waiting_for.get(), console })
-            }
-        }
-    }
-
-    /// An agent's failure with what the console says about it.
-    async fn explain(&mut self, error: AgentError) -> Error {
-        let Some(vmm) = &mut self.vmm else { return error.into() };
-        let status = tokio::time::timeout(LAST_WORDS_DEADLINE, vmm.wait()).await;
-        let console = vmm.last_words().await;
-        let reason = match (error, status) {
-            // A connection that ended with its machine: the machine's end is the cause.
-            (AgentError::Ended | AgentError::Io(_), Ok(Ok(status))) => vmm::cause_of_end(status, &console),
-            (error, _) => error.to_string(),
-        };
-        Error::Boot { reason, console }
-    }
-
-    fn enter(&mut self, event: Event) -> Result<(), Error> {
-        self.state.phase =
-            self.state.phase.after(event).map_err(|error| Error::invalid("request", error.to_string()))?;
-        tracing::info!(phase = ?self.state.phase, vmm_pid = self.state.vmm_pid, "the sandbox's life goes on");
-        self.dir.write_state(&self.state)?;
-        self.changes.send_replace(self.state.clone());
-        Ok(())
-    }
-
-    async fn finish(mut self, end: End) -> Result<(), Error> {
-        // Every step is tried: a folder that cannot be removed must not leave a VM behind, nor the reverse.
-        let mut first = Ok(());
-        if let Some(vmm) = &mut self.vmm {
-            first = first.and(vmm.kill().await);
-            vmm.last_words().await;
-        }
-        if let Some(helper) = &mut self.helper {
-            first = first.and(vmm::end(helper).await);
-        }
-        self.state.vmm_pid = None;
-        self.state.end = Some(end);
-        first = first.and(self.enter(Event::Ended));
-        first = first.and(self.dir.finish());
-        match first {
-            Ok(()) => self.reaper.release(),
-            // The reaper tries again once this process is gone.
-            Err(error) => Err(error),
-        }
-    }
+/// A snapshot of a template's machine.
+#[derive(Debug)]
+pub struct KeptTemplate {
+    /// Its folder.
+    pub path: PathBuf,
+    /// What taking it cost.
+    pub taken: Taken,
 }
 
-async fn describe_end(status: Result<ExitStatus, Error>, vmm: &mut Vmm) -> GuestEnd {
-    let words = vmm.last_words().await;
-    match status {
-        Ok(status) if status.success() && !words.contains("Kernel panic") => GuestEnd::PoweredOff,
-        Ok(status) => GuestEnd::Crashed(vmm::cause_of_end(status, &words)),
-        Err(error) => GuestEnd::Crashed(error.to_string()),
-    }
-}
-
-async fn choose(
-    choice: AcceleratorChoice,
-    qemu: &Path,
-    kernel: &Path,
+async fn begin(
+    ground: &mut Ground,
+    spec: &CheckedSpec,
+    aim: Aim,
     cache: &Path,
     watch: &dyn Watch,
-) -> Result<Accelerator, Error> {
-    match choice {
-        AcceleratorChoice::Kvm => Ok(Accelerator::Kvm),
-        AcceleratorChoice::Tcg => Ok(Accelerator::Tcg),
-        AcceleratorChoice::Auto => {
-            match kvm_probe::probe(qemu, kernel, cache).await? {
-                Kvm::Works => Ok(Accelerator::Kvm),
-                Kvm::Unusable(reason) => {
-                    tracing::info!(reason, "KVM cannot be used");
-                    watch.notice(&format!("no KVM ({reason}): the sandbox runs emulated (TCG), slower and not a security boundary"));
-                    Ok(Accelerator::Tcg)
-                }
-            }
+) -> Result<(Channel, Agent), Error> {
+    watch.step("preparing the sandbox");
+    let host = Host::find(spec, cache, watch).await?;
+    ground.timings.end("probe");
+    let (plan, purpose) = match aim {
+        Aim::Resume(snapshot) => {
+            fit::check_resume(&snapshot, &host)?;
+            (Plan::Clone(snapshot), Purpose::Same)
+        }
+        Aim::Run => (fit::plan(spec, &host, watch)?, Purpose::Clone),
+        Aim::Park => (fit::plan(spec, &host, watch)?, Purpose::Park),
+    };
+    match plan {
+        Plan::Boot(why) => {
+            ground.state.booted_because = why;
+            ground.boot(spec, &host, purpose == Purpose::Park, watch).await
+        }
+        Plan::Clone(snapshot) => {
+            ground.timings.end("snapshot");
+            ground.restore(spec, &host, snapshot, purpose, watch).await
         }
     }
 }
 
-fn configure(spec: &CheckedSpec) -> Configure {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Configure {
-        sandbox_id: spec.id.to_string(),
-        template_id: spec.template.template().rootfs.digest.to_string(),
-        hostname: spec.hostname.clone(),
-        env: spec.env.clone().into_iter().collect(),
-        default_user: spec.user.clone(),
-        default_workdir: spec.workdir.clone(),
-        access_token: spec.access_token.clone(),
-        unix_time_ns: i64::try_from(since_epoch.as_nanos()).unwrap_or(0),
-        ..Configure::default()
+/// Ends what there is of a sandbox that did not start. A paused one that could not be resumed is still paused.
+async fn fail(ground: Ground, error: Error, resumed: bool) -> Error {
+    let message = error.to_string();
+    tracing::error!(message, "the sandbox did not start");
+    let still_paused = resumed && ground.dir.snapshot().exists();
+    let last = if still_paused { Last::StillPaused } else { Last::Ended(End::Failed { message }) };
+    match ground.finish(last).await {
+        Ok(()) => error,
+        Err(error) => error,
     }
 }
 
-fn absolute(path: PathBuf) -> Result<PathBuf, Error> {
-    std::path::absolute(&path).map_err(Error::io("resolve", path))
+async fn ended(ground: &mut Ground, agent: &Agent) -> GuestEnd {
+    let Some(vmm) = &mut ground.vmm else { return GuestEnd::Crashed("the VM is gone".to_owned()) };
+    let reason = tokio::select! {
+        status = vmm.wait() => return describe_end(status, vmm).await,
+        reason = agent.ended() => reason,
+    };
+    // A machine that ends closes its connection first: the VMM's status says more.
+    match tokio::time::timeout(LAST_WORDS_DEADLINE, vmm.wait()).await {
+        Ok(status) => describe_end(status, vmm).await,
+        Err(_) => GuestEnd::Crashed(format!("the agent is gone: {reason}")),
+    }
+}
+
+fn dial(channel: &Arc<RwLock<Channel>>) -> Dial {
+    let channel = Arc::clone(channel);
+    Arc::new(move |port| {
+        let channel = Arc::clone(&channel);
+        Box::pin(async move { channel.read().await.dial(port).await })
+    })
+}
+
+fn client(channel: &Arc<RwLock<Channel>>, token: Option<&str>) -> SandboxClient {
+    let client = SandboxClient::new(dial(channel));
+    match token {
+        Some(token) => client.with_token(token),
+        None => client,
+    }
+}
+
+/// The folder and the name of a template that is to be made.
+fn named(path: &Path) -> Result<(PathBuf, TemplateName), Error> {
+    let expected =
+        || Error::invalid("path", format!("expected the path of a new template, got {}", path.display()));
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(expected)?;
+    let name = name.parse().map_err(|error| Error::invalid("template name", format!("{error}")))?;
+    if path.exists() {
+        return Err(Error::invalid("path", format!("{} is there already", path.display())));
+    }
+    Ok((path.parent().ok_or_else(expected)?.to_owned(), name))
 }

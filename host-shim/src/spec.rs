@@ -1,14 +1,18 @@
 //! Checks a `spec.json` against the template and against what this program can do.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use envd_proto::boot;
+use oci_spec::image::Digest;
 use sandbox_folder::SandboxId;
-use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, SandboxSpec};
-use template::{RuntimeConfig, TemplateFolder};
+use sandbox_folder::calls::ConfigureRequest;
+use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, RestoreChoice, SandboxSpec};
+use template::{ROOTFS_FILE, RuntimeConfig, TemplateFolder};
 
 use crate::Error;
+use crate::snapshot::{Description, FileName, SnapshotFolder};
 
 /// Virtual CPUs at most: microvm's interrupt controller in QEMU serves 255, and nobody tested more.
 const MAX_CPUS: u32 = 64;
@@ -28,13 +32,20 @@ const MAX_DISK_MIB: u64 = 16 << 20;
 /// Seconds that a boot may take. An emulated boot on a busy machine was seen to take 4.
 pub const DEFAULT_BOOT_TIMEOUT_S: u64 = 60;
 
+/// The longest life that can be asked for, a hundred years.
+const MAX_TIMEOUT_S: u64 = 100 * 366 * 24 * 3600;
+
 /// A spec whose values are all there and all make sense.
 #[derive(Clone, Debug)]
 pub struct CheckedSpec {
     /// The sandbox's id.
     pub id: SandboxId,
-    /// The template.
-    pub template: TemplateFolder,
+    /// The template; absent only for a paused sandbox that outlived its template.
+    pub template: Option<TemplateFolder>,
+    /// The root file system.
+    pub rootfs: PathBuf,
+    /// Its digest.
+    pub rootfs_digest: Digest,
     /// The guest kernel, when the caller named one.
     pub kernel: Option<PathBuf>,
     /// The guest image, when the caller named one.
@@ -68,12 +79,31 @@ pub struct CheckedSpec {
     /// The caller's notes.
     pub labels: BTreeMap<String, String>,
     /// Time from the VMM's start to the agent's readiness.
-    pub boot_timeout: std::time::Duration,
+    pub boot_timeout: Duration,
+    /// Whether it goes on from a snapshot of its template.
+    pub restore: RestoreChoice,
+    /// The snapshot that it is a clone of, when the caller named one.
+    pub snapshot: Option<PathBuf>,
+    /// How long it lives from when it is somebody's.
+    pub timeout: Option<Duration>,
+    /// What was asked for, with absolute paths.
+    pub asked: SandboxSpec,
 }
 
 impl CheckedSpec {
     /// Opens the template and checks every value; what is absent is taken from the template.
-    pub fn new(spec: SandboxSpec) -> Result<Self, Error> {
+    pub fn new(mut spec: SandboxSpec) -> Result<Self, Error> {
+        for path in [
+            Some(&mut spec.template),
+            spec.kernel.as_mut(),
+            spec.guest_image.as_mut(),
+            spec.snapshot.as_mut(),
+        ] {
+            if let Some(path) = path {
+                *path = absolute(path)?;
+            }
+        }
+        let asked = spec.clone();
         let template = TemplateFolder::open(&spec.template)?;
         let machine = template.template().machine;
         let RuntimeConfig { mut env, user, workdir, volumes, .. } = template.template().runtime.clone();
@@ -86,6 +116,9 @@ impl CheckedSpec {
         within("disk", disk_mib, MIN_DISK_MIB, MAX_DISK_MIB, " MiB")?;
         let boot_timeout_s = spec.boot_timeout_s.unwrap_or(DEFAULT_BOOT_TIMEOUT_S);
         within("boot timeout", boot_timeout_s, 1, 24 * 3600, " s")?;
+        if let Some(timeout_s) = spec.timeout_s {
+            within("timeout", timeout_s, 1, MAX_TIMEOUT_S, " s")?;
+        }
         let init: boot::Init = spec.init.parse().map_err(|error: boot::InvalidChoice| {
             Error::invalid(error.what, format!("expected {}, got {:?}", error.expected, error.got))
         })?;
@@ -121,7 +154,9 @@ impl CheckedSpec {
         }
         Ok(Self {
             id,
-            template,
+            rootfs: absolute(&template.rootfs())?,
+            rootfs_digest: template.template().rootfs.digest.clone(),
+            template: Some(template),
             kernel: spec.kernel,
             guest_image: spec.guest_image,
             cpus,
@@ -138,9 +173,85 @@ impl CheckedSpec {
             hostname,
             access_token,
             labels: spec.labels,
-            boot_timeout: std::time::Duration::from_secs(boot_timeout_s),
+            boot_timeout: Duration::from_secs(boot_timeout_s),
+            restore: spec.restore,
+            snapshot: spec.snapshot,
+            timeout: spec.timeout_s.map(Duration::from_secs),
+            asked,
         })
     }
+
+    /// The spec of a paused sandbox: its machine is the snapshot's, and nothing of the template counts but the root file
+    /// system, which may be in the snapshot too.
+    pub fn of_paused(mut asked: SandboxSpec, snapshot: &SnapshotFolder) -> Result<Self, Error> {
+        let Description { machine, guest, origin, .. } = &snapshot.manifest().description;
+        let own = snapshot.file(FileName::Rootfs).map(|_| snapshot.path().join(ROOTFS_FILE));
+        let template = TemplateFolder::open(&asked.template);
+        let of_template = match &template {
+            Ok(template) if template.template().rootfs.digest == guest.rootfs => Some(template.rootfs()),
+            _ => None,
+        };
+        let Some(rootfs) = of_template.or(own) else {
+            let reason = match template {
+                Ok(template) => format!(
+                    "the sandbox was paused with the root file system {}, {} has {}",
+                    guest.rootfs,
+                    template.path().display(),
+                    template.template().rootfs.digest
+                ),
+                Err(error) => error.to_string(),
+            };
+            return Err(Error::invalid("template", format!("{reason} (--template names another folder)")));
+        };
+        asked.id.get_or_insert_with(|| origin.sandbox.clone());
+        let id = asked.id.clone().unwrap_or_else(|| origin.sandbox.clone());
+        Ok(Self {
+            hostname: asked.hostname.clone().unwrap_or_else(|| id.to_string()),
+            id,
+            template: template.ok(),
+            rootfs: absolute(&rootfs)?,
+            rootfs_digest: guest.rootfs.clone(),
+            kernel: asked.kernel.clone(),
+            guest_image: asked.guest_image.clone(),
+            cpus: machine.cpus,
+            memory_mib: machine.memory_mib,
+            disk_mib: machine.disk_mib,
+            channel: ChannelChoice::Serial,
+            accelerator: asked.accelerator,
+            profile: machine.profile,
+            init: machine.init.clone(),
+            volumes: machine.volumes.clone(),
+            env: asked.env.clone(),
+            user: asked.user.clone().unwrap_or_default(),
+            workdir: asked.workdir.clone().unwrap_or_default(),
+            access_token: asked.access_token.clone(),
+            labels: asked.labels.clone(),
+            boot_timeout: Duration::from_secs(asked.boot_timeout_s.unwrap_or(DEFAULT_BOOT_TIMEOUT_S)),
+            restore: RestoreChoice::Always,
+            snapshot: None,
+            timeout: asked.timeout_s.map(Duration::from_secs),
+            asked,
+        })
+    }
+
+    /// Takes on what a parked sandbox is made into.
+    pub fn configure(&mut self, request: ConfigureRequest) -> Result<(), Error> {
+        let mut asked = self.asked.clone();
+        asked.id = Some(request.id.unwrap_or_else(|| self.id.clone()));
+        asked.hostname = request.hostname.or(asked.hostname);
+        asked.env.extend(request.env);
+        asked.user = request.user.or(asked.user);
+        asked.workdir = request.workdir.or(asked.workdir);
+        asked.access_token = request.access_token.or(asked.access_token);
+        asked.labels.extend(request.labels);
+        asked.timeout_s = request.timeout_s.or(asked.timeout_s);
+        *self = Self::new(asked)?;
+        Ok(())
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    std::path::absolute(path).map_err(Error::io("resolve", path))
 }
 
 /// The paths that the image declares, as the agent takes them; they travel on the kernel's command line.

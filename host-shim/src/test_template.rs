@@ -24,6 +24,7 @@ pub(crate) fn write(templates: &Path) -> PathBuf {
             ..RuntimeConfig::default()
         },
         machine: Machine::default(),
+        snapshot_only: false,
     };
     new.publish(&template).unwrap().path().to_owned()
 }

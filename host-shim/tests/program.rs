@@ -13,6 +13,9 @@ use template::{Machine, NewTemplate, Rootfs, RuntimeConfig, SCHEMA_VERSION, Sour
 /// Long enough for the slowest machine; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How every scripted QEMU begins: its version is asked before it is started.
+const VERSION: &str = "#!/bin/sh\n[ \"$1\" = --version ] && { echo QEMU emulator version 0.1; exit; }\n";
+
 struct Host {
     dir: tempfile::TempDir,
 }
@@ -29,7 +32,7 @@ impl Host {
         }
         if let Some(script) = qemu {
             let program = host.path("bin/qemu-system-x86_64");
-            fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::write(&program, format!("{VERSION}{script}\n")).unwrap();
             fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         }
         let new = NewTemplate::begin(&host.path("data/templates"), &"demo".parse().unwrap()).unwrap();
@@ -43,6 +46,7 @@ impl Host {
             rootfs: Rootfs { digest: digest.parse().unwrap(), size: 6 },
             runtime: RuntimeConfig { cmd: vec!["true".into()], ..RuntimeConfig::default() },
             machine: Machine { disk_mib: 16, ..Machine::default() },
+            snapshot_only: false,
         };
         new.publish(&template).unwrap();
         host
@@ -86,7 +90,7 @@ impl Host {
     }
 
     fn sleeper(&self) {
-        let script = format!("#!/bin/sh\necho $$ > {}\nexec sleep 1000\n", self.path("vmm.pid").display());
+        let script = format!("{VERSION}echo $$ > {}\nexec sleep 1000\n", self.path("vmm.pid").display());
         let program = self.path("bin/qemu-system-x86_64");
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();

@@ -92,6 +92,7 @@ pub fn create(data: &DataDir, options: &TemplateOptions, console: &Console) -> R
         rootfs: Rootfs { digest: report.digest, size: report.size },
         runtime: runtime(&image, options),
         machine: options.machine,
+        snapshot_only: false,
     };
     let folder = new.publish(&template)?;
     Ok(TemplateReport { path: folder.path().to_owned(), template })

@@ -16,7 +16,7 @@ use e2e::{DEADLINE, made, template};
 use envd_channel::control::{ControlReader, Framing};
 use envd_proto::boot;
 use envd_proto::control::{FromAgent, from_agent};
-use host_shim::vmm::{Accelerator, VmSpec, Wiring, qemu};
+use host_shim::vmm::{Accelerator, Boot, Scratch, VmSpec, Wiring, qemu};
 use tokio::net::UnixStream;
 
 /// Interleaved rounds; the first one is a warm-up and not counted.
@@ -86,18 +86,23 @@ async fn boot(folder: &Path, image: &Path, extra: &str) -> io::Result<Sample> {
     let scratch: PathBuf = folder.join("scratch.ext4");
     rootfs_tools::empty(&scratch, 256 << 20, None, b"bench").map_err(io::Error::other)?;
     let spec = VmSpec {
-        kernel: made("TIFFIN_KERNEL"),
-        guest_image: image.to_owned(),
+        boot: Some(Boot {
+            kernel: made("TIFFIN_KERNEL"),
+            guest_image: image.to_owned(),
+            profile: boot::Profile::default(),
+            init: boot::Init::default(),
+            volumes: Vec::new(),
+        }),
         rootfs: template().join("rootfs.ext4"),
-        scratch: scratch.clone(),
+        scratch: Scratch::Raw(scratch),
         cpus: 1,
         memory_mib: 256,
         accelerator: Accelerator::Tcg,
         wiring: Wiring::Serial,
-        profile: boot::Profile::default(),
-        init: boot::Init::default(),
-        volumes: Vec::new(),
     };
+    let ram = folder.join("ram");
+    fs::File::create(&ram)?.set_len(spec.memory_mib << 20)?;
+    let ram = fs::File::options().read(true).write(true).open(ram)?;
     let mut arguments = qemu::arguments(&spec);
     if let Some(at) = arguments.iter().position(|argument| argument == "-append") {
         arguments[at + 1].push(format!(" {extra}"));
@@ -105,8 +110,15 @@ async fn boot(folder: &Path, image: &Path, extra: &str) -> io::Result<Sample> {
     let (control, control_far) = StdUnixStream::pair()?;
     let (_mux, mux_far) = StdUnixStream::pair()?;
     let (_console, console_far) = StdUnixStream::pair()?;
-    let fds = [(control_far, qemu::CONTROL_FD), (mux_far, qemu::MUX_FD), (console_far, qemu::CONSOLE_FD)];
-    let fds = fds.map(|(fd, child_fd)| FdMapping { parent_fd: OwnedFd::from(fd), child_fd });
+    let (_monitor, monitor_far) = StdUnixStream::pair()?;
+    let fds = [
+        (OwnedFd::from(control_far), qemu::CONTROL_FD),
+        (mux_far.into(), qemu::MUX_FD),
+        (console_far.into(), qemu::CONSOLE_FD),
+        (monitor_far.into(), qemu::MONITOR_FD),
+        (ram.into(), qemu::RAM_FD),
+    ];
+    let fds = fds.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
     let mut command = Command::new(qemu::find().map_err(io::Error::other)?);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
     command.fd_mappings(fds.into()).map_err(io::Error::other)?;

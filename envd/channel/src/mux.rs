@@ -68,6 +68,13 @@ impl Mux {
         Ok(stream)
     }
 
+    /// Ends the session; nothing is read from its transport when this returns.
+    pub async fn end(&mut self) {
+        self.driver.abort();
+        // That it was aborted is what was asked for.
+        let _ = (&mut self.driver).await;
+    }
+
     /// Whether the session is over.
     pub fn is_ended(&self) -> bool {
         self.driver.is_finished()

@@ -4,13 +4,16 @@
 //! DIR/
 //!   spec.json    in: [`spec::SandboxSpec`]
 //!   state.json   out: [`State`], replaced atomically
-//!   api.sock     HTTP/1.1 and JSON: /info, /metrics, /stop ([`stop::StopRequest`])
+//!   api.sock     HTTP/1.1 and JSON: /info, /metrics, /stop ([`stop::StopRequest`]), /configure, /pause, /snapshot, /fork
+//!                ([`calls`])
+//!   snapshot/    out: what a paused sandbox was, whole or absent
 //!   vsock.sock   hybrid vsock: `CONNECT <port>`, then a door of the agent ([`client::SandboxClient`])
 //! ```
 //!
 //! `host-shim` serves the folder; its own command line, the gateway and any orchestrator are clients of it. A crate of its
 //! own, so that a client links no VMM driver.
 
+pub mod calls;
 pub mod client;
 mod id;
 pub mod spec;
@@ -18,12 +21,14 @@ mod state;
 pub mod stop;
 
 pub use id::{InvalidId, SandboxId};
-pub use state::{End, Event, InvalidTransition, Lifecycle, Phase, STATE_VERSION, State};
+pub use state::{End, Event, InvalidTransition, Lifecycle, Phase, STATE_VERSION, Start, State};
 
 /// What the caller asks for.
 pub const SPEC: &str = "spec.json";
 /// Where the sandbox is in its life.
 pub const STATE: &str = "state.json";
+/// The snapshot of a paused sandbox.
+pub const SNAPSHOT: &str = "snapshot";
 /// The socket of the owner's calls.
 pub const API_SOCKET: &str = "api.sock";
 /// The socket of the agent's doors.

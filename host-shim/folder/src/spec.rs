@@ -91,6 +91,28 @@ pub struct SandboxSpec {
     /// Seconds from the VMM's start to the agent's readiness, at most; 60 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_timeout_s: Option<u64>,
+    /// Whether the sandbox goes on from a snapshot of its template.
+    #[serde(default)]
+    pub restore: RestoreChoice,
+    /// Path of a snapshot's folder that the sandbox is a clone of, instead of one of its template's. It must fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<PathBuf>,
+    /// Seconds after which the sandbox is stopped, from when it is somebody's; never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+}
+
+/// Whether a sandbox goes on from a snapshot of its template.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestoreChoice {
+    /// Where there is one that fits; else the sandbox boots, and says why.
+    #[default]
+    Auto,
+    /// It boots.
+    Never,
+    /// Without a snapshot that fits it fails.
+    Always,
 }
 
 /// What carries streams between host and guest.
@@ -168,6 +190,9 @@ impl SandboxSpec {
             access_token: None,
             labels: BTreeMap::new(),
             boot_timeout_s: None,
+            restore: RestoreChoice::default(),
+            snapshot: None,
+            timeout_s: None,
         }
     }
 
@@ -187,8 +212,14 @@ impl SandboxSpec {
             InvalidSpec::new(format!("{what} in {}", path.display()), reason)
         })?;
         let base = path.parent().unwrap_or(Path::new("."));
-        for relative in
-            [Some(&mut spec.template), spec.kernel.as_mut(), spec.guest_image.as_mut()].into_iter().flatten()
+        for relative in [
+            Some(&mut spec.template),
+            spec.kernel.as_mut(),
+            spec.guest_image.as_mut(),
+            spec.snapshot.as_mut(),
+        ]
+        .into_iter()
+        .flatten()
         {
             *relative = base.join(&*relative);
         }

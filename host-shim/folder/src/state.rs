@@ -1,13 +1,17 @@
 //! The life of a sandbox, as pure transitions.
 //!
 //! ```text
-//! Created ──spawned──► Booting ──hello──► Ready ──configured──► Running
-//!    │                    │                 │                      │
-//!    │                    ├─────────────────┴──────stop────────────┤
-//!    │                    │                                        ▼
-//!    │                    │                                     Stopping
-//!    └───────ended────────┴───────────────ended────────────────────┴──► Ended
+//!                                           ┌──parked──► Parked ──configured──┐
+//! Created ──spawned──► Booting ──hello──► Ready ─────────configured────────► Running ◄─not paused─ Pausing
+//!    │                    │                 │                                 │  └─────pause────────▲ │
+//!    │                    ├─────────────────┴──────────────stop───────────────┤                       │paused
+//!    │                    │                                                   ▼                       ▼
+//!    │                    │                                                Stopping                 Paused
+//!    └───────ended────────┴───────────────────────ended───────────────────────┴──► Ended
 //! ```
+//!
+//! A restored sandbox takes the same way: its agent's Hello is the one after the Resume. A paused one begins anew, in
+//! another process.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +27,14 @@ pub enum Lifecycle {
     Booting,
     /// The agent has said Hello; client calls are still refused.
     Ready,
+    /// Restored and rehearsed, its processes held: it waits for a Configure.
+    Parked,
     /// Configured: somebody's sandbox.
     Running,
+    /// It is held still while its snapshot is written.
+    Pausing,
+    /// Its snapshot is whole, and nothing of it runs: it can be resumed.
+    Paused,
     /// Its end was asked for.
     Stopping,
     /// Nothing of it runs any more.
@@ -40,6 +50,14 @@ pub enum Event {
     Hello,
     /// The agent acknowledged the Configure.
     Configured,
+    /// It waits for somebody.
+    Parked,
+    /// The caller wants it to be paused.
+    Pause,
+    /// Its snapshot could not be written: it goes on.
+    NotPaused,
+    /// Its snapshot is whole, and its VMM is gone.
+    Paused,
     /// The caller wants it to end.
     Stop,
     /// The VMM is gone, or was never started.
@@ -57,14 +75,26 @@ pub struct InvalidTransition {
 }
 
 impl Lifecycle {
+    /// Whether nothing of it runs any more.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Paused | Self::Ended)
+    }
+
     /// The state after `event`.
     pub fn after(self, event: Event) -> Result<Self, InvalidTransition> {
         match (self, event) {
             (Self::Created, Event::Spawned) => Ok(Self::Booting),
             (Self::Booting, Event::Hello) => Ok(Self::Ready),
-            (Self::Ready, Event::Configured) => Ok(Self::Running),
-            (Self::Booting | Self::Ready | Self::Running | Self::Stopping, Event::Stop) => Ok(Self::Stopping),
-            (state, Event::Ended) if state != Self::Ended => Ok(Self::Ended),
+            (Self::Ready, Event::Parked) => Ok(Self::Parked),
+            (Self::Ready | Self::Parked, Event::Configured) => Ok(Self::Running),
+            (Self::Running, Event::Pause) => Ok(Self::Pausing),
+            (Self::Pausing, Event::NotPaused) => Ok(Self::Running),
+            (Self::Pausing, Event::Paused) => Ok(Self::Paused),
+            (
+                Self::Booting | Self::Ready | Self::Parked | Self::Running | Self::Pausing | Self::Stopping,
+                Event::Stop,
+            ) => Ok(Self::Stopping),
+            (state, Event::Ended) if !state.is_over() => Ok(Self::Ended),
             (state, event) => Err(InvalidTransition { state, event }),
         }
     }
@@ -118,6 +148,15 @@ pub struct State {
     /// The agent's version, once it spoke.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,
+    /// How it came to life, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
+    /// Why it was booted although it could have been restored, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted_because: Option<String>,
+    /// The machine's life: 1 after a boot, each restore raises it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
     /// What took how long.
     #[serde(default)]
     pub phases: Vec<Phase>,
@@ -127,6 +166,18 @@ pub struct State {
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<End>,
+}
+
+/// How a sandbox came to life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// Its kernel was booted.
+    Booted,
+    /// It is a clone of a snapshot.
+    Cloned,
+    /// It goes on where it was paused.
+    Resumed,
 }
 
 /// The version of `state.json`.
@@ -143,8 +194,8 @@ pub struct Phase {
 
 #[cfg(test)]
 mod tests {
-    use super::Event::{Configured, Ended as End, Hello, Spawned, Stop};
-    use super::Lifecycle::{Booting, Created, Ended, Ready, Running, Stopping};
+    use super::Event::{Configured, Ended as End, Hello, NotPaused, Pause, Spawned, Stop};
+    use super::Lifecycle::{Booting, Created, Ended, Parked, Paused, Pausing, Ready, Running, Stopping};
     use super::*;
 
     #[test]
@@ -155,16 +206,27 @@ mod tests {
             (Booting, Hello, Ready),
             (Booting, Stop, Stopping),
             (Booting, End, Ended),
+            (Ready, Event::Parked, Parked),
             (Ready, Configured, Running),
             (Ready, Stop, Stopping),
             (Ready, End, Ended),
+            (Parked, Configured, Running),
+            (Parked, Stop, Stopping),
+            (Parked, End, Ended),
+            (Running, Pause, Pausing),
             (Running, Stop, Stopping),
             (Running, End, Ended),
+            (Pausing, NotPaused, Running),
+            (Pausing, Event::Paused, Paused),
+            (Pausing, Stop, Stopping),
+            (Pausing, End, Ended),
             (Stopping, Stop, Stopping),
             (Stopping, End, Ended),
         ];
-        for state in [Created, Booting, Ready, Running, Stopping, Ended] {
-            for event in [Spawned, Hello, Configured, Stop, End] {
+        for state in [Created, Booting, Ready, Parked, Running, Pausing, Paused, Stopping, Ended] {
+            for event in
+                [Spawned, Hello, Event::Parked, Configured, Pause, NotPaused, Event::Paused, Stop, End]
+            {
                 let expected = edges
                     .iter()
                     .find(|edge| (edge.0, edge.1) == (state, event))

@@ -46,6 +46,7 @@ impl Host {
             rootfs: Rootfs { digest: digest.parse().unwrap(), size: 6 },
             runtime,
             machine: Machine { cpus: 2, memory_mib: 256, disk_mib: 16 },
+            snapshot_only: false,
         };
         new.publish(&template).unwrap();
     }
@@ -490,90 +491,5 @@ async fn twenty_at_once() {
         async move { fleet.kill(sandbox.id()).await.unwrap() }
     });
     assert!(in_time(futures::future::join_all(kills)).await.into_iter().all(|killed| killed));
-    host.assert_nothing_left().await;
-}
-
-/// A template of these commands, and a request of it whose agent is a real one, on this machine.
-fn request_with_commands(host: &Host, start: &str, ready: &str) -> NewSandbox {
-    let commands = RuntimeConfig {
-        start_command: Some(start.to_owned()).filter(|command| !command.is_empty()),
-        ready_command: Some(ready.to_owned()).filter(|command| !command.is_empty()),
-        ..RuntimeConfig::default()
-    };
-    host.template("commands", commands);
-    let programs = match std::env::var_os("TIFFIN_BIN") {
-        Some(folder) => PathBuf::from(folder),
-        None => std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned(),
-    };
-    let envd = programs.join("envd");
-    assert!(envd.exists(), "{} is not there: make test-binaries", envd.display());
-    NewSandbox { template: "commands".into(), ..request(&[("FAKE_AGENT", envd.to_str().unwrap())]) }
-}
-
-#[tokio::test]
-async fn a_templates_commands_have_made_it_ready_when_a_client_gets_it() {
-    let host = Host::new();
-    let team = host.team("a", Capacity::UNLIMITED).await;
-    let fleet = host.open().await;
-    let folder = host.dir.path().display();
-    // It ends with the agent, as it would with its machine.
-    let start = format!("echo x > {folder}/started; exec tail -f --pid=$PPID {folder}/started");
-    // Succeeds at the second try after the start.
-    let ready = format!("cd {folder}; test -e tried || {{ test -s started && touch tried; false; }}");
-    let wanted = request_with_commands(&host, &start, &ready);
-    let made = in_time(fleet.create(&team, wanted)).await.unwrap();
-    assert!(host.dir.path().join("tried").exists());
-    let processes = in_time(made.client().processes()).await.unwrap();
-    assert_eq!(processes.len(), 1, "{processes:?}");
-    assert_eq!(processes[0].tag.as_deref(), Some("start"));
-    assert!(in_time(fleet.kill(made.id())).await.unwrap());
-    until("the start command is gone", async || host.processes().is_empty()).await;
-
-    // One command alone; and a start command that leaves something running behind it.
-    for (start, ready) in [("true", ""), ("", "true"), ("true", "sleep 0.3")] {
-        let wanted = request_with_commands(&host, start, ready);
-        let made = in_time(fleet.create(&team, wanted)).await.unwrap();
-        assert!(in_time(fleet.kill(made.id())).await.unwrap());
-    }
-    host.assert_nothing_left().await;
-}
-
-#[tokio::test]
-async fn a_sandbox_whose_commands_fail_is_ended_and_says_why() {
-    let host = Host::new();
-    let team = host.team("a", Capacity::UNLIMITED).await;
-    let fleet = host.open().await;
-    let wanted = request_with_commands(&host, "echo the server is not there >&2; exit 3", "false");
-    let error = in_time(fleet.create(&team, wanted)).await.unwrap_err();
-    let expected =
-        "the sandbox did not start: the template's start command ended with 3: the server is not there";
-    assert_eq!((error.status.as_u16(), error.message.as_str()), (500, expected));
-    until("its processes are gone", async || host.processes().is_empty()).await;
-    host.assert_nothing_left().await;
-
-    // Never ready; its client goes away, or its machine does.
-    let tried = host.dir.path().join("tried");
-    let wanted = request_with_commands(&host, "", &format!("touch {}; false", tried.display()));
-    for by_death in [false, true] {
-        let waiting = {
-            let (fleet, team, wanted) = (Arc::clone(&fleet), team.clone(), wanted.clone());
-            tokio::spawn(async move { fleet.create(&team, wanted).await })
-        };
-        until("it was tried", async || tried.exists()).await;
-        if by_death {
-            let id = host.store().sandboxes().await.unwrap()[0].id.clone();
-            kill_process(pid(&host, &id, "shim_pid").unwrap(), Signal::KILL).unwrap();
-            let error = in_time(waiting).await.unwrap().unwrap_err();
-            assert!(error.message.contains("cannot run the template's ready command"), "{error}");
-        } else {
-            waiting.abort();
-        }
-        until("nothing is left", async || {
-            host.store().sandboxes().await.unwrap().is_empty() && host.processes().is_empty()
-        })
-        .await;
-        until("its room is free", async || fleet.used() == Capacity::default()).await;
-        fs::remove_file(&tried).unwrap();
-    }
     host.assert_nothing_left().await;
 }

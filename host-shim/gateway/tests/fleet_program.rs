@@ -100,6 +100,7 @@ impl Host {
             rootfs: Rootfs { digest: digest.parse().unwrap(), size: 6 },
             runtime: RuntimeConfig::default(),
             machine: Machine { cpus: 1, memory_mib: 64, disk_mib: 16 },
+            snapshot_only: false,
         };
         new.publish(&template).unwrap();
     }

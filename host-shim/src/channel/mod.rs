@@ -48,7 +48,8 @@ impl Prepared {
             ChannelChoice::Serial => serial::Prepared::prepare(),
             ChannelChoice::VhostVsock => vhost_vsock::Prepared::prepare(),
             ChannelChoice::VhostUserVsock => vhost_user_vsock::Prepared::prepare(folder).await,
-            ChannelChoice::Auto if vhost_vsock::is_usable() => vhost_vsock::Prepared::prepare(),
+            // The only one whose VM can be snapshotted and cloned: the kernel's vsock leaves the port of its source's shim in
+            // the guest's RAM, and vhost-user-vsock cannot be migrated.
             ChannelChoice::Auto => serial::Prepared::prepare(),
         }
     }
@@ -81,10 +82,10 @@ impl Prepared {
         }
     }
 
-    /// The channel, once the agent serves its doors.
-    pub async fn open(self) -> io::Result<Channel> {
+    /// The channel, once the agent serves its doors in this generation.
+    pub async fn open(self, generation: u64) -> io::Result<Channel> {
         Ok(Channel(match self.kind {
-            PreparedKind::Serial(prepared) => Kind::Serial(prepared.open().await?),
+            PreparedKind::Serial(prepared) => Kind::Serial(prepared.open(generation).await?),
             PreparedKind::VhostVsock(prepared) => Kind::VhostVsock(prepared.open()),
             PreparedKind::VhostUserVsock(prepared) => Kind::VhostUserVsock(prepared.open()),
         }))
@@ -103,6 +104,15 @@ enum Kind {
 }
 
 impl Channel {
+    /// Begins the session of another generation of the machine; streams of the one before end.
+    pub async fn reopen(&mut self, generation: u64) -> io::Result<()> {
+        match &mut self.0 {
+            Kind::Serial(channel) => channel.reopen(generation).await,
+            // Their streams are connections, which are not bound to a session.
+            Kind::VhostVsock(_) | Kind::VhostUserVsock(_) => Ok(()),
+        }
+    }
+
     /// Opens a stream to a port of the agent.
     pub async fn dial(&self, port: u32) -> io::Result<Stream> {
         match &self.0 {

@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 
 use command_fds::FdMapping;
 use envd_channel::mux::Mux;
-use envd_proto::FIRST_GENERATION;
 use sandbox_folder::client::Stream;
 use tokio::net::UnixStream;
 
@@ -38,18 +37,34 @@ impl Prepared {
         Ok(Box::new(control.ok_or_else(|| io::Error::other("the control port is in use"))?))
     }
 
-    pub(super) async fn open(self) -> io::Result<Serial> {
-        Ok(Serial(Mux::connect(self.mux, FIRST_GENERATION).await?))
+    pub(super) async fn open(self, generation: u64) -> io::Result<Serial> {
+        let port = self.mux.into_std()?;
+        Ok(Serial { mux: connect(&port, generation).await?, port })
     }
 }
 
+/// The session of one generation, and the port for those to come.
 #[derive(Debug)]
-pub(super) struct Serial(Mux);
+pub(super) struct Serial {
+    mux: Mux,
+    port: std::os::unix::net::UnixStream,
+}
 
 impl Serial {
-    pub(super) async fn dial(&self, port: u32) -> io::Result<Stream> {
-        Ok(Box::new(self.0.open(port).await?))
+    pub(super) async fn reopen(&mut self, generation: u64) -> io::Result<()> {
+        // The session before reads from the same port: it has to end first.
+        self.mux.end().await;
+        self.mux = connect(&self.port, generation).await?;
+        Ok(())
     }
+
+    pub(super) async fn dial(&self, port: u32) -> io::Result<Stream> {
+        Ok(Box::new(self.mux.open(port).await?))
+    }
+}
+
+async fn connect(port: &std::os::unix::net::UnixStream, generation: u64) -> io::Result<Mux> {
+    Mux::connect(UnixStream::from_std(port.try_clone()?)?, generation).await
 }
 
 fn pair() -> Result<(UnixStream, OwnedFd), Error> {

@@ -7,17 +7,16 @@
 //! kept until the host's next boot.
 
 use std::ffi::OsString;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use super::qemu::{Arguments, isolation};
 use super::{end, process};
 use crate::Error;
+use crate::cache::Answer;
 
 /// Ten times what a sound KVM needs.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -40,24 +39,17 @@ pub async fn probe(qemu: &Path, kernel: &Path, cache: &Path) -> Result<Kvm, Erro
         // Not kept: a changed group or mode should count at once.
         return Ok(Kvm::Unusable(format!("/dev/kvm: {error}")));
     }
-    let key = cache_key(qemu, kernel)?;
-    let file = cache.join(format!("kvm-{key}"));
-    if let Ok(text) = std::fs::read_to_string(&file) {
+    let boot_id = "/proc/sys/kernel/random/boot_id";
+    let boot = std::fs::read(boot_id).map_err(Error::io("read", boot_id))?;
+    let known = Answer::about(cache, "kvm", &boot, &[qemu, kernel])?;
+    if let Some(text) = known.read() {
         return Ok(if text.is_empty() { Kvm::Works } else { Kvm::Unusable(text) });
     }
-    let found = boot(qemu, kernel).await?;
-    let text = match &found {
+    let found = self::boot(qemu, kernel).await?;
+    known.keep(match &found {
         Kvm::Works => "",
         Kvm::Unusable(reason) => reason,
-    };
-    // Whole or absent, for a reader at the same time; a cache that cannot be written costs only the next probe.
-    let fresh = cache.join(format!(".kvm-{key}-{}", std::process::id()));
-    let kept = std::fs::create_dir_all(cache)
-        .and_then(|()| std::fs::write(&fresh, text))
-        .and_then(|()| std::fs::rename(&fresh, &file));
-    if let Err(error) = kept {
-        tracing::warn!(%error, path = %file.display(), "cannot keep the answer of the KVM probe");
-    }
+    });
     Ok(found)
 }
 
@@ -104,24 +96,6 @@ fn arguments(kernel: &Path) -> Vec<OsString> {
         .pair("-append", "console=ttyS0 quiet panic=-1 reboot=t")
         .pair("-serial", "stdio");
     args.0
-}
-
-/// What the answer depends on: this boot of the host, the QEMU binary and the kernel.
-fn cache_key(qemu: &Path, kernel: &Path) -> Result<String, Error> {
-    let boot_id = "/proc/sys/kernel/random/boot_id";
-    let mut hash = Sha256::new();
-    hash.update(std::fs::read(boot_id).map_err(Error::io("read", boot_id))?);
-    for file in [qemu, kernel] {
-        let metadata = file.metadata().map_err(Error::io("read", file))?;
-        hash.update(format!(
-            "{}:{}:{}:{};",
-            metadata.dev(),
-            metadata.ino(),
-            metadata.len(),
-            metadata.mtime_nsec()
-        ));
-    }
-    Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]

@@ -6,17 +6,24 @@ mod console;
 pub mod kvm_probe;
 pub mod process;
 pub mod qemu;
+mod qmp;
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use envd_proto::boot;
+use serde_json::json;
+use tokio::net::UnixStream;
 use tokio::process::Child;
+use tokio::task::JoinHandle;
 
 pub use console::Console;
+pub use qmp::QmpError;
 
 use crate::Error;
+use qmp::Qmp;
 
 /// How long a killed process may take to be gone. SIGKILL needs no more than the kernel's freeing of its memory.
 const REAP_DEADLINE: Duration = Duration::from_secs(10);
@@ -24,14 +31,12 @@ const REAP_DEADLINE: Duration = Duration::from_secs(10);
 /// What a VMM has to make; every value is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmSpec {
-    /// The kernel, an ELF with a PVH entry.
-    pub kernel: PathBuf,
-    /// The initramfs with the agent.
-    pub guest_image: PathBuf,
+    /// What a fresh VM begins with. One without it goes on from a snapshot.
+    pub boot: Option<Boot>,
     /// The root file system; opened read-only, shared by many.
     pub rootfs: PathBuf,
     /// The scratch disk, of this VM only.
-    pub scratch: PathBuf,
+    pub scratch: Scratch,
     /// Virtual CPUs.
     pub cpus: u32,
     /// RAM in MiB.
@@ -40,12 +45,30 @@ pub struct VmSpec {
     pub accelerator: Accelerator,
     /// How the channel reaches the guest.
     pub wiring: Wiring,
+}
+
+/// What a VM boots, and with which choices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// The kernel, an ELF with a PVH entry.
+    pub kernel: PathBuf,
+    /// The initramfs with the agent.
+    pub guest_image: PathBuf,
     /// What the container may do.
     pub profile: boot::Profile,
     /// PID 1 of the container.
     pub init: boot::Init,
     /// Paths of the container that sit on the scratch disk itself.
     pub volumes: Vec<String>,
+}
+
+/// A scratch disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scratch {
+    /// The disk's bytes.
+    Raw(PathBuf),
+    /// What differs from another disk, of which only the descriptor is known ([`qemu::SCRATCH_BASE_FD`]).
+    Overlay(PathBuf),
 }
 
 /// What runs the guest's instructions.
@@ -86,17 +109,124 @@ pub enum Wiring {
     },
 }
 
-/// A running VM. Dropped, it is killed.
+/// A VM. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Vmm {
     child: Child,
     console: Console,
     errors: Console,
+    monitor: Monitor,
+    ram: File,
+    restored: bool,
+}
+
+/// The way to a VMM's monitor.
+#[derive(Debug)]
+enum Monitor {
+    /// It has not greeted yet, or nobody has looked.
+    Greeting(JoinHandle<Result<Qmp, QmpError>>),
+    Ready(Qmp),
+    Gone,
+}
+
+/// Where the guest's RAM is.
+#[derive(Clone, Copy, Debug)]
+pub enum Ram<'vm> {
+    /// All of it in this file, which the VMM shares.
+    Shared(&'vm File),
+    /// In this file, which others map too, but for the pages that the process has made its own.
+    Private {
+        /// The file.
+        base: &'vm File,
+        /// The VMM's process.
+        pid: u32,
+    },
 }
 
 impl Vmm {
-    pub(crate) fn new(child: Child, console: Console, errors: Console) -> Self {
-        Self { child, console, errors }
+    pub(crate) fn new(
+        child: Child,
+        console: Console,
+        errors: Console,
+        monitor: UnixStream,
+        ram: File,
+        restored: bool,
+    ) -> Self {
+        let monitor = Monitor::Greeting(tokio::spawn(Qmp::connect(monitor)));
+        Self { child, console, errors, monitor, ram, restored }
+    }
+
+    async fn monitor(&mut self) -> Result<&Qmp, Error> {
+        if let Monitor::Greeting(greeting) = &mut self.monitor {
+            let greeted = greeting.await.map_err(|_| QmpError::Ended)?;
+            // What failed once is not tried again: the connection is spent.
+            self.monitor = Monitor::Gone;
+            self.monitor = Monitor::Ready(greeted?);
+        }
+        match &self.monitor {
+            Monitor::Ready(qmp) => Ok(qmp),
+            Monitor::Greeting(_) | Monitor::Gone => Err(QmpError::Ended.into()),
+        }
+    }
+
+    /// Where the guest's RAM is, while the VMM lives.
+    pub fn ram(&self) -> Option<Ram<'_>> {
+        Some(match self.restored {
+            false => Ram::Shared(&self.ram),
+            true => Ram::Private { base: &self.ram, pid: self.pid()? },
+        })
+    }
+
+    /// Waits until the machine and its RAM are made.
+    pub async fn made(&mut self) -> Result<(), Error> {
+        self.monitor().await.map(drop)
+    }
+
+    /// Gives a VM that was launched without a boot the state of its devices. Its CPUs stand still until [`Vmm::resume`].
+    pub async fn load(&mut self, state: &File) -> Result<(), Error> {
+        let qmp = self.monitor().await?;
+        let on = |name: &str| json!({ "capability": name, "state": true });
+        let both = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
+        qmp.execute("migrate-set-capabilities", both).await?;
+        qmp.execute_with_fd("getfd", json!({ "fdname": "state" }), state).await?;
+        qmp.execute("migrate-incoming", json!({ "uri": "fd:state" })).await?;
+        qmp.loaded().await?;
+        Ok(())
+    }
+
+    /// Stops its CPUs; what its disks were given is in their files when this returns.
+    pub async fn pause(&mut self) -> Result<(), Error> {
+        self.monitor().await?.execute("stop", json!({})).await?;
+        Ok(())
+    }
+
+    /// Lets its CPUs go on.
+    pub async fn resume(&mut self) -> Result<(), Error> {
+        self.monitor().await?.execute("cont", json!({})).await?;
+        Ok(())
+    }
+
+    /// Writes the state of a paused VM's devices.
+    pub async fn save_devices(&mut self, out: &File) -> Result<(), Error> {
+        const SET: u32 = 1;
+        // QEMU takes only a descriptor of the mode in which it would open the file.
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(out));
+        let out = File::options().write(true).open(&path).map_err(Error::io("open", path))?;
+        let qmp = self.monitor().await?;
+        qmp.execute_with_fd("add-fd", json!({ "fdset-id": SET }), out).await?;
+        let file = json!({ "filename": format!("/dev/fdset/{SET}"), "live": true });
+        // `live`: the disks stay this VM's, which may go on.
+        let saved = qmp.execute("xen-save-devices-state", file).await;
+        qmp.execute("remove-fd", json!({ "fdset-id": SET })).await?;
+        saved?;
+        Ok(())
+    }
+
+    /// Tells a running guest that its scratch disk has grown to this size.
+    pub async fn resize_scratch(&mut self, bytes: u64) -> Result<(), Error> {
+        let size = json!({ "node-name": "scratch", "size": bytes });
+        self.monitor().await?.execute("block_resize", size).await?;
+        Ok(())
     }
 
     /// The process, while it runs.

@@ -1,17 +1,19 @@
 //! QEMU's words for a [`VmSpec`].
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use command_fds::FdMapping;
-use envd_proto::boot;
+use envd_proto::boot as words;
 use tokio::net::UnixStream;
 
-use super::{Accelerator, Console, VmSpec, Vmm, Wiring, process};
+use super::{Accelerator, Boot, Console, Scratch, VmSpec, Vmm, Wiring, process};
 use crate::Error;
+use crate::cache::Answer;
 
 /// The VMM's file descriptor for the guest's console.
 pub const CONSOLE_FD: i32 = 3;
@@ -19,6 +21,12 @@ pub const CONSOLE_FD: i32 = 3;
 pub const CONTROL_FD: i32 = 4;
 /// The VMM's file descriptor for the mux port of [`Wiring::Serial`].
 pub const MUX_FD: i32 = 5;
+/// The VMM's file descriptor for its monitor.
+pub const MONITOR_FD: i32 = 6;
+/// The VMM's file descriptor for the file behind the guest's RAM.
+pub const RAM_FD: i32 = 7;
+/// The VMM's file descriptor for what the scratch disk is copied from on a write ([`Scratch::Overlay`]).
+pub const SCRATCH_BASE_FD: i32 = 8;
 
 /// The guest's CID behind a vhost-user daemon, which serves one guest only.
 pub const VHOST_USER_CID: u32 = 3;
@@ -36,25 +44,64 @@ pub fn find() -> Result<PathBuf, Error> {
     })
 }
 
+/// The version of a QEMU, as it says it: `7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)`. Its package's revision counts: device
+/// state has changed within one version.
+pub async fn version(program: &Path, cache: &Path) -> Result<String, Error> {
+    let known = Answer::about(cache, "qemu", b"", &[program])?;
+    if let Some(version) = known.read() {
+        return Ok(version);
+    }
+    let spawn = |source| Error::Spawn { program: program.display().to_string(), source };
+    let asked = process::bound(program, ["--version"], Vec::new())?.stdin(Stdio::null()).output();
+    let output = asked.await.map_err(spawn)?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let version = said.lines().next().and_then(|line| line.strip_prefix("QEMU emulator version "));
+    let version = version.map(str::trim).filter(|version| !version.is_empty()).ok_or_else(|| {
+        let reason = format!("`{} --version` said {:?}", program.display(), said.trim());
+        Error::invalid("QEMU", reason)
+    })?;
+    known.keep(version);
+    Ok(version.to_owned())
+}
+
 /// The arguments for a VM. Pure: the same spec gives the same words.
+///
+/// A snapshot fits only a VM of the same devices: what is different between a boot and its restore is the RAM's mapping,
+/// the disk's format and the kernel, which is in the RAM by then.
 pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
     let mut args = Arguments::default();
-    let memory_backend = if spec.wiring.shares_memory() { ",memory-backend=ram" } else { "" };
     // No ACPI: QEMU 10's tables can be overwritten by the initrd, and without it a reset ends the VM (-no-reboot).
-    args.pair("-machine", format!("microvm,acpi=off,rtc=on,isa-serial=on{memory_backend}"));
+    // No description of the device state behind it: what is saved without RAM has none either.
+    let machine = "microvm,acpi=off,rtc=on,isa-serial=on,memory-backend=ram,suppress-vmdesc=on";
+    args.pair("-machine", machine);
     match spec.accelerator {
         Accelerator::Kvm => args.pair("-accel", "kvm").pair("-cpu", "host"),
         Accelerator::Tcg => args.pair("-accel", "tcg,thread=multi").pair("-cpu", "max"),
     };
     args.pair("-m", format!("{}M", spec.memory_mib)).pair("-smp", spec.cpus.to_string());
-    if spec.wiring.shares_memory() {
-        args.pair("-object", format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory_mib));
-    }
+    // A booted VM writes to the file, which is its own and is read for its snapshots (and by a vhost-user daemon). A restored
+    // one shares the file with others, and keeps what it writes to itself.
+    let share = if spec.boot.is_some() { "on" } else { "off" };
+    let (size, fd) = (spec.memory_mib, RAM_FD);
+    args.pair(
+        "-object",
+        format!("memory-backend-file,id=ram,size={size}M,mem-path=/proc/self/fd/{fd},share={share}"),
+    );
     isolation(&mut args);
-    args.pair("-kernel", &spec.kernel).pair("-initrd", &spec.guest_image);
-    args.pair("-append", kernel_arguments(spec));
+    match &spec.boot {
+        Some(boot) => {
+            args.pair("-kernel", &boot.kernel).pair("-initrd", &boot.guest_image);
+            args.pair("-append", kernel_arguments(boot, &spec.wiring));
+        }
+        None => {
+            args.pair("-incoming", "defer").flag("-S");
+            args.pair("-global", "migration.send-configuration=off");
+        }
+    }
 
     args.pair("-chardev", format!("socket,id=console,fd={CONSOLE_FD}")).pair("-serial", "chardev:console");
+    args.pair("-chardev", format!("socket,id=monitor,fd={MONITOR_FD}"))
+        .pair("-mon", "chardev=monitor,mode=control");
     // Locking off: one file, many read-only readers, and no lock that a publisher of a new template could meet.
     let rootfs = [
         b"driver=file,locking=off,read-only=on,node-name=rootfs-file,filename=",
@@ -63,21 +110,16 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
     .concat();
     args.pair("-blockdev", OsString::from_vec(rootfs));
     args.pair("-blockdev", "driver=raw,node-name=rootfs,read-only=on,file=rootfs-file");
-    args.pair("-device", format!("virtio-blk-device,drive=rootfs,serial={}", boot::ROOTFS_SERIAL));
-    // Flushes are not passed on: the disk is thrown away with the VM.
-    let scratch =
-        [b"driver=file,discard=unmap,node-name=scratch-file,filename=", escaped(&spec.scratch).as_bytes()]
-            .concat();
-    args.pair("-blockdev", OsString::from_vec(scratch));
-    args.pair("-blockdev", "driver=raw,node-name=scratch,discard=unmap,cache.no-flush=on,file=scratch-file");
-    args.pair("-device", format!("virtio-blk-device,drive=scratch,serial={}", boot::SCRATCH_SERIAL));
+    args.pair("-device", format!("virtio-blk-device,drive=rootfs,serial={}", words::ROOTFS_SERIAL));
+    scratch(&mut args, &spec.scratch);
+    args.pair("-device", format!("virtio-blk-device,drive=scratch,serial={}", words::SCRATCH_SERIAL));
     args.pair("-object", "rng-random,id=rng,filename=/dev/urandom")
         .pair("-device", "virtio-rng-device,rng=rng");
 
     match &spec.wiring {
         Wiring::Serial => {
             args.pair("-device", "virtio-serial-device");
-            for (name, fd) in [(boot::CONTROL_SERIAL_PORT, CONTROL_FD), (boot::MUX_SERIAL_PORT, MUX_FD)] {
+            for (name, fd) in [(words::CONTROL_SERIAL_PORT, CONTROL_FD), (words::MUX_SERIAL_PORT, MUX_FD)] {
                 args.pair("-chardev", format!("socket,id={name},fd={fd}"));
                 args.pair("-device", format!("virtserialport,chardev={name},name={name}"));
             }
@@ -94,20 +136,57 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
     args.0
 }
 
-/// Starts the VM. Its console goes to `console_log`; `fds` are those of its channel.
-pub fn launch(
-    program: &Path,
-    spec: &VmSpec,
-    mut fds: Vec<FdMapping>,
-    console_log: PathBuf,
-) -> Result<Vmm, Error> {
+/// The scratch disk's node is named `scratch` in every VM.
+fn scratch(args: &mut Arguments, scratch: &Scratch) {
+    let (Scratch::Raw(path) | Scratch::Overlay(path)) = scratch;
+    let file =
+        [b"driver=file,discard=unmap,node-name=scratch-file,filename=", escaped(path).as_bytes()].concat();
+    args.pair("-blockdev", OsString::from_vec(file));
+    // Flushes are not passed on: the disk is thrown away with the VM, and a snapshot of it is synced when it is taken.
+    let top = "node-name=scratch,discard=unmap,cache.no-flush=on,file=scratch-file";
+    match scratch {
+        Scratch::Raw(_) => args.pair("-blockdev", format!("driver=raw,{top}")),
+        Scratch::Overlay(_) => args
+            .pair("-add-fd", format!("fd={SCRATCH_BASE_FD},set={SCRATCH_BASE_FD}"))
+            .pair(
+                "-blockdev",
+                format!(
+                    "driver=file,locking=off,read-only=on,node-name=base-file,filename=/dev/fdset/{SCRATCH_BASE_FD}"
+                ),
+            )
+            .pair("-blockdev", "driver=raw,node-name=base,read-only=on,file=base-file")
+            .pair("-blockdev", format!("driver=qcow2,{top},backing=base")),
+    };
+}
+
+/// The files of a VM that are not named by a path: `channel` are those of its channel.
+#[derive(Debug)]
+pub struct Files {
+    /// What is behind the guest's RAM: [`RAM_FD`].
+    pub ram: File,
+    /// What is behind a [`Scratch::Overlay`]: [`SCRATCH_BASE_FD`].
+    pub scratch_base: Option<File>,
+    /// Those of its channel.
+    pub channel: Vec<FdMapping>,
+}
+
+/// Starts the VM: a booted one runs, a restored one waits for its device state. Its console goes to `console_log`.
+pub async fn launch(program: &Path, spec: &VmSpec, files: Files, console_log: PathBuf) -> Result<Vmm, Error> {
     let pair = || -> std::io::Result<(UnixStream, OwnedFd)> {
         let (near, far) = std::os::unix::net::UnixStream::pair()?;
         near.set_nonblocking(true)?;
         Ok((UnixStream::from_std(near)?, far.into()))
     };
+    let mut fds = files.channel;
     let (console, far) = pair().map_err(Error::io("make a socket for", &console_log))?;
     fds.push(FdMapping { parent_fd: far, child_fd: CONSOLE_FD });
+    let (monitor, far) = pair().map_err(Error::io("make a monitor for", &console_log))?;
+    fds.push(FdMapping { parent_fd: far, child_fd: MONITOR_FD });
+    let ram = files.ram.try_clone().map_err(Error::io("share", "the file of the guest's RAM"))?;
+    fds.push(FdMapping { parent_fd: ram.into(), child_fd: RAM_FD });
+    if let Some(base) = files.scratch_base {
+        fds.push(FdMapping { parent_fd: base.into(), child_fd: SCRATCH_BASE_FD });
+    }
     let mut child = process::bound(program, arguments(spec), fds)?
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -119,14 +198,8 @@ pub fn launch(
         Some(stderr) => Console::spawn(stderr, None),
         None => Console::spawn(tokio::io::empty(), None),
     };
-    Ok(Vmm::new(child, Console::spawn(console, Some(console_log)), errors))
-}
-
-impl Wiring {
-    fn shares_memory(&self) -> bool {
-        // The daemon reads and writes the guest's rings in the guest's RAM.
-        matches!(self, Self::VhostUserVsock { .. })
-    }
+    let console = Console::spawn(console, Some(console_log));
+    Ok(Vmm::new(child, console, errors, monitor, files.ram, spec.boot.is_none()))
 }
 
 /// The arguments that keep a VMM small and quiet, in every VM and in the probe.
@@ -135,27 +208,27 @@ pub(super) fn isolation(args: &mut Arguments) {
     args.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
 }
 
-fn kernel_arguments(spec: &VmSpec) -> String {
+fn kernel_arguments(boot: &Boot, wiring: &Wiring) -> String {
     // A panic resets at once, and a reset ends the VM. Serial output is slow under emulation: errors only.
     let mut line = "console=ttyS0 quiet panic=-1 reboot=t".to_owned();
     let mut argument = |name: &str, value: &str| line.push_str(&format!(" {name}={value}"));
-    match &spec.wiring {
-        Wiring::Serial => argument(boot::ARG_CHANNEL, "serial"),
-        Wiring::VhostUserVsock { .. } => argument(boot::ARG_CHANNEL, "vsock"),
+    match wiring {
+        Wiring::Serial => argument(words::ARG_CHANNEL, "serial"),
+        Wiring::VhostUserVsock { .. } => argument(words::ARG_CHANNEL, "vsock"),
         Wiring::VhostVsock { control_port, .. } => {
-            argument(boot::ARG_CHANNEL, "vsock");
-            argument(boot::ARG_CONTROL_PORT, &control_port.to_string());
+            argument(words::ARG_CHANNEL, "vsock");
+            argument(words::ARG_CONTROL_PORT, &control_port.to_string());
         }
     }
     // What is the agent's default is not said, so that an older one boots too.
-    if spec.profile != boot::Profile::default() {
-        argument(boot::ARG_PROFILE, spec.profile.name());
+    if boot.profile != words::Profile::default() {
+        argument(words::ARG_PROFILE, boot.profile.name());
     }
-    if spec.init != boot::Init::default() {
-        argument(boot::ARG_INIT, &boot::encode_path(&spec.init.to_string()));
+    if boot.init != words::Init::default() {
+        argument(words::ARG_INIT, &words::encode_path(&boot.init.to_string()));
     }
-    for path in &spec.volumes {
-        argument(boot::ARG_VOLUME, &boot::encode_path(path));
+    for path in &boot.volumes {
+        argument(words::ARG_VOLUME, &words::encode_path(path));
     }
     line
 }
@@ -194,24 +267,25 @@ mod tests {
 
     fn spec(accelerator: Accelerator, wiring: Wiring) -> VmSpec {
         VmSpec {
-            kernel: "/k/vmlinux".into(),
-            guest_image: "/k/guest-image.cpio".into(),
+            boot: Some(Boot {
+                kernel: "/k/vmlinux".into(),
+                guest_image: "/k/guest-image.cpio".into(),
+                profile: words::Profile::Sandbox,
+                init: words::Init::Envd,
+                volumes: Vec::new(),
+            }),
             rootfs: "/t,1/rootfs.ext4".into(),
-            scratch: "/s/scratch.ext4".into(),
+            scratch: Scratch::Raw("/s/scratch.ext4".into()),
             cpus: 2,
             memory_mib: 512,
             accelerator,
             wiring,
-            profile: boot::Profile::Sandbox,
-            init: boot::Init::Envd,
-            volumes: Vec::new(),
         }
     }
 
-    fn lines(accelerator: Accelerator, wiring: Wiring) -> String {
-        let spec = spec(accelerator, wiring);
+    fn lines(spec: &VmSpec) -> String {
         let mut out = String::new();
-        for argument in arguments(&spec) {
+        for argument in arguments(spec) {
             let argument = argument.into_string().unwrap();
             out.push_str(if argument.starts_with('-') { "\n" } else { " " });
             out.push_str(&argument);
@@ -221,28 +295,35 @@ mod tests {
 
     #[test]
     fn the_command_line_of_each_channel() {
-        insta::assert_snapshot!("serial_tcg", lines(Accelerator::Tcg, Wiring::Serial));
-        insta::assert_snapshot!(
-            "vhost_user_tcg",
-            lines(Accelerator::Tcg, Wiring::VhostUserVsock { socket: "/s/vmm/vhost".into() })
-        );
-        insta::assert_snapshot!(
-            "vhost_vsock_kvm",
-            lines(Accelerator::Kvm, Wiring::VhostVsock { cid: 77, control_port: 1025 })
-        );
+        insta::assert_snapshot!("serial_tcg", lines(&spec(Accelerator::Tcg, Wiring::Serial)));
+        let vhost_user = Wiring::VhostUserVsock { socket: "/s/vmm/vhost".into() };
+        insta::assert_snapshot!("vhost_user_tcg", lines(&spec(Accelerator::Tcg, vhost_user)));
+        let vhost = Wiring::VhostVsock { cid: 77, control_port: 1025 };
+        insta::assert_snapshot!("vhost_vsock_kvm", lines(&spec(Accelerator::Kvm, vhost)));
+    }
+
+    #[test]
+    fn the_command_line_of_a_restore() {
+        let restored = VmSpec {
+            boot: None,
+            scratch: Scratch::Overlay("/s/scratch.qcow2".into()),
+            ..spec(Accelerator::Tcg, Wiring::Serial)
+        };
+        insta::assert_snapshot!("restore_tcg", lines(&restored));
     }
 
     #[test]
     fn the_kernel_carries_the_choices_to_the_agent() {
-        let plain = spec(Accelerator::Tcg, Wiring::Serial);
-        assert!(kernel_arguments(&plain).ends_with("reboot=t envd.channel=serial"));
-        let chosen = VmSpec {
-            profile: boot::Profile::Restricted,
-            init: boot::Init::Path("/my init".to_owned()),
+        let plain = spec(Accelerator::Tcg, Wiring::Serial).boot.unwrap();
+        assert!(kernel_arguments(&plain, &Wiring::Serial).ends_with("reboot=t envd.channel=serial"));
+        let chosen = Boot {
+            profile: words::Profile::Restricted,
+            init: words::Init::Path("/my init".to_owned()),
             volumes: vec!["/data".to_owned(), "/x\"y".to_owned()],
             ..plain
         };
         let words = "envd.profile=restricted envd.init=/my%20init envd.volume=/data envd.volume=/x%22y";
-        assert!(kernel_arguments(&chosen).ends_with(words), "{}", kernel_arguments(&chosen));
+        let line = kernel_arguments(&chosen, &Wiring::Serial);
+        assert!(line.ends_with(words), "{line}");
     }
 }

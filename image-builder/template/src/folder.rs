@@ -162,6 +162,11 @@ impl NewTemplate {
         Ok(Self { folder, target: templates.join(name.as_str()) })
     }
 
+    /// The temporary folder, for whatever is published with it.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Where to write the root file system.
     pub fn rootfs(&self) -> PathBuf {
         self.folder.path().join(ROOTFS_FILE)
@@ -239,6 +244,7 @@ mod tests {
             rootfs: Rootfs { digest: digest('c'), size },
             runtime: RuntimeConfig { user: "user".into(), ..RuntimeConfig::default() },
             machine: Machine::default(),
+            snapshot_only: false,
         }
     }
 

@@ -4,6 +4,7 @@
 //! templates/NAME/
 //!   template.json    this crate's [`Template`]
 //!   rootfs.ext4      read-only, shared by every sandbox of the template
+//!   snapshots/       of the booted, ready machine, one for each kind of host (`host-shim template warm`)
 //! ```
 //!
 //! `image-builder` writes the folder, `host-shim` reads it; neither links the other, so the contract between them has a
@@ -32,6 +33,9 @@ pub const TEMPLATE_FILE: &str = "template.json";
 /// The file of a template folder that holds the root file system.
 pub const ROOTFS_FILE: &str = "rootfs.ext4";
 
+/// The folder of a template folder with its snapshots, one for each kind of host. Only `host-shim` looks into them.
+pub const SNAPSHOTS: &str = "snapshots";
+
 /// The contents of `template.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Template {
@@ -51,6 +55,9 @@ pub struct Template {
     pub runtime: RuntimeConfig,
     /// The size of the machine when a sandbox does not ask for another.
     pub machine: Machine,
+    /// Whether it is a sandbox's snapshot: its disk and its processes are in `snapshots/` alone, and a boot would not have them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub snapshot_only: bool,
 }
 
 /// The OCI image that a template was made from.

@@ -10,7 +10,6 @@ mod folder;
 mod keeper;
 pub(crate) mod lookup;
 mod shim;
-mod startup;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
@@ -366,14 +365,8 @@ impl Shared {
                 return Err(did_not_start(&id, error));
             }
         };
-        let starting = async {
-            let ready = shim.ready(stdout).await.map_err(|error| did_not_start(&id, error))?;
-            let started = startup::run(&client(&dir, &record), &template.template().runtime).await;
-            started.map_err(|error| did_not_start(&id, error))?;
-            Ok(ready)
-        };
         let ready = tokio::select! {
-            ready = starting => ready,
+            ready = shim.ready(stdout) => ready.map_err(|error| did_not_start(&id, error)),
             () = given_up.cancelled() => Err(nobody_waits()),
         };
         let kept = match ready {

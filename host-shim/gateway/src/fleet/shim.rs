@@ -33,8 +33,9 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// Until a process is gone after SIGKILL. One that is not is stuck in the kernel.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Beyond what the shim allows a boot, for a machine that is so busy that even the shim is late.
-const READY_DEADLINE: Duration = Duration::from_secs(120);
+/// Beyond what the shim allows a boot (60 s) and the template's own commands (300 s), for a machine that is so busy that
+/// even the shim is late.
+const READY_DEADLINE: Duration = Duration::from_secs(480);
 
 /// The longest line of readiness; it has some dozens of phases.
 const MAX_READY_LINE: u64 = 64 << 10;

@@ -199,6 +199,7 @@ fn write_template(data: &DataDir) {
         rootfs: Rootfs { digest: digest.parse().unwrap(), size: 6 },
         runtime: RuntimeConfig::default(),
         machine: Machine { cpus: 2, memory_mib: 256, disk_mib: 16 },
+        snapshot_only: false,
     };
     new.publish(&template).unwrap();
 }

@@ -1,16 +1,16 @@
 //! A virtual machine that can be cut into a snapshot, and be there again, once or twice.
 //!
 //! ```text
-//! boot ──► stop, migrate (device state), copy of the scratch disk ──► Snapshot { RAM file, state, disk }
+//! boot ──► stop, device state, copy of the scratch disk ──► Snapshot { RAM file, state, disk }
 //!                                                                        │ restore: RAM mapped privately
 //!                                                                        ├──► Machine "one"
 //!                                                                        └──► Machine "two"
 //! ```
 //!
-//! The command line is host-shim's own; host-shim has no words for snapshots yet, so QEMU is started here.
+//! The command line is host-shim's own; QEMU is started here, so that a test sees every step of the agent's.
 
-use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use std::time::Duration;
 use command_fds::{CommandFdExt, FdMapping};
 use e2e::{binary, made, template};
 use envd_proto::boot::Init;
-use host_shim::vmm::{Accelerator, VmSpec, Wiring, process, qemu};
+use host_shim::vmm::{Accelerator, Boot, Scratch, VmSpec, Wiring, process, qemu};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use super::qmp::Qmp;
@@ -29,9 +29,6 @@ use super::timely;
 
 const MEMORY_MIB: u64 = 256;
 const SCRATCH_BYTES: u64 = 64 << 20;
-/// The file descriptor after those of host-shim.
-const MONITOR_FD: i32 = qemu::MUX_FD + 1;
-
 /// A folder for the machines of a test.
 pub(super) struct Lab {
     folder: tempfile::TempDir,
@@ -88,8 +85,14 @@ impl Lab {
 
     /// Boots a machine with serial ports, whose RAM is a file.
     pub(super) async fn boot(&self) -> Machine {
-        let arguments = ram(&self.at("ram"), "on");
-        Machine::launch(self, "source", Wiring::Serial, self.scratch("source"), arguments).await
+        Machine::launch(self, "source", Wiring::Serial, self.scratch("source"), &self.fresh_ram("ram")).await
+    }
+
+    fn fresh_ram(&self, name: &str) -> PathBuf {
+        let path = self.at(name);
+        let file = std::fs::File::create_new(&path).expect("a file for the RAM");
+        file.set_len(MEMORY_MIB << 20).expect("a sparse file");
+        path
     }
 
     /// Boots a machine with vsock, behind a daemon that makes the sockets `vsock` and `vsock_*`.
@@ -116,7 +119,8 @@ impl Lab {
         })
         .await;
         let wiring = Wiring::VhostUserVsock { socket };
-        let mut machine = Machine::launch(self, "vsock", wiring, self.scratch("vsock"), Vec::new()).await;
+        let ram = self.fresh_ram("vsock.ram");
+        let mut machine = Machine::launch(self, "vsock", wiring, self.scratch("vsock"), &ram).await;
         machine._daemon = Some(daemon);
         machine
     }
@@ -125,10 +129,7 @@ impl Lab {
     pub(super) async fn restore(&self, snapshot: &Snapshot, name: &str) -> Machine {
         let scratch = self.at(&format!("{name}.ext4"));
         std::fs::copy(&snapshot.scratch, &scratch).expect("a copy of the disk");
-        // Private: what this one writes is seen neither in the file nor by another.
-        let mut arguments = ram(&snapshot.ram, "off");
-        arguments.extend(["-incoming".into(), "defer".into()]);
-        let mut machine = Machine::launch(self, name, Wiring::Serial, scratch, arguments).await;
+        let mut machine = Machine::launch(self, name, Wiring::Serial, scratch, &snapshot.ram).await;
         machine.capabilities().await;
         let socket = self.at(&format!("{name}.state"));
         machine.qmp.execute("migrate-incoming", uri(&socket)).await;
@@ -140,20 +141,25 @@ impl Lab {
 }
 
 impl Machine {
-    async fn launch(lab: &Lab, name: &str, wiring: Wiring, scratch: PathBuf, more: Vec<OsString>) -> Self {
+    /// Boots with a fresh file for its RAM; with a snapshot's it waits for the state, and what it writes is its own.
+    async fn launch(lab: &Lab, name: &str, wiring: Wiring, scratch: PathBuf, ram: &Path) -> Self {
         let has_serial = wiring == Wiring::Serial;
-        let spec = VmSpec {
+        let is_fresh = std::fs::metadata(ram).expect("a file for the RAM").blocks() == 0;
+        let boot = Boot {
             kernel: made("TIFFIN_KERNEL"),
             guest_image: made("TIFFIN_GUEST_IMAGE"),
+            profile: Default::default(),
+            init: lab.init.clone(),
+            volumes: Vec::new(),
+        };
+        let spec = VmSpec {
+            boot: is_fresh.then_some(boot),
             rootfs: template().join("rootfs.ext4"),
-            scratch: scratch.clone(),
+            scratch: Scratch::Raw(scratch.clone()),
             cpus: 1,
             memory_mib: MEMORY_MIB,
             accelerator: Accelerator::Tcg,
             wiring,
-            profile: Default::default(),
-            init: lab.init.clone(),
-            volumes: Vec::new(),
         };
         let mut mappings = Vec::new();
         let mut pair = |child_fd| {
@@ -162,8 +168,10 @@ impl Machine {
             mappings.push(FdMapping { parent_fd: OwnedFd::from(far), child_fd });
             UnixStream::from_std(near).expect("a socket")
         };
-        let (mut said, monitor) = (pair(qemu::CONSOLE_FD), pair(MONITOR_FD));
+        let (mut said, monitor) = (pair(qemu::CONSOLE_FD), pair(qemu::MONITOR_FD));
         let serial = has_serial.then(|| Serial { control: pair(qemu::CONTROL_FD), mux: pair(qemu::MUX_FD) });
+        let ram = std::fs::File::options().read(true).write(true).open(ram).expect("the file of the RAM");
+        mappings.push(FdMapping { parent_fd: ram.into(), child_fd: qemu::RAM_FD });
         // Through host-shim's own starter, so that no machine outlives a test that is killed.
         let mut command = Command::new(binary("host-shim"));
         command
@@ -171,9 +179,7 @@ impl Machine {
             .arg(std::process::id().to_string())
             .arg(qemu::find().expect("QEMU is installed"))
             .args(qemu::arguments(&spec))
-            .args(["-chardev", &format!("socket,id=qmp,fd={MONITOR_FD}"), "-mon", "chardev=qmp,mode=control"])
             .args(&lab.devices)
-            .args(more)
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command.fd_mappings(mappings).expect("distinct descriptors");
@@ -243,14 +249,9 @@ impl Machine {
     /// Stops it for good, and keeps what it was.
     pub(super) async fn into_snapshot(mut self, lab: &Lab) -> Snapshot {
         self.stop().await;
-        self.capabilities().await;
-        let socket = lab.at("source.state");
-        let listener = UnixListener::bind(&socket).expect("a listener");
-        self.qmp.execute("migrate", uri(&socket)).await;
-        let mut state = Vec::new();
-        let (mut stream, _) = timely("the VMM's state", listener.accept()).await.expect("the VMM connects");
-        timely("the end of the state", stream.read_to_end(&mut state)).await.expect("the state");
-        self.qmp.migrated().await;
+        let state = lab.at("source.state");
+        self.qmp.execute("xen-save-devices-state", json!({"filename": state, "live": true})).await;
+        let state = std::fs::read(state).expect("the VMM's state");
         let scratch = lab.at("snapshot.ext4");
         std::fs::copy(&self.scratch, &scratch).expect("a copy of the disk");
         // It would write to the RAM file, which is the snapshot's from now on.
@@ -270,10 +271,4 @@ impl Drop for Machine {
 
 fn uri(socket: &Path) -> serde_json::Value {
     json!({"uri": format!("unix:{}", socket.display())})
-}
-
-fn ram(path: &Path, share: &str) -> Vec<OsString> {
-    let size = MEMORY_MIB;
-    let object = format!("memory-backend-file,id=ram,size={size}M,mem-path={},share={share}", path.display());
-    ["-object", &object, "-machine", "memory-backend=ram"].map(OsString::from).into()
 }

@@ -33,7 +33,8 @@ async fn rehearse(host: &mut Host) -> Rehearsed {
 fn again(stream: tokio::net::UnixStream) -> (tokio::net::UnixStream, tokio::net::UnixStream) {
     let stream = stream.into_std().expect("a socket");
     let other = stream.try_clone().expect("a socket");
-    let [one, two] = [stream, other].map(|stream| tokio::net::UnixStream::from_std(stream).expect("a socket"));
+    let [one, two] =
+        [stream, other].map(|stream| tokio::net::UnixStream::from_std(stream).expect("a socket"));
     (one, two)
 }
 
@@ -52,7 +53,8 @@ async fn exec(client: &SandboxClient) -> Duration {
 /// Restores a machine, and has it wait as nobody's.
 async fn park(lab: &Lab, snapshot: &Snapshot, name: &str) -> (Machine, Host, tokio::net::UnixStream) {
     let (machine, mut host, mux) = restored(lab, snapshot, name).await;
-    let resumed = host.resume(Kind::Clone, 1, LATER, Some(Configure { network: None, ..tenant("dummy", 100) })).await;
+    let resumed =
+        host.resume(Kind::Clone, 1, LATER, Some(Configure { network: None, ..tenant("dummy", 100) })).await;
     println!("{name}: the first Resume: {}", shown(&resumed));
     let rehearsed = rehearse(&mut host).await;
     println!("{name}: rehearsed in {} us", rehearsed.duration_us);
@@ -61,7 +63,11 @@ async fn park(lab: &Lab, snapshot: &Snapshot, name: &str) -> (Machine, Host, tok
 }
 
 /// Makes a machine that waits, or was just restored, somebody's; what it takes to the end of the first exec.
-async fn take(host: &mut Host, mux: tokio::net::UnixStream, owner_of: Configure) -> (SandboxClient, Duration) {
+async fn take(
+    host: &mut Host,
+    mux: tokio::net::UnixStream,
+    owner_of: Configure,
+) -> (SandboxClient, Duration) {
     let began = Instant::now();
     let token = owner_of.access_token.clone();
     let resumed = host.resume(Kind::Clone, 2, LATER, Some(owner_of)).await;
@@ -82,7 +88,8 @@ async fn a_rehearsed_machine_is_nearly_as_fast_as_one_that_runs() {
     let (mut parked, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
     for number in 2..2 + MACHINES {
         let (mut machine, mut host, mux) = park(&lab, &snapshot, &format!("parked{number}")).await;
-        let (client, time) = take(&mut host, mux, Configure { network: None, ..tenant("owner", number) }).await;
+        let (client, time) =
+            take(&mut host, mux, Configure { network: None, ..tenant("owner", number) }).await;
         parked.push(time);
         for _ in 0..EXECS {
             warm.push(exec(&client).await);
@@ -93,7 +100,9 @@ async fn a_rehearsed_machine_is_nearly_as_fast_as_one_that_runs() {
         machine.stop().await;
     }
     let [parked, cold, warm] = [parked, cold, warm].map(|times| median(&times));
-    println!("Resume, Thaw and first exec: {parked:?} from a machine that waits, {cold:?} from a restored one");
+    println!(
+        "Resume, Thaw and first exec: {parked:?} from a machine that waits, {cold:?} from a restored one"
+    );
     println!("an exec in a machine that runs: {warm:?}");
     assert!(parked < cold, "the rehearsal is of no use");
 }
@@ -144,14 +153,15 @@ async fn a_rehearsed_machine_is_as_fast_as_one_that_runs_and_nobody_saw_it() {
             assert_eq!(refused(answer), Some(Code::Unauthenticated));
         }
         // Of the one before nothing is left.
-        assert_eq!(sh(&client, "hostname; cat /etc/hostname; echo $TENANT").await, format!("{name}\n").repeat(3));
-        let addresses = sh(&client, "ip -o -4 address show eth0 | awk '{print $4}'; cat /etc/resolv.conf").await;
+        assert_eq!(
+            sh(&client, "hostname; cat /etc/hostname; echo $TENANT").await,
+            format!("{name}\n").repeat(3)
+        );
+        let addresses =
+            sh(&client, "ip -o -4 address show eth0 | awk '{print $4}'; cat /etc/resolv.conf").await;
         assert_eq!(addresses, format!("10.0.{number}.2/24\nnameserver 10.0.{number}.53\n"));
         let ids = sh(&client, "cat /etc/machine-id /proc/sys/kernel/random/boot_id").await;
-        assert_eq!(
-            sh(&client, "cat /root/hook").await,
-            format!("{name} 3 clone\n{name}\n{ids}frozen 1\n")
-        );
+        assert_eq!(sh(&client, "cat /root/hook").await, format!("{name} 3 clone\n{name}\n{ids}frozen 1\n"));
         sh(&client, "touch /tmp/stop").await;
         for _ in 0..EXECS {
             warm.push(exec(&client).await);

@@ -26,7 +26,7 @@ const MAX_WORDS: usize = 2 << 10;
 
 /// A template's commands did not make its sandbox ready.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StartupError {
+pub enum StartupError {
     /// A command could not be run.
     #[error("cannot run the template's {which} command: {source}")]
     Call {
@@ -57,7 +57,7 @@ fn call(which: &'static str) -> impl FnOnce(ClientError) -> StartupError {
 
 /// Runs the commands; returns when the sandbox is ready. A template without commands is ready at once, one without a ready
 /// command when its start command was started.
-pub(super) async fn run(client: &SandboxClient, runtime: &RuntimeConfig) -> Result<(), StartupError> {
+pub async fn run(client: &SandboxClient, runtime: &RuntimeConfig) -> Result<(), StartupError> {
     let mut words = Words::default();
     tokio::select! {
         done = start_and_wait(client, runtime, &mut words) => return done,

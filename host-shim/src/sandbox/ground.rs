@@ -1,0 +1,190 @@
+//! What a sandbox stands on: its folder, its processes, its state.
+
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbox_folder::{End, Event, Lifecycle, STATE_VERSION, State};
+use tokio::process::Child;
+use tokio::sync::watch;
+
+use super::GuestEnd;
+use crate::agent::AgentError;
+use crate::dir::SandboxDir;
+use crate::reaper::Reaper;
+use crate::snapshot::{GuestKey, HostKey, SnapshotFolder};
+use crate::spec::CheckedSpec;
+use crate::timings::Timings;
+use crate::vmm::{self, QmpError, Vmm};
+use crate::{Error, snapshot};
+
+/// How long a failed agent may take to power its machine off, so that its last words arrive.
+pub(super) const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(3);
+
+/// There from the beginning to the end of a sandbox, whatever fails between.
+pub(super) struct Ground {
+    pub(super) dir: SandboxDir,
+    reaper: Reaper,
+    pub(super) state: State,
+    pub(super) changes: watch::Sender<State>,
+    pub(super) timings: Timings,
+    pub(super) vmm: Option<Vmm>,
+    pub(super) helper: Option<Child>,
+    pub(super) origin: Option<Origin>,
+}
+
+/// Where the machine comes from, as its own snapshots have to say it.
+pub(super) struct Origin {
+    pub(super) key: HostKey,
+    pub(super) guest: GuestKey,
+    pub(super) agent: snapshot::AgentVersion,
+    pub(super) startup_done: bool,
+    /// What it was restored from.
+    pub(super) base: Option<Arc<SnapshotFolder>>,
+}
+
+impl Ground {
+    pub(super) fn new(dir: SandboxDir, spec: &CheckedSpec) -> Result<Self, Error> {
+        let reaper = Reaper::start(dir.path())?;
+        let state = State {
+            schema_version: STATE_VERSION,
+            id: spec.id.clone(),
+            phase: Lifecycle::Created,
+            shim_pid: std::process::id(),
+            vmm_pid: None,
+            accelerator: None,
+            channel: None,
+            agent_version: None,
+            start: None,
+            booted_because: None,
+            generation: None,
+            phases: Vec::new(),
+            labels: spec.labels.clone(),
+            end: None,
+        };
+        dir.write_state(&state)?;
+        let changes = watch::Sender::new(state.clone());
+        Ok(Self {
+            dir,
+            reaper,
+            state,
+            changes,
+            timings: Timings::default(),
+            vmm: None,
+            helper: None,
+            origin: None,
+        })
+    }
+
+    /// The VM, which is there from its start to the sandbox's end.
+    pub(super) fn vmm(&mut self) -> Result<&mut Vmm, Error> {
+        self.vmm.as_mut().ok_or(Error::Vmm(QmpError::Ended))
+    }
+
+    /// A failure of the agent or the VMM with what the console says about it.
+    pub(super) async fn explain(&mut self, error: Error) -> Error {
+        let Some(vmm) = &mut self.vmm else { return error };
+        let reason = match &error {
+            // A connection that ended with its machine: the machine's end is the cause.
+            Error::Agent(AgentError::Ended | AgentError::Io(_))
+            | Error::Vmm(QmpError::Ended | QmpError::Io(_) | QmpError::Load(_)) => None,
+            Error::Agent(error) => Some(error.to_string()),
+            _ => return error,
+        };
+        let status = tokio::time::timeout(LAST_WORDS_DEADLINE, vmm.wait()).await;
+        let console = vmm.last_words().await;
+        let reason = match (reason, status) {
+            (None, Ok(Ok(status))) => vmm::cause_of_end(status, &console),
+            (reason, _) => reason.unwrap_or_else(|| error.to_string()),
+        };
+        Error::Boot { reason, console }
+    }
+
+    pub(super) fn enter(&mut self, event: Event) -> Result<(), Error> {
+        self.state.phase =
+            self.state.phase.after(event).map_err(|error| Error::Conflict(error.to_string()))?;
+        tracing::info!(phase = ?self.state.phase, vmm_pid = self.state.vmm_pid, "the sandbox's life goes on");
+        self.tell()
+    }
+
+    /// Writes the state down.
+    pub(super) fn tell(&mut self) -> Result<(), Error> {
+        self.dir.write_state(&self.state)?;
+        self.changes.send_replace(self.state.clone());
+        Ok(())
+    }
+
+    /// Ends everything that runs; what is left is a folder for `last`.
+    pub(super) async fn finish(mut self, last: Last) -> Result<(), Error> {
+        // Every step is tried: a folder that cannot be removed must not leave a VM behind, nor the reverse.
+        let mut first = Ok(());
+        if let Some(vmm) = &mut self.vmm {
+            first = first.and(vmm.kill().await);
+            vmm.last_words().await;
+        }
+        if let Some(helper) = &mut self.helper {
+            first = first.and(vmm::end(helper).await);
+        }
+        self.state.vmm_pid = None;
+        first = first.and(match last {
+            Last::Paused => self.enter(Event::Paused),
+            Last::StillPaused => {
+                self.state.phase = Lifecycle::Paused;
+                self.tell()
+            }
+            Last::Ended(end) => {
+                self.state.end = Some(end);
+                self.enter(Event::Ended)
+            }
+        });
+        first = first.and(self.dir.finish());
+        match first {
+            Ok(()) => self.reaper.release(),
+            // The reaper tries again once this process is gone.
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for `work`, as long as the VM lives and the deadline allows.
+    pub(super) async fn while_alive<T>(
+        &mut self,
+        deadline: Duration,
+        waiting_for: &std::cell::Cell<&'static str>,
+        work: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, Error> {
+        let Some(vmm) = &mut self.vmm else { return Err(AgentError::Ended.into()) };
+        tokio::select! {
+            // Its last message may have arrived together with its end, and says more.
+            biased;
+            done = work => match done {
+                Ok(done) => Ok(done),
+                Err(error) => Err(self.explain(error.into()).await),
+            },
+            status = vmm.wait() => {
+                let console = vmm.last_words().await;
+                Err(Error::Boot { reason: vmm::cause_of_end(status?, &console), console })
+            }
+            () = tokio::time::sleep(deadline) => {
+                let console = vmm.last_words().await;
+                Err(Error::BootTimeout { deadline, waiting_for: waiting_for.get(), console })
+            }
+        }
+    }
+}
+
+/// What a sandbox is when its shim ends.
+pub(super) enum Last {
+    Paused,
+    /// It could not be resumed.
+    StillPaused,
+    Ended(End),
+}
+
+pub(super) async fn describe_end(status: Result<ExitStatus, Error>, vmm: &mut Vmm) -> GuestEnd {
+    let words = vmm.last_words().await;
+    match status {
+        Ok(status) if status.success() && !words.contains("Kernel panic") => GuestEnd::PoweredOff,
+        Ok(status) => GuestEnd::Crashed(vmm::cause_of_end(status, &words)),
+        Err(error) => GuestEnd::Crashed(error.to_string()),
+    }
+}

@@ -1,0 +1,377 @@
+//! How a machine comes to life: booted, or restored as a clone or as the sandbox that was paused.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use envd_proto::FIRST_GENERATION;
+use envd_proto::control::resume::Kind;
+use envd_proto::control::{Configure, Hello, Resume, Resumed};
+use rustix::fs::MemfdFlags;
+use sandbox_folder::{Event, Start};
+use template::ROOTFS_FILE;
+
+use super::Watch;
+use super::ground::{Ground, Origin};
+use super::host::Host;
+use crate::agent::{Agent, AgentError};
+use crate::channel::{self, Channel};
+use crate::dir::{BASE, SCRATCH, SCRATCH_OVERLAY, VMM};
+use crate::snapshot::{self, FileName, GuestMemory, SnapshotFolder};
+use crate::spec::CheckedSpec;
+use crate::vmm::{Boot, Scratch, VmSpec, qemu};
+use crate::{Error, scratch};
+
+/// Random bytes for the guest's kernel: as many as its pool takes at once.
+const SEED_BYTES: usize = 64;
+
+/// Parts of a Resume without which a clone must not run: it would draw its source's random numbers, or serve its clients.
+const VITAL_PARTS: [&str; 4] = ["seed", "session", "network", "scratch"];
+
+/// What a machine is restored for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Somebody's sandbox, at once.
+    Clone,
+    /// A sandbox for somebody who is not known yet.
+    Park,
+    /// The sandbox that was paused.
+    Same,
+}
+
+impl Ground {
+    /// Boots and configures a machine. With `park` it waits for its Configure.
+    pub(super) async fn boot(
+        &mut self,
+        spec: &CheckedSpec,
+        host: &Host,
+        park: bool,
+        watch: &dyn Watch,
+    ) -> Result<(Channel, Agent), Error> {
+        let guest = host.guest(spec)?;
+        let disk = self.dir.file(SCRATCH);
+        scratch::make(&disk, spec.disk_mib, &spec.id)?;
+        self.timings.end("scratch");
+        let boot = Boot {
+            kernel: host.kernel.clone(),
+            guest_image: host.guest_image.clone(),
+            profile: spec.profile,
+            init: spec.init.clone(),
+            volumes: spec.volumes.clone(),
+        };
+        watch.step("booting the virtual machine");
+        let ram = memory(spec.memory_mib)?;
+        let scratch = Scratch::Raw(disk);
+        let mut prepared = self.launch(spec, host, Some(boot), scratch, ram, None).await?;
+
+        let waiting_for = Cell::new("the agent's connection");
+        let ready = async {
+            let control = prepared.control().await?;
+            waiting_for.set("the agent's Hello");
+            let framing = prepared.control_framing();
+            let handshake = async {
+                let greeted = Agent::handshake(control, framing, FIRST_GENERATION).await?;
+                waiting_for.set("the start of the stream multiplexer");
+                Ok::<_, AgentError>(greeted)
+            };
+            let channel = async { prepared.open(FIRST_GENERATION).await.map_err(AgentError::Io) };
+            tokio::try_join!(handshake, channel)
+        };
+        let ((agent, hello), channel) = self.while_alive(spec.boot_timeout, &waiting_for, ready).await?;
+        self.timings.end_boot(&hello);
+        self.origin = Some(Origin {
+            key: host.key.clone(),
+            guest,
+            agent: agent_version(&hello),
+            startup_done: false,
+            base: None,
+        });
+        self.state.start = Some(Start::Booted);
+        self.hello(&hello)?;
+        if park {
+            self.state.phases = self.timings.phases().to_vec();
+            self.enter(Event::Parked)?;
+            return Ok((channel, agent));
+        }
+
+        watch.step("configuring the sandbox");
+        if let Err(error) = agent.configure(configure(spec)).await {
+            return Err(self.explain(error.into()).await);
+        }
+        self.timings.end("configure");
+        Ok((channel, agent))
+    }
+
+    /// Restores a machine. It stands still until [`Ground::thaw`].
+    pub(super) async fn restore(
+        &mut self,
+        spec: &CheckedSpec,
+        host: &Host,
+        snapshot: SnapshotFolder,
+        purpose: Purpose,
+        watch: &dyn Watch,
+    ) -> Result<(Channel, Agent), Error> {
+        watch.step("restoring the virtual machine");
+        let made = snapshot.manifest().description.clone();
+        let file = |name| open_file(&snapshot, name);
+        let (ram, state, base) = (file(FileName::Ram)?, file(FileName::State)?, file(FileName::Scratch)?);
+        self.link_base(&snapshot);
+        let overlay = self.dir.file(SCRATCH_OVERLAY);
+        let device_bytes = made.machine.disk_mib << 20;
+        match snapshot.file(FileName::ScratchOverlay) {
+            Some(of_snapshot) => drop(snapshot::disk::copy_sparse(of_snapshot, &overlay)?),
+            None => {
+                let base_bytes = base.metadata().map_err(Error::io("read", &overlay))?.len();
+                snapshot::disk::overlay(&overlay, device_bytes, base_bytes)?;
+            }
+        }
+        self.timings.end("scratch");
+        let scratch = Scratch::Overlay(overlay);
+        let ram_base = ram.try_clone().map_err(Error::io("share", snapshot.path()))?;
+        let mut prepared = self.launch(spec, host, None, scratch, ram, Some(base)).await?;
+        let snapshot = Arc::new(snapshot);
+        if snapshot.has_delta() {
+            // Before the devices, which look for the state of their queues in the RAM.
+            if let Err(error) = self.vmm()?.made().await {
+                return Err(self.explain(error).await);
+            }
+            let pid = self.vmm()?.pid().ok_or(AgentError::Ended)?;
+            let delta = Arc::clone(&snapshot);
+            blocking(move || delta.apply_delta(&GuestMemory::of(pid, &ram_base)?)).await?;
+            self.timings.end("delta");
+        }
+        if let Err(error) = self.vmm()?.load(&state).await {
+            return Err(self.explain(error).await);
+        }
+        self.timings.end("load");
+        let grow = spec.disk_mib > made.machine.disk_mib;
+        let vmm = self.vmm()?;
+        let mut going = vmm.resume().await;
+        if grow && going.is_ok() {
+            going = vmm.resize_scratch(spec.disk_mib << 20).await;
+        }
+        if let Err(error) = going {
+            return Err(self.explain(error).await);
+        }
+        self.origin = Some(Origin {
+            key: made.key,
+            guest: made.guest,
+            agent: made.agent,
+            startup_done: made.startup_done,
+            base: Some(snapshot),
+        });
+
+        let mut request = match purpose {
+            Purpose::Same => resume(Kind::Same, None)?,
+            Purpose::Clone | Purpose::Park => resume(Kind::Clone, Some(configure(spec)))?,
+        };
+        if let Some(configure) = request.configure.as_mut().filter(|_| grow) {
+            configure.scratch_bytes = spec.disk_mib << 20;
+        }
+        let waiting_for = Cell::new("the agent's answer to the Resume");
+        let resumed = async {
+            let agent = Agent::restored(prepared.control().await?, made.generation);
+            let (hello, resumed) = agent.resume(request).await?;
+            waiting_for.set("the start of the stream multiplexer");
+            let channel = prepared.open(agent.generation()).await?;
+            Ok((agent, hello, resumed, channel))
+        };
+        let resumed = self.while_alive(spec.boot_timeout, &waiting_for, resumed).await;
+        let (agent, hello, resumed, channel) = resumed?;
+        self.timings.end("resume");
+        check(&resumed)?;
+        self.state.start = Some(if purpose == Purpose::Same { Start::Resumed } else { Start::Cloned });
+        self.hello(&hello)?;
+        if purpose == Purpose::Park {
+            watch.step("rehearsing");
+            match agent.rehearse().await {
+                Ok(()) => {}
+                // It will be slower, and is a sandbox like any other.
+                Err(AgentError::Refused { message, .. }) => {
+                    tracing::warn!(message, "the rehearsal did not succeed");
+                }
+                Err(error) => return Err(self.explain(error.into()).await),
+            }
+            self.timings.end("rehearse");
+            self.state.phases = self.timings.phases().to_vec();
+            self.enter(Event::Parked)?;
+        }
+        Ok((channel, agent))
+    }
+
+    /// Makes a parked machine what `spec` says. It stands still until [`Ground::thaw`].
+    pub(super) async fn adopt(
+        &mut self,
+        spec: &CheckedSpec,
+        channel: &mut Channel,
+        agent: &Agent,
+    ) -> Result<(), Error> {
+        if self.state.start == Some(Start::Booted) {
+            let done = agent.configure(configure(spec)).await;
+            return match done {
+                Ok(()) => Ok(()),
+                Err(error) => Err(self.explain(error.into()).await),
+            };
+        }
+        let request = resume(Kind::Clone, Some(configure(spec)))?;
+        let again = async {
+            let (hello, resumed) = agent.resume(request).await?;
+            channel.reopen(agent.generation()).await?;
+            Ok((hello, resumed))
+        };
+        let waiting_for = Cell::new("the agent's answer to the Resume");
+        let (hello, resumed) = self.while_alive(spec.boot_timeout, &waiting_for, again).await?;
+        check(&resumed)?;
+        self.state.generation = Some(hello.generation);
+        Ok(())
+    }
+
+    /// The tenant's processes go on: it is somebody's sandbox. A booted one was not held.
+    pub(super) async fn thaw(&mut self, agent: &Agent) -> Result<(), Error> {
+        if self.state.start != Some(Start::Booted) {
+            if let Err(error) = agent.thaw().await {
+                return Err(self.explain(error.into()).await);
+            }
+            self.timings.end("thaw");
+        }
+        Ok(())
+    }
+
+    async fn launch(
+        &mut self,
+        spec: &CheckedSpec,
+        host: &Host,
+        boot: Option<Boot>,
+        scratch: Scratch,
+        ram: File,
+        scratch_base: Option<File>,
+    ) -> Result<channel::Prepared, Error> {
+        let sockets = self.dir.file(VMM);
+        std::fs::create_dir(&sockets).map_err(Error::io("make the folder", &sockets))?;
+        let mut prepared = channel::Prepared::new(spec.channel, &sockets).await?;
+        self.helper = prepared.helper.take();
+        self.state.accelerator = Some(host.accelerator.name().to_owned());
+        self.state.channel = Some(prepared.name().to_owned());
+        let vm = VmSpec {
+            boot,
+            rootfs: spec.rootfs.clone(),
+            scratch,
+            cpus: spec.cpus,
+            memory_mib: spec.memory_mib,
+            accelerator: host.accelerator,
+            wiring: prepared.wiring.clone(),
+        };
+        self.timings.end("channel");
+        let files = qemu::Files { ram, scratch_base, channel: std::mem::take(&mut prepared.fds) };
+        let vmm = qemu::launch(&host.qemu, &vm, files, self.dir.file("console.log")).await?;
+        self.state.vmm_pid = self.vmm.insert(vmm).pid();
+        self.enter(Event::Spawned)?;
+        Ok(prepared)
+    }
+
+    /// Links in the sandbox's own folder, so that its snapshots share the base's files also when the snapshot is replaced or
+    /// removed while it runs. Where there can be no link a later snapshot copies them.
+    fn link_base(&self, snapshot: &SnapshotFolder) {
+        let base = self.dir.file(BASE);
+        let linked = std::fs::create_dir(&base).and_then(|()| {
+            for name in ["ram", SCRATCH] {
+                std::fs::hard_link(snapshot.path().join(name), base.join(name))?;
+            }
+            if snapshot.file(FileName::Rootfs).is_some() {
+                std::fs::hard_link(snapshot.path().join(ROOTFS_FILE), base.join(ROOTFS_FILE))?;
+            }
+            Ok(())
+        });
+        if let Err(error) = linked {
+            tracing::info!(%error, "the snapshot's files cannot be linked: this sandbox's own would be copies");
+        }
+    }
+
+    fn hello(&mut self, hello: &Hello) -> Result<(), Error> {
+        self.state.agent_version = Some(agent_version(hello).version);
+        self.state.generation = Some(hello.generation);
+        self.enter(Event::Hello)
+    }
+}
+
+/// Work that blocks, beside the runtime's only thread.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, snapshot::Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done?),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+fn memory(mib: u64) -> Result<File, Error> {
+    let make = || {
+        let file = File::from(rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC)?);
+        file.set_len(mib << 20)?;
+        Ok(file)
+    };
+    make().map_err(Error::io("make", Path::new("the guest's RAM (memfd_create)")))
+}
+
+fn open_file(snapshot: &SnapshotFolder, name: FileName) -> Result<File, Error> {
+    let file = snapshot.file(name).ok_or_else(|| {
+        let reason = format!("{} has no {name:?}", snapshot.path().display());
+        Error::invalid("snapshot", reason)
+    })?;
+    // A reader of its own: the VMM reads the device state from where the descriptor stands.
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
+    File::open(path).map_err(Error::io("open", snapshot.path()))
+}
+
+fn resume(kind: Kind, configure: Option<Configure>) -> Result<Resume, Error> {
+    let mut seed = vec![0; SEED_BYTES];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| Error::io("read random bytes from", "getrandom(2)")(error.into()))?;
+    Ok(Resume { kind: kind.into(), generation: 0, seed, unix_time_ns: unix_time_ns(), configure })
+}
+
+/// What failed in a Resume: told, and where the sandbox would not be its own, an error.
+fn check(resumed: &Resumed) -> Result<(), Error> {
+    for part in &resumed.parts {
+        if part.error.is_empty() {
+            continue;
+        }
+        tracing::warn!(part = part.name, error = part.error, "a part of the Resume failed");
+        if VITAL_PARTS.contains(&part.name.as_str()) {
+            let reason = format!("its {} could not be renewed: {}", part.name, part.error);
+            return Err(Error::Boot { reason, console: String::new() });
+        }
+    }
+    for hook in resumed.hooks.iter().filter(|hook| !hook.error.is_empty()) {
+        tracing::warn!(hook = hook.name, error = hook.error, "a hook of the image failed");
+    }
+    Ok(())
+}
+
+fn agent_version(hello: &Hello) -> snapshot::AgentVersion {
+    snapshot::AgentVersion {
+        version: hello.agent_version.chars().filter(|c| !c.is_control()).take(64).collect(),
+        protocol: hello.protocol_version,
+    }
+}
+
+fn configure(spec: &CheckedSpec) -> Configure {
+    Configure {
+        sandbox_id: spec.id.to_string(),
+        template_id: spec.rootfs_digest.to_string(),
+        hostname: spec.hostname.clone(),
+        env: spec.env.clone().into_iter().collect(),
+        default_user: spec.user.clone(),
+        default_workdir: spec.workdir.clone(),
+        access_token: spec.access_token.clone(),
+        unix_time_ns: unix_time_ns(),
+        ..Configure::default()
+    }
+}
+
+fn unix_time_ns() -> i64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_nanos()).unwrap_or(0)
+}

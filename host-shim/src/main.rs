@@ -1,6 +1,7 @@
 //! The program `host-shim`.
 
 mod cli;
+mod verbs;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -17,6 +18,7 @@ use sandbox_folder::spec::SandboxSpec;
 use cli::{Cli, Command, Doctor, Run, Sweep, VmmExec};
 
 fn main() -> ExitCode {
+    verbs::complete::answer_shell();
     let code = match Cli::parse().command {
         // The hidden ones need no runtime.
         Command::VmmExec(VmmExec { parent, program, args }) => {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
             eprintln!("host-shim: {error}");
             run::exit_code(&error)
         }),
+        verb => result(on_this_thread(async move { Ok(verbs::run(&verb).await.unwrap_or(2)) })),
     };
     // Not by returning: a thread that reads the terminal cannot be joined.
     let _ = std::io::stdout().flush();

@@ -4,13 +4,14 @@
 //! DIR/
 //!   spec.json    in: [`spec::SandboxSpec`]
 //!   state.json   out: [`State`], replaced atomically
-//!   api.sock     HTTP/1.1 and JSON: /info, /metrics, /stop ([`stop::StopRequest`])
+//!   api.sock     HTTP/1.1 and JSON: /info, /stop and the rest of the owner's calls ([`api::ApiClient`])
 //!   vsock.sock   hybrid vsock: `CONNECT <port>`, then a door of the agent ([`client::SandboxClient`])
 //! ```
 //!
 //! `host-shim` serves the folder; its own command line, the gateway and any orchestrator are clients of it. A crate of its
 //! own, so that a client links no VMM driver.
 
+pub mod api;
 pub mod client;
 mod id;
 pub mod spec;

@@ -57,16 +57,25 @@ async fn park(lab: &Lab, snapshot: &Snapshot, name: &str) -> (Machine, Host, tok
     let rehearsed = rehearse(&mut host).await;
     println!("{name}: rehearsed in {} us", rehearsed.duration_us);
     assert_eq!(rehearsed.not_executed, "");
-    (machine, host, mux)
+    // The port of the streams was not used since the restore.
+    let (mux, other) = again(mux);
+    let dummy = connect_mux(mux, 2).await;
+    timely("health", client(&dummy).health()).await.expect("health is always answered");
+    (machine, host, other)
 }
 
 /// Makes a machine that waits, or was just restored, somebody's; what it takes to the end of the first exec.
 async fn take(host: &mut Host, mux: tokio::net::UnixStream, owner_of: Configure) -> (SandboxClient, Duration) {
     let began = Instant::now();
     let token = owner_of.access_token.clone();
-    let resumed = host.resume(Kind::Clone, 2, LATER, Some(owner_of)).await;
+    let asked = host.begin_resume(Kind::Clone, 2, LATER, Some(owner_of)).await;
+    // Without a wait: it is of a generation that only an accepted Resume begins.
+    let thaw = host.send(host.generation, Request::Thaw(Thaw {})).await;
+    let resumed = host.resumed(asked).await;
     let answered = began.elapsed();
-    let (mux, ()) = tokio::join!(connect_mux(mux, host.generation), host.tell(Request::Thaw(Thaw {})));
+    let generation = host.generation;
+    let (mux, thawed) = tokio::join!(connect_mux(mux, generation), host.answer(generation, thaw));
+    assert!(thawed.is_ok(), "{thawed:?}");
     let client = owner(&mux, token.as_deref());
     let thawed = began.elapsed();
     let executed = exec(&client).await;

@@ -77,7 +77,8 @@ fn a_live_server_draws_other_numbers_after_the_hook() {
         assert!(status.success());
         assert!(!folder.path().join("4194305").exists());
     };
-    let (without, one, two) = (numbers(folder.path(), || {}), numbers(folder.path(), hook), numbers(folder.path(), hook));
+    let (without, one, two) =
+        (numbers(folder.path(), || {}), numbers(folder.path(), hook), numbers(folder.path(), hook));
     // The three were the same until then, and without the hook they would go on so.
     assert!(without[0] == one[0] && one[0] == two[0]);
     assert_eq!(without, numbers(folder.path(), || {}));

@@ -35,9 +35,9 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 pub use client::ClientDoor;
 pub use control::{Control, Outcome};
+use lease::Lease;
 pub use rehearsal::REHEARSAL;
 pub(crate) use rehearsal::rehearse;
-use lease::Lease;
 use seats::Seats;
 
 /// Connections that each door serves at one time, so that one door cannot shut the other: a client of HTTP/1.1 has one for

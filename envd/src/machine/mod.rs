@@ -355,6 +355,8 @@ impl Acts for Machine {
     }
 
     async fn rehearse(&self) -> Result<Rehearsed, Refusal> {
+        // A clone's Thaw does this beside the first exec.
+        let _ = self.sandbox.ssh_keys().look(&self.sandbox).await;
         crate::doors::rehearse(&self.sandbox).await
     }
 

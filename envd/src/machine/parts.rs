@@ -29,7 +29,8 @@ impl Parts {
     /// A part has taken so long, or so much longer.
     pub(super) fn took(&mut self, name: &str, time: Duration) {
         let part = self.part(name);
-        part.duration_us = part.duration_us.saturating_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        part.duration_us =
+            part.duration_us.saturating_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     }
 
     pub(super) fn into_wire(self) -> Vec<Part> {

@@ -67,9 +67,9 @@ impl Disk {
         let number = mounted.metadata()?.dev();
         let sys = format!("/sys/dev/block/{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
         let uevent = fs::read_to_string(format!("{sys}/uevent"));
-        let name = uevent.ok().and_then(|text| {
-            text.lines().find_map(|line| line.strip_prefix("DEVNAME=")).map(str::to_owned)
-        });
+        let name = uevent
+            .ok()
+            .and_then(|text| text.lines().find_map(|line| line.strip_prefix("DEVNAME=")).map(str::to_owned));
         let name = name.ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, format!("there is no disk below {}", at.display()))
         })?;

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use envd_channel::record;
-use envd_proto::control::{Configure, Freeze, Rehearse, Rehearsed, Resumed, Shutdown, Stats, StatsRequest, Thaw};
+use envd_proto::control::{
+    Configure, Freeze, Rehearse, Rehearsed, Resumed, Shutdown, Stats, StatsRequest, Thaw,
+};
 use tokio::io::{AsyncWriteExt, DuplexStream};
 
 use super::*;

@@ -11,7 +11,7 @@ use envd_proto::control::{Rehearse, Rehearsed, response};
 use super::*;
 
 /// Machines from one snapshot, for a median.
-const MACHINES: u8 = 9;
+const MACHINES: u8 = 5;
 
 /// Execs in one that runs, for a median.
 const EXECS: usize = 15;
@@ -33,7 +33,8 @@ async fn rehearse(host: &mut Host) -> Rehearsed {
 fn again(stream: tokio::net::UnixStream) -> (tokio::net::UnixStream, tokio::net::UnixStream) {
     let stream = stream.into_std().expect("a socket");
     let other = stream.try_clone().expect("a socket");
-    let [one, two] = [stream, other].map(|stream| tokio::net::UnixStream::from_std(stream).expect("a socket"));
+    let [one, two] =
+        [stream, other].map(|stream| tokio::net::UnixStream::from_std(stream).expect("a socket"));
     (one, two)
 }
 
@@ -52,7 +53,8 @@ async fn exec(client: &SandboxClient) -> Duration {
 /// Restores a machine, and has it wait as nobody's.
 async fn park(lab: &Lab, snapshot: &Snapshot, name: &str) -> (Machine, Host, tokio::net::UnixStream) {
     let (machine, mut host, mux) = restored(lab, snapshot, name).await;
-    let resumed = host.resume(Kind::Clone, 1, LATER, Some(Configure { network: None, ..tenant("dummy", 100) })).await;
+    let resumed =
+        host.resume(Kind::Clone, 1, LATER, Some(Configure { network: None, ..tenant("dummy", 100) })).await;
     println!("{name}: the first Resume: {}", shown(&resumed));
     let rehearsed = rehearse(&mut host).await;
     println!("{name}: rehearsed in {} us", rehearsed.duration_us);
@@ -65,7 +67,11 @@ async fn park(lab: &Lab, snapshot: &Snapshot, name: &str) -> (Machine, Host, tok
 }
 
 /// Makes a machine that waits, or was just restored, somebody's; what it takes to the end of the first exec.
-async fn take(host: &mut Host, mux: tokio::net::UnixStream, owner_of: Configure) -> (SandboxClient, Duration) {
+async fn take(
+    host: &mut Host,
+    mux: tokio::net::UnixStream,
+    owner_of: Configure,
+) -> (SandboxClient, Duration) {
     let began = Instant::now();
     let token = owner_of.access_token.clone();
     let asked = host.begin_resume(Kind::Clone, 2, LATER, Some(owner_of)).await;
@@ -91,7 +97,8 @@ async fn a_rehearsed_machine_is_nearly_as_fast_as_one_that_runs() {
     let (mut parked, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
     for number in 2..2 + MACHINES {
         let (mut machine, mut host, mux) = park(&lab, &snapshot, &format!("parked{number}")).await;
-        let (client, time) = take(&mut host, mux, Configure { network: None, ..tenant("owner", number) }).await;
+        let (client, time) =
+            take(&mut host, mux, Configure { network: None, ..tenant("owner", number) }).await;
         parked.push(time);
         for _ in 0..EXECS {
             warm.push(exec(&client).await);
@@ -102,7 +109,9 @@ async fn a_rehearsed_machine_is_nearly_as_fast_as_one_that_runs() {
         machine.stop().await;
     }
     let [parked, cold, warm] = [parked, cold, warm].map(|times| median(&times));
-    println!("Resume, Thaw and first exec: {parked:?} from a machine that waits, {cold:?} from a restored one");
+    println!(
+        "Resume, Thaw and first exec: {parked:?} from a machine that waits, {cold:?} from a restored one"
+    );
     println!("an exec in a machine that runs: {warm:?}");
     assert!(parked < cold, "the rehearsal is of no use");
 }
@@ -153,14 +162,15 @@ async fn a_rehearsed_machine_is_as_fast_as_one_that_runs_and_nobody_saw_it() {
             assert_eq!(refused(answer), Some(Code::Unauthenticated));
         }
         // Of the one before nothing is left.
-        assert_eq!(sh(&client, "hostname; cat /etc/hostname; echo $TENANT").await, format!("{name}\n").repeat(3));
-        let addresses = sh(&client, "ip -o -4 address show eth0 | awk '{print $4}'; cat /etc/resolv.conf").await;
+        assert_eq!(
+            sh(&client, "hostname; cat /etc/hostname; echo $TENANT").await,
+            format!("{name}\n").repeat(3)
+        );
+        let addresses =
+            sh(&client, "ip -o -4 address show eth0 | awk '{print $4}'; cat /etc/resolv.conf").await;
         assert_eq!(addresses, format!("10.0.{number}.2/24\nnameserver 10.0.{number}.53\n"));
         let ids = sh(&client, "cat /etc/machine-id /proc/sys/kernel/random/boot_id").await;
-        assert_eq!(
-            sh(&client, "cat /root/hook").await,
-            format!("{name} 3 clone\n{name}\n{ids}frozen 1\n")
-        );
+        assert_eq!(sh(&client, "cat /root/hook").await, format!("{name} 3 clone\n{name}\n{ids}frozen 1\n"));
         sh(&client, "touch /tmp/stop").await;
         for _ in 0..EXECS {
             warm.push(exec(&client).await);
@@ -193,4 +203,21 @@ async fn a_rehearsed_machine_is_as_fast_as_one_that_runs_and_nobody_saw_it() {
         median(&warm)
     );
     assert!(median(&first) < median(&unrehearsed), "the rehearsal is of no use");
+}
+
+/// The spawner is then a process beside the init, or under a filter: it still has a name for its own executable.
+#[tokio::test]
+async fn every_kind_of_container_can_be_rehearsed() {
+    for lab in [Lab::new(Vec::new()).with_init("/bin/init"), Lab::new(Vec::new()).restricted()] {
+        let Owned { machine: _machine, mut host, mux: _mux, client } =
+            Owned::boot(&lab, Configure::default()).await;
+        let before = sh(&client, "ls /root /tmp; mount").await;
+        host.tell(Request::Freeze(Freeze { skip_sync: true, ..Freeze::default() })).await;
+        for _ in 0..2 {
+            assert_eq!(rehearse(&mut host).await.not_executed, "");
+        }
+        host.tell(Request::Thaw(Thaw {})).await;
+        assert_eq!(sh(&client, "ls /root /tmp; mount").await, before);
+        assert!(pids(&client).await.is_empty());
+    }
 }

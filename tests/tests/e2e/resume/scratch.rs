@@ -103,7 +103,8 @@ async fn a_disk_that_becomes_larger_after_the_request_is_waited_for() {
     let lab = Lab::new(Vec::new());
     let source = Owned::boot(&lab, Configure::default()).await;
     sh(&source.client, "echo kept > /root/kept").await;
-    let (snapshot, _) = source.into_snapshot(&lab, Freeze { skip_sync: true, ..Freeze::default() }, "user").await;
+    let (snapshot, _) =
+        source.into_snapshot(&lab, Freeze { skip_sync: true, ..Freeze::default() }, "user").await;
 
     let (mut machine, mut host, mux) = restored(&lab, &snapshot, "after").await;
     // Smaller than it is: left as it is.
@@ -126,7 +127,8 @@ async fn a_disk_that_becomes_larger_after_the_request_is_waited_for() {
     let client = client(&mux);
     host.tell(Request::Thaw(Thaw {})).await;
     assert_disk(disk_total(&client).await, wanted);
-    let written = sh(&client, "cat /root/kept; head -c 100000000 /dev/zero > /root/large && sync; wc -c < /root/large");
+    let written =
+        sh(&client, "cat /root/kept; head -c 100000000 /dev/zero > /root/large && sync; wc -c < /root/large");
     assert_eq!(written.await, "kept\n100000000\n");
     let features = check(machine, host).await;
     assert!(features.contains("meta_bg"), "{features}");

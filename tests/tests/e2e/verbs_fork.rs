@@ -99,7 +99,7 @@ fn forks_start_from_what_the_source_says_and_have_changes_of_their_own() {
     let source = Scripted::new(&cli, |call, body| {
         assert_eq!(call, "/fork");
         let path = body["path"].as_str().unwrap();
-        assert!(path.contains("/.fork-"), "{path}");
+        assert!(path.contains("/fork-"), "{path}");
         std::fs::create_dir(path).unwrap();
         std::fs::write(format!("{path}/ram"), "x").unwrap();
         let spec = json!({

@@ -6,6 +6,7 @@ mod verbs;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use host_shim::dir::{self, SandboxDir};
@@ -150,7 +151,7 @@ fn paused(args: &Run, folder: &Path) -> Result<(SandboxDir, CheckedSpec, Aim), E
     let dir = SandboxDir::adopt(folder)?;
     let snapshot = SnapshotFolder::open(&dir.snapshot())?;
     let spec = CheckedSpec::of_paused(spec, &snapshot)?;
-    Ok((dir, spec, Aim::Resume(snapshot)))
+    Ok((dir, spec, Aim::Resume(Arc::new(snapshot))))
 }
 
 async fn template(command: &Template) -> Result<u8, Error> {

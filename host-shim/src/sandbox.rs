@@ -66,7 +66,7 @@ pub enum Aim {
     /// To wait until it is made somebody's ([`Sandbox::configure`]).
     Park,
     /// To go on where it was paused.
-    Resume(SnapshotFolder),
+    Resume(Arc<SnapshotFolder>),
 }
 
 /// How a guest ended that nobody had asked to.

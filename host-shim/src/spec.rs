@@ -93,15 +93,9 @@ pub struct CheckedSpec {
 impl CheckedSpec {
     /// Opens the template and checks every value; what is absent is taken from the template.
     pub fn new(mut spec: SandboxSpec) -> Result<Self, Error> {
-        for path in [
-            Some(&mut spec.template),
-            spec.kernel.as_mut(),
-            spec.guest_image.as_mut(),
-            spec.snapshot.as_mut(),
-        ] {
-            if let Some(path) = path {
-                *path = absolute(path)?;
-            }
+        let others = [spec.kernel.as_mut(), spec.guest_image.as_mut(), spec.snapshot.as_mut()];
+        for path in others.into_iter().flatten().chain([&mut spec.template]) {
+            *path = absolute(path)?;
         }
         let asked = spec.clone();
         let template = TemplateFolder::open(&spec.template)?;

@@ -1,6 +1,7 @@
 //! Whether a sandbox boots or is restored, and the reason.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use sandbox_folder::spec::{ChannelChoice, RestoreChoice};
 use template::SNAPSHOTS;
@@ -16,7 +17,7 @@ pub(super) enum Plan {
     /// It boots; with the reason where it could have been restored.
     Boot(Option<String>),
     /// It is a clone of this.
-    Clone(SnapshotFolder),
+    Clone(Arc<SnapshotFolder>),
 }
 
 /// Looks for the snapshot that a sandbox is restored from, and checks it.
@@ -26,7 +27,7 @@ pub(super) fn plan(spec: &CheckedSpec, host: &Host, watch: &dyn Watch) -> Result
         return match misfit(&snapshot, spec, host)? {
             None => {
                 snapshot.verify_once(&host.cache)?;
-                Ok(Plan::Clone(snapshot))
+                Ok(Plan::Clone(Arc::new(snapshot)))
             }
             Some(why) => {
                 Err(Error::invalid("snapshot", format!("{}: {why}; it cannot be booted", named.display())))
@@ -37,7 +38,7 @@ pub(super) fn plan(spec: &CheckedSpec, host: &Host, watch: &dyn Watch) -> Result
         return Ok(Plan::Boot(None));
     }
     let why = match of_template(spec, host)? {
-        Ok(snapshot) => return Ok(Plan::Clone(snapshot)),
+        Ok(snapshot) => return Ok(Plan::Clone(Arc::new(snapshot))),
         Err(why) => why,
     };
     let bootable = spec.template.as_ref().is_none_or(|template| !template.template().snapshot_only);

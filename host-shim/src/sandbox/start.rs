@@ -109,7 +109,7 @@ impl Ground {
         &mut self,
         spec: &CheckedSpec,
         host: &Host,
-        snapshot: SnapshotFolder,
+        snapshot: Arc<SnapshotFolder>,
         purpose: Purpose,
         watch: &dyn Watch,
     ) -> Result<(Channel, Agent), Error> {
@@ -131,7 +131,6 @@ impl Ground {
         let scratch = Scratch::Overlay(overlay);
         let ram_base = ram.try_clone().map_err(Error::io("share", snapshot.path()))?;
         let mut prepared = self.launch(spec, host, None, scratch, ram, Some(base)).await?;
-        let snapshot = Arc::new(snapshot);
         if snapshot.has_delta() {
             // Before the devices, which look for the state of their queues in the RAM.
             if let Err(error) = self.vmm()?.made().await {

@@ -16,3 +16,4 @@ mod survival;
 mod transfer;
 mod trees;
 mod volumes;
+mod warm_template;

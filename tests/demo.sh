@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `make demo`: a Dockerfile becomes an image, a template and a sandbox, in which cowsay runs; then the same template again.
+# `make demo`: a Dockerfile becomes an image, a template with a snapshot, and a sandbox in which cowsay runs; then the same
+# template again. Both sandboxes are restored from the snapshot, which was booted once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,7 +32,7 @@ base_image() {
     fi
 }
 
-sandbox() { host-shim run --data-dir "$data" cowsay -- "$@"; }
+sandbox() { host-shim run --timings --data-dir "$data" cowsay -- "$@"; }
 
 first() {
     sandbox sh -c 'cowsay "hello from $(uname -sr), pid $$" && echo "left by the first sandbox" > note && ls -l note'
@@ -47,7 +48,7 @@ step 'guest kernel' make --no-print-directory kernel
 step 'install' make --no-print-directory install "PREFIX=$demo"
 step 'base image' base_image
 step "image: $example/Dockerfile" image-builder --data-dir "$data" build --host-ca -t cowsay "$example"
-step 'template' image-builder --data-dir "$data" template create cowsay --image cowsay
+step 'template and snapshot' image-builder --data-dir "$data" template create cowsay --image cowsay
 step 'first sandbox' first
 step 'second sandbox' second
 

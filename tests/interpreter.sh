@@ -35,7 +35,8 @@ build=(image-builder --data-dir "$data")
 step 'templates'
 machine=(--cpus 2 --memory 1024 --disk 4096)
 "${build[@]}" template create code-interpreter-v1 --image code-interpreter-v1 "${machine[@]}"
-"${build[@]}" template create cowsay-interpreter --image cowsay-interpreter "${machine[@]}"
+# One sandbox is made of it: a snapshot would cost the start that it saves.
+"${build[@]}" template create cowsay-interpreter --image cowsay-interpreter "${machine[@]}" --snapshot never
 
 step 'gateway'
 log=$prefix/gateway.log

@@ -5,12 +5,15 @@ set -euo pipefail
 bin=$1 data=$2 systemd_root=$3 base_root=$4
 here=$(cd "$(dirname "$0")" && pwd)
 
+# Without snapshots: the tests boot, and those that restore make a snapshot of their own.
+template() { "$bin/image-builder" --data-dir "$data" template create "$@" --snapshot never; }
+
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 cp "$here"/images/busybox/* /bin/busybox "$context"
 cc -static -O1 -o "$context/hog" "$here/images/busybox/hog.c"
 "$bin/image-builder" --data-dir "$data" build -t e2e "$context"
-"$bin/image-builder" --data-dir "$data" template create e2e --image e2e --memory 256 --disk 256
+template e2e --image e2e --memory 256 --disk 256
 
 # Whole Debian roots: each is an image of one layer, and made again only when it or its maker changed.
 of() { cat "$@" "$bin/image-builder" "$here/prepare.sh" | sha256sum; }
@@ -29,7 +32,7 @@ load() { # load NAME TAR [UMOCI_CONFIG...]: the image e2e-NAME
 made=$(of "$systemd_root")
 if ! is_made systemd "$made"; then
     load systemd "$systemd_root" --config.volume /srv/data
-    "$bin/image-builder" --data-dir "$data" template create systemd --image e2e-systemd --memory 512 --disk 512
+    template systemd --image e2e-systemd --memory 512 --disk 512
     echo "$made" > "$data/systemd.made-of"
 fi
 
@@ -41,6 +44,6 @@ if ! is_made base "$made"; then
     mkdir "$context/base"
     sed -e 's/^FROM .*/FROM e2e-debian/' -e '/^RUN apt-get/,/[^\\]$/d' "$dockerfile" > "$context/base/Dockerfile"
     "$bin/image-builder" --data-dir "$data" build -t e2e-base "$context/base"
-    "$bin/image-builder" --data-dir "$data" template create base --image e2e-base
+    template base --image e2e-base
     echo "$made" > "$data/base.made-of"
 fi

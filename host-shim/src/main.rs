@@ -25,6 +25,9 @@ use cli::{Cli, Command, Doctor, Run, Sweep, Template, TemplateCommand, VmmExec};
 /// The exit code of a shim whose sandbox is paused.
 const PAUSED: u8 = 3;
 
+/// The exit code of `template warm` where the host misses what sandboxes need.
+const MISSING: u8 = 4;
+
 fn main() -> ExitCode {
     verbs::complete::answer_shell();
     let code = match Cli::parse().command {
@@ -180,6 +183,10 @@ async fn template(command: &Template) -> Result<u8, Error> {
             Err(error) if args.all && !interrupt.first.is_cancelled() => {
                 eprintln!("host-shim: {}: {error}", template.path().display());
                 failed = true;
+            }
+            Err(error @ Error::Missing { .. }) => {
+                eprintln!("host-shim: {error}");
+                return Ok(MISSING);
             }
             Err(error) => return Err(error),
         }

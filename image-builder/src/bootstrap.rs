@@ -157,16 +157,13 @@ fn mmdebstrap(
     let shown = if mirrors.is_empty() { "the default mirrors".to_owned() } else { mirrors.join(", ") };
     console.line(&format!("bootstrapping Debian {suite} ({}) from {shown}", options.variant));
     let failed = |reason: String| Error::Program { program: PROGRAM.to_owned(), reason };
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|error| {
-            match error.kind() {
-                ErrorKind::NotFound => failed(format!(
-                    "it is not installed; on Debian and Ubuntu it is in the package {PROGRAM} (apt-get install {PROGRAM})"
-                )),
-                _ => at(Path::new(PROGRAM))(error),
-            }
-        })?;
-    interrupt.watch(child.id());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = interrupt.spawn(&mut command).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => failed(format!(
+            "it is not installed; on Debian and Ubuntu it is in the package {PROGRAM} (apt-get install {PROGRAM})"
+        )),
+        _ => at(Path::new(PROGRAM))(error),
+    })?;
     let last = child.stderr.take().map(|stderr| console.stream("| ", stderr)).unwrap_or_default();
     let status = child.wait();
     interrupt.unwatch();

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use image_builder::plan::BuildArgs;
-use image_builder::templates::{self, TemplateOptions};
+use image_builder::templates::{self, TemplateOptions, TemplateReport};
+use image_builder::warm::SnapshotChoice;
 use image_builder::{BootstrapOptions, BuildOptions, Console, Error, Interrupt};
 use oci::layer::Compression;
 use oci::{ImageName, ImageReference, Store};
@@ -175,8 +176,12 @@ enum TemplateCommand {
         "  image-builder template create hello --image hello\n",
         "  image-builder template create big --image oci-archive:app.tar --cpus 2 --memory 2048 --disk 8192\n",
         "  image-builder template create web --image web --start 'exec ./server' --ready 'curl -fs localhost:8080'\n\n",
-        "A template of that name is replaced; running sandboxes keep the old one.\n\n",
-        "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input (also: the image is larger than --rootfs-size)."
+        "A template of that name is replaced; running sandboxes keep the old one. Then host-shim starts a sandbox of it, runs the\n",
+        "start command, waits for the ready command, and keeps the machine as the snapshot that sandboxes on this host are clones of.\n",
+        "On a host where host-shim, QEMU, the kernel or the guest image is missing there is none, which is told: sandboxes boot.\n",
+        "`host-shim template warm` makes it, or makes it again.\n\n",
+        "Exit codes: 0 done, 1 it failed (the template stays when only its snapshot failed), 2 wrong usage or bad input (also:\n",
+        "the image is larger than --rootfs-size), 130 interrupted."
     ))]
     Create(Box<CreateTemplate>),
     /// List the templates
@@ -213,12 +218,12 @@ struct CreateTemplate {
     /// Scratch disk of its sandboxes in MiB
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=16_777_216), value_name = "MiB")]
     disk: u64,
-    /// A shell command that tiffin-gateway starts in each sandbox before it gives it away [default: the image's label
+    /// A shell command that runs in each sandbox before anybody gets it, and goes on [default: the image's label
     /// tiffin.start]
     #[arg(long, value_name = "CMD")]
     start: Option<String>,
-    /// A shell command that tiffin-gateway repeats until it succeeds, before it gives a sandbox away [default: the image's
-    /// label tiffin.ready]
+    /// A shell command that is repeated until it succeeds, before anybody gets a sandbox [default: the image's label
+    /// tiffin.ready]
     #[arg(long, value_name = "CMD")]
     ready: Option<String>,
     /// Size of the root file system in MiB [default: as small as the image]
@@ -230,9 +235,25 @@ struct CreateTemplate {
     /// The guest image that it is made for [default: ../share/tiffin/guest-image.cpio, if it is there]
     #[arg(long, value_name = "FILE", env = "TIFFIN_GUEST_IMAGE")]
     guest_image: Option<PathBuf>,
+    /// Whether the template gets its snapshot now
+    #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
+    snapshot: SnapshotArg,
+    /// The program host-shim, which makes the snapshot [default: beside image-builder, else in PATH]
+    #[arg(long, value_name = "FILE", env = "TIFFIN_HOST_SHIM")]
+    host_shim: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SnapshotArg {
+    /// Where this host can run sandboxes
+    Auto,
+    /// Yes, or fail
+    Always,
+    /// No: sandboxes boot
+    Never,
 }
 
 /// Does what the command line says, and gives the exit code.
@@ -381,9 +402,11 @@ fn template(command: TemplateCommand, data: &DataDir, console: &Console) -> anyh
                 rootfs_size,
                 kernel,
                 guest_image,
+                snapshot,
+                host_shim,
                 json,
             } = *create;
-            let _interrupt = Interrupt::install()?;
+            let interrupt = Interrupt::install()?;
             let machine = Machine { cpus, memory_mib: memory, disk_mib: disk };
             let options = TemplateOptions {
                 name,
@@ -394,17 +417,20 @@ fn template(command: TemplateCommand, data: &DataDir, console: &Console) -> anyh
                 rootfs_mib: rootfs_size,
                 kernel: kernel.or_else(|| templates::installed("vmlinux")),
                 guest_image: guest_image.or_else(|| templates::installed("guest-image.cpio")),
+                snapshot: match snapshot {
+                    SnapshotArg::Auto => SnapshotChoice::Auto,
+                    SnapshotArg::Always => SnapshotChoice::Always,
+                    SnapshotArg::Never => SnapshotChoice::Never,
+                },
+                host_shim,
             };
-            let report = templates::create(data, &options, console)?;
-            let rootfs = &report.template.rootfs;
-            let text = format!(
-                "{}\nimage  {}\nrootfs {} ({} MiB)",
-                report.path.display(),
-                report.template.image.digest,
-                rootfs.digest,
-                rootfs.size.div_ceil(1 << 20)
-            );
-            print(json, &report, &text)
+            let report = templates::create(data, &options, console, &interrupt)?;
+            if let Some(why) =
+                report.no_snapshot.as_deref().filter(|_| options.snapshot != SnapshotChoice::Never)
+            {
+                console.line(&format!("note: the template has no snapshot, its sandboxes will boot: {why}"));
+            }
+            print(json, &report, &told(&report))
         }
         TemplateCommand::List { json } => {
             let names = TemplateFolder::list(&data.templates()).map_err(Error::from)?;
@@ -417,6 +443,23 @@ fn template(command: TemplateCommand, data: &DataDir, console: &Console) -> anyh
             Ok(())
         }
     }
+}
+
+/// What was made, for people.
+fn told(report: &TemplateReport) -> String {
+    let TemplateReport { path, template, snapshot, .. } = report;
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let snapshot = match snapshot {
+        Some(snapshot) => format!("{} ({} MiB of RAM)", snapshot.path.display(), mib(snapshot.ram_bytes)),
+        None => "none".to_owned(),
+    };
+    format!(
+        "{}\nimage    {}\nrootfs   {} ({} MiB)\nsnapshot {snapshot}",
+        path.display(),
+        template.image.digest,
+        template.rootfs.digest,
+        mib(template.rootfs.size)
+    )
 }
 
 /// Prints the result: one line of JSON, or the text.

@@ -92,6 +92,17 @@ pub enum Error {
     /// A template's folder.
     #[error(transparent)]
     Template(#[from] template::Error),
+    /// A new template has no snapshot.
+    #[error(
+        "the template {template} was made and stays, but its snapshot could not be made: {reason}\n\
+         `host-shim template warm` tries again; --snapshot never does without"
+    )]
+    Snapshot {
+        /// The template's folder.
+        template: PathBuf,
+        /// What host-shim said.
+        reason: String,
+    },
     /// The root file system of a template.
     #[error(transparent)]
     Rootfs(#[from] rootfs_tools::Error),

@@ -1,5 +1,7 @@
 //! Ctrl-C: the running step is ended and cleaned up after; between steps the program just ends.
 
+use std::io;
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -9,6 +11,9 @@ use crate::error::Error;
 
 /// The exit code after a signal, as shells have it for SIGINT.
 pub const EXIT_INTERRUPTED: i32 = 130;
+
+/// The signals that ask for the end.
+const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Knows whether the user wants to stop, and which process must end for that.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +30,7 @@ struct State {
 impl Interrupt {
     /// Takes SIGINT and SIGTERM over. Call it before the program has other threads: they inherit the mask.
     pub fn install() -> Result<Self, Error> {
-        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        let signals = SigSet::from_iter(SIGNALS);
         let io = |errno| crate::error::at::<nix::errno::Errno>(std::path::Path::new("signal mask"))(errno);
         signals.thread_block().map_err(io)?;
         let interrupt = Self::default();
@@ -48,6 +53,20 @@ impl Interrupt {
     /// Whether the user asked to stop.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.lock().asked { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// Starts somebody else's program, which a signal ends from now on.
+    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        // It inherits this thread's mask, and would not hear any of them. One that comes right now ends this program
+        // without a word, as it would have a moment before.
+        let signals = SigSet::from_iter(SIGNALS);
+        signals.thread_unblock()?;
+        let child = command.spawn();
+        signals.thread_block()?;
+        if let Ok(child) = &child {
+            self.watch(child.id());
+        }
+        child
     }
 
     /// From now on a signal ends that process.

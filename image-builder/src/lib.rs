@@ -38,6 +38,7 @@ pub mod templates;
 mod transfer;
 mod unpack;
 mod users;
+pub mod warm;
 
 pub use bootstrap::{BootstrapOptions, BootstrapReport, LABEL as BOOTSTRAP_LABEL, bootstrap};
 pub use builder::{BuildOptions, BuildReport, build};

@@ -17,6 +17,8 @@ use crate::base;
 use crate::config::ImageConfig;
 use crate::console::Console;
 use crate::error::Error;
+use crate::interrupt::Interrupt;
+use crate::warm::{self, Snapshot, SnapshotChoice, WarmOptions, Warmed};
 
 const MIB: u64 = 1 << 20;
 
@@ -39,6 +41,10 @@ pub struct TemplateOptions {
     pub kernel: Option<PathBuf>,
     /// The guest image that the template is made for, where one is known.
     pub guest_image: Option<PathBuf>,
+    /// Whether it gets a snapshot at once.
+    pub snapshot: SnapshotChoice,
+    /// The program that makes it, where it is not beside this one or in PATH.
+    pub host_shim: Option<PathBuf>,
 }
 
 /// What was made.
@@ -48,10 +54,28 @@ pub struct TemplateReport {
     pub path: PathBuf,
     /// Its contents.
     pub template: Template,
+    /// Its snapshot.
+    pub snapshot: Option<Snapshot>,
+    /// Why it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_snapshot: Option<String>,
 }
 
-/// Writes `templates/NAME`: the image as one read-only file system, and how to run it.
-pub fn create(data: &DataDir, options: &TemplateOptions, console: &Console) -> Result<TemplateReport, Error> {
+/// Writes `templates/NAME`: the image as one read-only file system, how to run it, and a snapshot of the machine when it is ready.
+pub fn create(
+    data: &DataDir,
+    options: &TemplateOptions,
+    console: &Console,
+    interrupt: &Interrupt,
+) -> Result<TemplateReport, Error> {
+    let warm_options = WarmOptions {
+        choice: options.snapshot,
+        host_shim: options.host_shim.clone(),
+        kernel: options.kernel.clone(),
+        guest_image: options.guest_image.clone(),
+    };
+    // Before anything is made.
+    warm::find_host_shim(options.host_shim.as_deref())?;
     let store = Store::open_or_create(&data.images())?;
     let image = base::resolve(&store, &options.image, console)?;
     let kernel = options.kernel.as_deref().map(digest_of).transpose()?;
@@ -94,8 +118,12 @@ pub fn create(data: &DataDir, options: &TemplateOptions, console: &Console) -> R
         machine: options.machine,
         snapshot_only: false,
     };
-    let folder = new.publish(&template)?;
-    Ok(TemplateReport { path: folder.path().to_owned(), template })
+    let path = new.publish(&template)?.path().to_owned();
+    let (snapshot, no_snapshot) = match warm::warm(data, &path, &warm_options, console, interrupt)? {
+        Warmed::Made(snapshot) => (Some(snapshot), None),
+        Warmed::None(why) => (None, Some(why)),
+    };
+    Ok(TemplateReport { path, template, snapshot, no_snapshot })
 }
 
 /// The template of that name, read and checked.

@@ -439,7 +439,19 @@ fn templates_are_made_from_images() {
     let Some(test) = TestBuild::new() else { return };
     let built = test.build("app", &format!("{BASE}ENV A=b\nWORKDIR /w\nCMD [\"sh\"]\n"));
     let create = [
-        "template", "create", "app", "--image", "app", "--cpus", "2", "--memory", "256", "--disk", "64",
+        "template",
+        "create",
+        "app",
+        "--image",
+        "app",
+        "--cpus",
+        "2",
+        "--memory",
+        "256",
+        "--disk",
+        "64",
+        "--snapshot",
+        "never",
         "--json",
     ];
     let made = report(&test.run(&create));
@@ -461,7 +473,8 @@ fn templates_are_made_from_images() {
         (&[][..], "run it".into(), "check".into()),
         (&["--start", "other", "--ready", ""], "other".into(), Value::Null),
     ] {
-        let create = [&["template", "create", "more", "--image", "more", "--json"], options].concat();
+        let create = ["template", "create", "more", "--image", "more", "--snapshot", "never", "--json"];
+        let create = [&create, options].concat();
         let runtime = &report(&test.run(&create))["template"]["runtime"];
         assert_eq!((&runtime["start_command"], &runtime["ready_command"]), (&start, &ready));
     }

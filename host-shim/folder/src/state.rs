@@ -180,6 +180,17 @@ pub enum Start {
     Resumed,
 }
 
+impl Start {
+    /// Its name in `state.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Booted => "booted",
+            Self::Cloned => "cloned",
+            Self::Resumed => "resumed",
+        }
+    }
+}
+
 /// The version of `state.json`.
 pub const STATE_VERSION: u32 = 1;
 

@@ -4,7 +4,7 @@
 //! debian:bookworm   from the local store, else from its registry, else made from a Debian mirror
 //!    │ image-builder build    base/Dockerfile, which this program carries
 //! image `tiffin/base`
-//!    │ image-builder template create
+//!    │ image-builder template create, which has host-shim make a snapshot of it
 //! template `base`
 //! ```
 
@@ -118,6 +118,7 @@ pub async fn ensure(
     ]
     .map(OsStr::new)
     .to_vec();
+    create.extend([OsStr::new("--host-shim"), config.host_shim.as_os_str()]);
     for (option, file) in [("--kernel", &config.kernel), ("--guest-image", &config.guest_image)] {
         if let Some(file) = file {
             create.extend([OsStr::new(option), file.as_os_str()]);

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Stands in for host-shim: the same folder, lock, line of readiness and api.sock, with a `sleep` for a VMM.
 
-What it does is scripted by the sandbox's environment: FAKE_START (ready, fail, silent, crash), FAKE_STOP (ready, deaf), and
-FAKE_AGENT, the program of an agent whose sandbox is this machine. `doctor` reports what $FAKE_KVM says.
+What it does is scripted by the sandbox's environment: FAKE_START (ready, fail, silent, crash), FAKE_STOP (ready, deaf) and
+FAKE_STATE, more fields of its state in JSON. `doctor` reports what $FAKE_KVM says.
 """
-import argparse, ctypes, fcntl, json, os, signal, socket, subprocess, sys, threading, time
+import argparse, ctypes, fcntl, json, os, signal, socket, subprocess, sys, threading
 
 parser = argparse.ArgumentParser()
 parser.add_argument("verb")
@@ -40,11 +40,6 @@ def die_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-agent = None
-if "FAKE_AGENT" in script:
-    agent_socket = os.path.join(args.dir, "agent.sock")
-    command = [script["FAKE_AGENT"], "--listen", "unix:" + agent_socket, "--no-container"]
-    agent = subprocess.Popen(command, preexec_fn=die_with_parent, stdout=subprocess.DEVNULL)
 vmm = subprocess.Popen(["sleep", "1000000"], preexec_fn=die_with_parent, stdout=subprocess.DEVNULL)
 
 
@@ -56,12 +51,10 @@ def state(phase, **more):
 
 
 def end(code):
-    for child in filter(None, [vmm, agent]):
-        child.kill()
-        child.wait()
-    for name in ["api.sock", "vsock.sock"]:
-        if os.path.exists(os.path.join(args.dir, name)):
-            os.remove(os.path.join(args.dir, name))
+    vmm.kill()
+    vmm.wait()
+    if os.path.exists(os.path.join(args.dir, "api.sock")):
+        os.remove(os.path.join(args.dir, "api.sock"))
     os._exit(code)
 
 
@@ -96,38 +89,10 @@ def serve():
         end(0)
 
 
-def copy(source, target):
-    while data := source.recv(65536):
-        target.sendall(data)
-    target.shutdown(socket.SHUT_WR)
-
-
-def relay(listener):
-    while True:
-        outside, _ = listener.accept()
-        line = b""
-        while not line.endswith(b"\n"):
-            line += outside.recv(1)
-        assert line == b"CONNECT 49983\n", line
-        outside.sendall(b"OK 1\n")
-        inside = socket.socket(socket.AF_UNIX)
-        inside.connect(agent_socket)
-        for pair in [(outside, inside), (inside, outside)]:
-            threading.Thread(target=copy, args=pair, daemon=True).start()
-
-
-if agent:
-    while not os.path.exists(agent_socket):
-        assert agent.poll() is None, "the agent ended"
-        time.sleep(0.005)
-    vsock = socket.socket(socket.AF_UNIX)
-    vsock.bind(os.path.join(args.dir, "vsock.sock"))
-    vsock.listen()
-    threading.Thread(target=relay, args=[vsock], daemon=True).start()
-
 threading.Thread(target=serve, daemon=True).start()
-state("running", agent_version="0.6.13")
-print(json.dumps({"ready": True, "dir": args.dir, "total_ms": 1.0, "agent_version": "0.6.13"}), flush=True)
+running = {"agent_version": "0.6.13", **json.loads(script.get("FAKE_STATE", "{}"))}
+state("running", **running)
+print(json.dumps({"ready": True, "dir": args.dir, "total_ms": 1.0, **running}), flush=True)
 vmm.wait()
 state("ended", end={"reason": "guest_ended", "message": "the VMM is gone"})
 end(1)

@@ -420,7 +420,7 @@ async fn base_is_made_once() {
     assert!(calls[3].starts_with("build -t tiffin/base "), "{calls:?}");
     assert!(
         calls[4].starts_with("template create base --image tiffin/base ")
-            && calls[4].ends_with(" --kernel /k")
+            && calls[4].ends_with(" --host-shim /nonexistent --kernel /k")
     );
     assert_eq!(calls.len(), 5);
     let left: Vec<_> =
@@ -443,6 +443,36 @@ async fn a_failed_or_interrupted_build_is_told() {
         stop.cancel();
     });
     assert!(matches!(done, Err(BaseError::Interrupted)));
+}
+
+#[test]
+fn the_log_says_how_a_sandbox_started_and_why_it_booted() {
+    let host = Host::new();
+    host.template();
+    let served = Served::start(host.serve(&["--log-format", "json"]));
+    let client = served.client();
+    for state in
+        [r#"{"start":"cloned","generation":2}"#, r#"{"start":"booted","booted_because":"the QEMU differs"}"#]
+    {
+        let body =
+            serde_json::json!({ "templateID": "base", "timeout": 60, "envVars": { "FAKE_STATE": state } });
+        let (status, body) = client.call("POST /v2/sandboxes", &body.to_string()).unwrap();
+        assert_eq!(status, 201, "{body}");
+    }
+    for id in client.list() {
+        client.kill(&id);
+    }
+    let (_, log) = served.stop();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let ready: Vec<_> = lines
+        .map(|line| line["fields"].clone())
+        .filter(|fields| fields["message"] == "a sandbox is ready")
+        .map(|fields| (fields["start"].clone(), fields["why"].clone()))
+        .collect();
+    assert_eq!(
+        ready,
+        [("cloned".into(), serde_json::Value::Null), ("booted".into(), "the QEMU differs".into())]
+    );
 }
 
 #[test]

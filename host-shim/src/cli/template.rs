@@ -30,7 +30,7 @@ A snapshot fits only the QEMU, the accelerator and the CPU that it was made with
 template's own --cpus and --memory. Where it does not fit, sandboxes boot and say why. A snapshot that is there is replaced;
 sandboxes that run from it keep it.
 
-Exit codes: 0 ok, 1 failure, 2 bad usage or bad input.";
+Exit codes: 0 ok, 1 failure, 2 bad usage or bad input, 4 this host misses something that sandboxes need.";
 
 #[derive(Debug, Args)]
 #[command(after_help = WARM_AFTER_HELP)]

@@ -23,3 +23,4 @@ mod verbs_fork;
 mod verbs_ports;
 mod verbs_terminal;
 mod volumes;
+mod warm_template;

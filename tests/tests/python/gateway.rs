@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 /// The domain of host labels, resolved by the clients' preloaded script and by nothing else.
 const DOMAIN: &str = "tiffin.test";
 
-/// A gateway on a free port with a data folder of its own, and the template `base` of all tests.
+/// A gateway on a free port with a data folder of its own.
 struct Gateway {
     child: Child,
     data: tempfile::TempDir,
@@ -21,13 +21,22 @@ struct Gateway {
 }
 
 impl Gateway {
+    /// One with the template `base` of all tests.
     fn start() -> Self {
+        let data = Self::data();
+        share("templates", data.path());
+        Self::start_on(data)
+    }
+
+    /// A data folder without templates.
+    fn data() -> tempfile::TempDir {
         let data = tempfile::Builder::new().prefix("gateway").tempdir_in("/tmp").unwrap();
-        // What was found out about this machine is shared too.
-        for shared in ["templates", "cache"] {
-            let there = made("TIFFIN_E2E_DATA").join(shared);
-            std::os::unix::fs::symlink(there, data.path().join(shared)).unwrap();
-        }
+        // What was found out about this machine is shared.
+        share("cache", data.path());
+        data
+    }
+
+    fn start_on(data: tempfile::TempDir) -> Self {
         let mut child = Command::new(binary("tiffin-gateway"))
             .args(["serve", "--listen", "127.0.0.1:0", "--domain", DOMAIN, "--allow-emulation", "--data-dir"])
             .arg(data.path())
@@ -75,6 +84,10 @@ impl Drop for Gateway {
             let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
         }
     }
+}
+
+fn share(name: &str, data: &Path) {
+    std::os::unix::fs::symlink(made("TIFFIN_E2E_DATA").join(name), data.join(name)).unwrap();
 }
 
 fn javascript(program: &str) -> Command {
@@ -127,4 +140,43 @@ fn the_first_javascript_client_over_its_websocket() {
         command
     };
     gateway.run(of(), of());
+}
+
+/// A template `base` of its own, with a start command and a snapshot.
+fn warmed(data: &Path) {
+    let shared = made("TIFFIN_E2E_DATA").join("templates/base");
+    let own = data.join("templates/base");
+    std::fs::create_dir_all(&own).unwrap();
+    let rootfs = own.join("rootfs.ext4");
+    if std::fs::hard_link(shared.join("rootfs.ext4"), &rootfs).is_err() {
+        std::fs::copy(shared.join("rootfs.ext4"), &rootfs).unwrap();
+    }
+    let mut template: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(shared.join("template.json")).unwrap()).unwrap();
+    template["runtime"]["start_command"] = "echo started >> ~/starts; exec sleep 1000000".into();
+    template["runtime"]["ready_command"] = "test -s ~/starts".into();
+    std::fs::write(own.join("template.json"), template.to_string()).unwrap();
+    let mut warm = Command::new(binary("host-shim"));
+    warm.args(["template", "warm", "base", "--quiet", "--data-dir"]).arg(data);
+    let warm = warm.output().unwrap();
+    assert!(warm.status.success(), "{}", String::from_utf8_lossy(&warm.stderr));
+}
+
+#[test]
+fn a_sandbox_of_a_template_with_a_snapshot_is_a_clone() {
+    let data = Gateway::data();
+    warmed(data.path());
+    let gateway = Gateway::start_on(data);
+    let of = || crate::python("restored.py");
+    gateway.run(of(), of());
+    let sandboxes = std::fs::read_dir(gateway.data.path().join("sandboxes")).unwrap();
+    let states: Vec<serde_json::Value> = sandboxes
+        .filter_map(|folder| std::fs::read(folder.unwrap().path().join("state.json")).ok())
+        .map(|state| serde_json::from_slice(&state).unwrap())
+        .collect();
+    assert_eq!(states.len(), 2, "restored.py leaves two");
+    for state in states {
+        assert_eq!((&state["start"], &state["booted_because"]), (&"cloned".into(), &serde_json::Value::Null));
+        assert!(state["generation"].as_u64() > Some(envd_proto::FIRST_GENERATION), "{state}");
+    }
 }

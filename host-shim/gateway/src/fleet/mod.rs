@@ -23,7 +23,7 @@ use axum::http::StatusCode;
 use jiff::Timestamp;
 use sandbox_folder::client::{SandboxClient, Stream, connect_hybrid};
 use sandbox_folder::spec::{AcceleratorChoice, SandboxSpec};
-use sandbox_folder::{SandboxId, VSOCK_SOCKET};
+use sandbox_folder::{SandboxId, Start, VSOCK_SOCKET};
 use tokio::process::ChildStdout;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -372,6 +372,8 @@ impl Shared {
         let kept = match ready {
             Ok(ready) => {
                 let now = Timestamp::now();
+                let (start, why) = (ready.start.map(Start::name), ready.booted_because);
+                tracing::info!(sandbox = %id, template = %name, start, why, "a sandbox is ready");
                 record.stage = Stage::Running;
                 record.agent_version = ready.agent_version.unwrap_or_default();
                 record.started_at = now;
@@ -389,7 +391,6 @@ impl Shared {
             return Err(error);
         }
         self.sandboxes().insert(id.clone(), Arc::clone(&sandbox));
-        tracing::info!(sandbox = %id, template = %name, "a sandbox runs");
         tokio::spawn(keeper.run());
         if given_up.is_cancelled() {
             sandbox.kill.notify_one();

@@ -16,7 +16,7 @@ use http_body_util::Full;
 use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sandbox_folder::stop::StopRequest;
-use sandbox_folder::{API_SOCKET, SPEC, STATE, State};
+use sandbox_folder::{API_SOCKET, SPEC, STATE, Start, State};
 use serde::Deserialize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -33,8 +33,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// Until a process is gone after SIGKILL. One that is not is stuck in the kernel.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Beyond what the shim allows a boot (60 s) and the template's own commands (300 s), for a machine that is so busy that
-/// even the shim is late.
+/// Beyond what the shim allows a sandbox that has to boot (60 s) and to run its template's commands (300 s), for a machine
+/// that is so busy that even the shim is late. A restored one is there in a fraction of a second.
 const READY_DEADLINE: Duration = Duration::from_secs(480);
 
 /// The longest line of readiness; it has some dozens of phases.
@@ -69,6 +69,12 @@ pub(super) struct Ready {
     /// The agent's version.
     #[serde(default)]
     pub(super) agent_version: Option<String>,
+    /// How it came to life.
+    #[serde(default)]
+    pub(super) start: Option<Start>,
+    /// Why it booted although it could have been restored.
+    #[serde(default)]
+    pub(super) booted_because: Option<String>,
 }
 
 /// A sandbox did not become ready.

@@ -304,7 +304,7 @@ async fn the_filesystem_service_in_both_codecs() {
         agent.json("/filesystem.Filesystem/MakeDir", &format!(r#"{{"path":"{path}"}}"#)).await;
     assert_eq!((status, again["code"].as_str()), (StatusCode::CONFLICT, Some("already_exists")));
 
-    let request = filesystem::StatRequest { path: path.clone() }.encode_to_vec();
+    let request = filesystem::StatRequest { path: path.clone(), ..Default::default() }.encode_to_vec();
     let response = agent.call("/filesystem.Filesystem/Stat", "application/proto", request).await;
     let stat = filesystem::StatResponse::decode(body_of(response).await).unwrap();
     assert_eq!(stat.entry.unwrap().path, path);

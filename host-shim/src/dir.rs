@@ -27,7 +27,8 @@ use crate::snapshot::{self, MANIFEST_FILE};
 /// The longest path of a folder: its sockets must fit into `sun_path` (108 bytes with the NUL).
 const MAX_PATH: usize = 107 - "/vmm/vsock_4294967295".len();
 
-const LOCK: &str = "lock";
+/// The file of a folder that its shim holds locked.
+pub const LOCK: &str = "lock";
 
 /// Links to the files of the snapshot that a running sandbox was restored from, so that its own snapshots can share them.
 pub(crate) const BASE: &str = "base";
@@ -44,6 +45,8 @@ pub(crate) const VMM: &str = "vmm";
 const EPHEMERAL: &[u8] = b"ephemeral\n";
 /// What the lock file of a caller's folder says.
 const KEPT: &[u8] = b"kept\n";
+/// What a caller writes into the lock file of a folder that it gives away: the shim that takes it makes it ephemeral.
+pub const GIVEN: &[u8] = b"given\n";
 
 /// A sandbox folder that this process owns.
 #[derive(Debug)]
@@ -78,7 +81,8 @@ impl SandboxDir {
         }
     }
 
-    /// Takes a caller's folder, which stays when the sandbox ends. What a dead shim left in it is swept.
+    /// Takes a caller's folder, which stays when the sandbox ends unless it was [`GIVEN`] away. What a dead shim left in it
+    /// is swept.
     pub fn adopt(path: &Path) -> Result<Self, Error> {
         let path = absolute(path)?;
         check_length(&path)?;
@@ -88,8 +92,9 @@ impl SandboxDir {
             }
             _ => {}
         }
-        let lock = take_lock(&path, KEPT)?;
-        let dir = Self { path, ephemeral: false, _lock: lock };
+        let ephemeral = fs::read(path.join(LOCK)).is_ok_and(|word| word == GIVEN);
+        let lock = take_lock(&path, if ephemeral { EPHEMERAL } else { KEPT })?;
+        let dir = Self { path, ephemeral, _lock: lock };
         remove_live_files(&dir.path)?;
         snapshot::sweep(&dir.path)?;
         Ok(dir)
@@ -293,7 +298,8 @@ fn private_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().mode(0o700).create(path)
 }
 
-fn global_lock(sandboxes: &Path) -> Result<File, Error> {
+/// Holds every sweep of `sandboxes` off, and everybody else who makes or removes a folder there.
+pub fn global_lock(sandboxes: &Path) -> Result<File, Error> {
     let path = sandboxes.join(".lock");
     let open = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = open.map_err(Error::io("open", &path))?;
@@ -397,6 +403,23 @@ mod tests {
         assert_eq!(sweep(root.path()).unwrap(), vec![], "a second sweep finds nothing");
         SandboxDir::adopt(&path).unwrap().finish().unwrap();
         assert!(path.join("console.log").exists());
+    }
+
+    #[test]
+    fn a_folder_that_was_given_away_goes_with_its_shim() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("given");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(LOCK), GIVEN).unwrap();
+        assert_eq!(sweep(root.path()).unwrap(), vec![], "nobody sweeps it before its shim has it");
+        let dir = SandboxDir::adopt(&path).unwrap();
+        assert!(dir.is_ephemeral());
+        drop(dir); // As the kernel does for a killed shim.
+        assert_eq!(sweep(root.path()).unwrap(), vec![(path.clone(), Swept::Removed)]);
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(LOCK), GIVEN).unwrap();
+        SandboxDir::adopt(&path).unwrap().finish().unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

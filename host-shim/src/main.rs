@@ -1,6 +1,7 @@
 //! The program `host-shim`.
 
 mod cli;
+mod verbs;
 
 use std::io::Write;
 use std::path::Path;
@@ -24,6 +25,7 @@ use cli::{Cli, Command, Doctor, Run, Sweep, Template, TemplateCommand, VmmExec};
 const PAUSED: u8 = 3;
 
 fn main() -> ExitCode {
+    verbs::complete::answer_shell();
     let code = match Cli::parse().command {
         // The hidden ones need no runtime.
         Command::VmmExec(VmmExec { parent, program, args }) => {
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
             eprintln!("host-shim: {error}");
             run::exit_code(&error)
         }),
+        verb => result(on_this_thread(async move { Ok(verbs::run(&verb).await.unwrap_or(2)) })),
     };
     // Not by returning: a thread that reads the terminal cannot be joined.
     let _ = std::io::stdout().flush();

@@ -37,7 +37,13 @@ pub(super) fn entry(path: &Path, shown: &Path, users: &UserDatabase) -> io::Resu
             FileType::File | FileType::Directory => metadata::read(path),
             FileType::Symlink | FileType::Unspecified => Default::default(),
         },
+        link_text: None,
     })
+}
+
+/// The text of the link at `path`; `None` when it is none.
+pub(super) fn link_text(path: &Path) -> Option<String> {
+    fs::read_link(path).ok().map(name::encode)
 }
 
 struct Target {

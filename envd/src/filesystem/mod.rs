@@ -4,6 +4,7 @@
 //! calling user. A path is looked up by the kernel inside that root and nowhere else. Names that are not UTF-8 are
 //! escaped at the edge (module `name`), so that every file can be shown and named.
 
+mod attributes;
 mod download;
 mod encoding;
 mod entry;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use envd_proto::filesystem::EntryInfo;
 
-use super::entry::entry;
+use super::entry::{entry, link_text};
 use crate::connect::{Code, Error};
 use crate::root::Unanswered;
 use crate::users::{User, UserDatabase};
@@ -41,6 +41,11 @@ pub(super) fn io_error(what: &str, path: &Path, error: &io::Error) -> Error {
         _ => Code::Internal,
     };
     Error::new(code, format!("{what} '{}': {error}", path.display()))
+}
+
+/// As [`stat`], with the text of a link.
+pub(super) fn exact_stat(path: &Path, users: &UserDatabase) -> Result<EntryInfo, Error> {
+    Ok(EntryInfo { link_text: link_text(path), ..stat(path, users)? })
 }
 
 pub(super) fn stat(path: &Path, users: &UserDatabase) -> Result<EntryInfo, Error> {

@@ -52,8 +52,9 @@ pub(super) struct Partial {
 
 impl Partial {
     /// Begins an upload; a link at the end of the path means what it leads to, as for a program that writes to it.
-    pub(super) fn upload(target: &Path, owner: Owner, metadata: &Metadata) -> io::Result<Self> {
-        let target = resolve(target)?;
+    /// With a kind that was asked for, it means itself.
+    pub(super) fn upload(target: &Path, itself: bool, owner: Owner, metadata: &Metadata) -> io::Result<Self> {
+        let target = if itself { target.to_owned() } else { resolve(target)? };
         let parent = target.parent().ok_or(io::ErrorKind::IsADirectory)?;
         operations::make_directories(parent, owner)?;
         let partial = Self::replacing(target, Modes::Keep)?;
@@ -142,7 +143,7 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
     Err(rustix::io::Errno::LOOP.into())
 }
 
-fn random() -> io::Result<u64> {
+pub(super) fn random() -> io::Result<u64> {
     let mut bytes = [0; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(u64::from_ne_bytes(bytes))

@@ -38,7 +38,8 @@ impl FilesystemService {
     ) -> Result<StatResponse, Error> {
         let (user, users) = session.caller(&self.sandbox, headers).await?;
         let path = absolute(session, &user, &r.path)?;
-        let entry = self.run(&path.clone(), move || operations::stat(&path, &users)).await?;
+        let stat = if r.exact { operations::exact_stat } else { operations::stat };
+        let entry = self.run(&path.clone(), move || stat(&path, &users)).await?;
         Ok(StatResponse { entry: Some(entry) })
     }
 
@@ -51,7 +52,8 @@ impl FilesystemService {
     ) -> Result<ListDirResponse, Error> {
         let (user, users) = session.caller(&self.sandbox, headers).await?;
         let path = absolute(session, &user, &r.path)?;
-        let entries = self.run(&path.clone(), move || list::list(&path, r.depth, &users)).await?;
+        let wish = list::Wish::parse(&r)?;
+        let entries = self.run(&path.clone(), move || list::list(&path, &wish, &users)).await?;
         Ok(ListDirResponse { entries })
     }
 

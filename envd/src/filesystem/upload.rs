@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use http::{Request, StatusCode, header};
 
+use super::attributes::{Attributes, Kind, MAX_LINK};
 use super::encoding;
 use super::metadata::Metadata;
 use super::operations::{self, Owner, owner};
@@ -45,6 +46,7 @@ pub async fn upload(
             root: sandbox.root().clone(),
             owner: owner(&user, sandbox.can_change_user()),
             metadata: Metadata::of_headers(request.headers())?,
+            attributes: Attributes::of_headers(request.headers())?,
         };
         let request = decoded(sandbox.root(), request)?;
         let written = receive(&receiver, session, &user, &query, request).await?;
@@ -53,8 +55,11 @@ pub async fn upload(
             let mut entry = serde_json::json!({
                 "path": name::encode(path),
                 "name": name::encode(path.file_name().unwrap_or_default()),
-                "type": "file",
+                "type": receiver.attributes.kind.unwrap_or(Kind::File).name(),
             });
+            if let Some(mode) = receiver.attributes.mode {
+                entry["mode"] = mode.into();
+            }
             if !metadata.is_empty() {
                 entry["metadata"] = serde_json::json!(metadata);
             }
@@ -98,10 +103,18 @@ async fn receive(
                 return Err(invalid("application/octet-stream needs the query 'path'".into()));
             }
             let path = absolute(session, user, &query.path)?;
-            receiver.write(&path, request.into_body().into_data_stream()).await?;
+            match receiver.attributes.kind {
+                None | Some(Kind::File) => {
+                    receiver.write(&path, request.into_body().into_data_stream()).await?;
+                }
+                Some(kind) => receiver.make(kind, &path, request.into_body()).await?,
+            }
             return Ok(vec![path]);
         }
-        "multipart/form-data" => {}
+        "multipart/form-data" if receiver.attributes == Attributes::default() => {}
+        "multipart/form-data" => {
+            return Err(invalid("x-tiffin-* headers need the content type application/octet-stream".into()));
+        }
         _ => {
             return Err(invalid(format!(
                 "content type '{content_type}': expected multipart/form-data or application/octet-stream"
@@ -143,9 +156,24 @@ struct Receiver {
     root: Root,
     owner: Owner,
     metadata: Metadata,
+    attributes: Attributes,
 }
 
 impl Receiver {
+    /// A directory or a link.
+    async fn make(&self, kind: Kind, path: &Path, body: Body) -> Result<(), Error> {
+        let text = axum::body::to_bytes(body, MAX_LINK).await.map_err(|_| {
+            let message = format!("a link's text has 1 to {MAX_LINK} bytes, and a directory has none");
+            Error::new(Code::InvalidArgument, message)
+        })?;
+        let (attributes, owner, target) = (self.attributes, self.owner, path.to_owned());
+        let made = self.root.run(move || match kind {
+            Kind::Symlink => attributes.symlink(&target, &text, owner),
+            _ => attributes.directory(&target, owner),
+        });
+        made.await.map_err(|error| operations::io_error("cannot make", path, &error))
+    }
+
     async fn write<E: std::error::Error>(
         &self,
         path: &Path,
@@ -153,7 +181,9 @@ impl Receiver {
     ) -> Result<(), Error> {
         let failed = |error: io::Error| operations::io_error("cannot write", path, &error);
         let (target, owner, metadata) = (path.to_owned(), self.owner, self.metadata.clone());
-        let begin = Held::make(&self.root, move || Partial::upload(&target, owner, &metadata));
+        let attributes = self.attributes;
+        let itself = attributes.kind.is_some();
+        let begin = Held::make(&self.root, move || Partial::upload(&target, itself, owner, &metadata));
         let mut partial = begin.await.map_err(failed)?;
         let mut pending: Vec<Bytes> = Vec::new();
         let mut length = 0;
@@ -176,6 +206,8 @@ impl Receiver {
         }
         let end = partial.finish(move |mut partial| {
             append(&mut partial, &pending)?;
+            // After the owner, whose change takes setuid away, and after the last byte, which changes the time.
+            attributes.apply(partial.file())?;
             partial.publish()
         });
         end.await.map_err(failed)

@@ -61,9 +61,8 @@ impl Walk {
         limit: usize,
         wanted: impl Fn(Option<bool>) -> bool,
     ) -> io::Result<(Vec<Name>, bool)> {
-        let here = open(".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let mut names = Vec::new();
-        for found in Dir::new(here)? {
+        for found in self.read()? {
             let found = found?;
             let name = found.file_name().to_bytes();
             if name == b"." || name == b".." {
@@ -80,6 +79,22 @@ impl Walk {
             names.push(Name { name: OsStr::from_bytes(name).to_owned(), directory });
         }
         Ok((names, false))
+    }
+
+    /// Shows every name of the directory, in no order.
+    pub(super) fn each_name(&self, mut visit: impl FnMut(&OsStr)) -> io::Result<()> {
+        for found in self.read()? {
+            let found = found?;
+            let name = found.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                visit(OsStr::from_bytes(name));
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self) -> io::Result<Dir> {
+        Ok(Dir::new(open(".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)?)
     }
 
     /// Goes into a directory; not through a link.

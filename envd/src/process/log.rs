@@ -318,7 +318,7 @@ impl OutputLog {
         drop(state);
         self.taken.notify_waiters();
         let reader = Reader { log: Arc::clone(self), id };
-        Ok(Attached { reader, offset, dropped: offset - wanted })
+        Ok(Attached { reader, offset, dropped: offset - wanted, end })
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -394,6 +394,8 @@ pub struct Attached {
     pub offset: u64,
     /// Bytes between the offset that was asked for and that one.
     pub dropped: u64,
+    /// The offset behind the last byte that was printed so far.
+    pub end: u64,
 }
 
 /// One reader of a log; dropped, it holds nothing back any more.

@@ -108,6 +108,7 @@ impl ProcessService {
             pid: process.pid(),
             offset: request.from_offset.map(|_| attached.offset),
             dropped_bytes: attached.dropped,
+            end_offset: request.from_offset.map(|_| attached.end),
         };
         Ok(events(View { process, reader: attached.reader, start, keepalive, deadline }))
     }

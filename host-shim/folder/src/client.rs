@@ -15,9 +15,11 @@
 mod code;
 mod exit;
 mod file;
+mod name;
 mod plain;
 mod process;
 mod stream;
+mod tree;
 mod watch;
 
 use std::io;
@@ -50,8 +52,10 @@ use tokio::net::UnixStream;
 
 pub use code::Code;
 pub use exit::Exit;
+pub use name::{decode_name, encode_name};
 pub use plain::OpenPort;
 pub use process::{Completed, Output, Process, Stdin};
+pub use tree::{Attributes, Entry, EntryKind};
 pub use watch::Watch;
 
 /// A byte stream to the agent.
@@ -186,14 +190,14 @@ impl SandboxClient {
 
     /// What is known about a path.
     pub async fn stat(&self, path: &str) -> Result<EntryInfo, ClientError> {
-        let request = StatRequest { path: path.to_owned() };
+        let request = StatRequest { path: path.to_owned(), ..StatRequest::default() };
         let response: StatResponse = self.unary("filesystem.Filesystem/Stat", &request).await?;
         entry(response.entry)
     }
 
     /// The entries of a directory, `depth` levels deep.
     pub async fn list_dir(&self, path: &str, depth: u32) -> Result<Vec<EntryInfo>, ClientError> {
-        let request = ListDirRequest { path: path.to_owned(), depth };
+        let request = ListDirRequest { path: path.to_owned(), depth, ..ListDirRequest::default() };
         let response: ListDirResponse = self.unary("filesystem.Filesystem/ListDir", &request).await?;
         Ok(response.entries)
     }

@@ -4,8 +4,7 @@
 //! DIR/
 //!   spec.json    in: [`spec::SandboxSpec`]
 //!   state.json   out: [`State`], replaced atomically
-//!   api.sock     HTTP/1.1 and JSON: /info, /metrics, /stop ([`stop::StopRequest`]), /configure, /pause, /snapshot, /fork
-//!                ([`calls`])
+//!   api.sock     HTTP/1.1 and JSON: the owner's calls ([`calls`], [`stop::StopRequest`], [`api::ApiClient`])
 //!   snapshot/    out: what a paused sandbox was, whole or absent
 //!   vsock.sock   hybrid vsock: `CONNECT <port>`, then a door of the agent ([`client::SandboxClient`])
 //! ```
@@ -13,6 +12,7 @@
 //! `host-shim` serves the folder; its own command line, the gateway and any orchestrator are clients of it. A crate of its
 //! own, so that a client links no VMM driver.
 
+pub mod api;
 pub mod calls;
 pub mod client;
 mod id;

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use envd_proto::control::Freeze;
 use sandbox_folder::calls::Taken;
 
-use super::ground::Ground;
+use super::ground::{Ground, Origin};
 use super::start::blocking;
 use crate::Error;
-use crate::agent::Agent;
+use crate::agent::{Agent, AgentError};
 use crate::dir::{SCRATCH, SCRATCH_OVERLAY};
 use crate::snapshot::{
     self, Description, Durability, FileName, GuestMemory, NewSnapshot, SnapshotChannel, SnapshotFolder,
@@ -56,8 +56,8 @@ impl Ground {
                 "a sandbox with the channel {channel} cannot be snapshotted: start it with --channel serial"
             )));
         }
-        let description = self.describe(spec, agent, take.verb)?;
-        let origin = self.origin.as_ref().ok_or_else(|| Error::Conflict("it has no origin".to_owned()))?;
+        let Some(origin) = &self.origin else { return Err(AgentError::Ended.into()) };
+        let description = describe(origin, spec, agent, take.verb);
         let base = origin.base.clone();
         let (target, rootfs) = (take.target.to_owned(), take.rootfs.map(Path::to_owned));
         let own_rootfs = base.as_ref().is_some_and(|base| base.file(FileName::Rootfs).is_some());
@@ -80,10 +80,7 @@ impl Ground {
         let skip_sync = take.verb != Verb::Template;
         agent.freeze(Freeze { strip_ssh_host_keys, skip_sync }).await?;
         let pausing = take.verb == Verb::Pause;
-        let cut = match self.cut(new).await {
-            Ok(cut) => Ok(cut),
-            Err(error) => Err(error),
-        };
+        let cut = self.cut(new).await;
         if !pausing || cut.is_err() {
             self.go_on(agent).await?;
         }
@@ -157,28 +154,27 @@ impl Ground {
         })
         .await
     }
+}
 
-    fn describe(&self, spec: &CheckedSpec, agent: &Agent, verb: Verb) -> Result<Description, Error> {
-        let origin = self.origin.as_ref().ok_or_else(|| Error::Conflict("it has no origin".to_owned()))?;
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(Description {
-            key: origin.key.clone(),
-            machine: SnapshotMachine {
-                cpus: spec.cpus,
-                memory_mib: spec.memory_mib,
-                disk_mib: spec.disk_mib,
-                channel: SnapshotChannel::Serial,
-                profile: spec.profile,
-                init: spec.init.clone(),
-                volumes: spec.volumes.clone(),
-            },
-            guest: origin.guest.clone(),
-            agent: origin.agent.clone(),
-            origin: snapshot::Origin { verb, sandbox: spec.id.clone() },
-            generation: agent.generation(),
-            startup_done: origin.startup_done,
-            created_unix_s: since_epoch.as_secs(),
-        })
+fn describe(origin: &Origin, spec: &CheckedSpec, agent: &Agent, verb: Verb) -> Description {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Description {
+        key: origin.key.clone(),
+        machine: SnapshotMachine {
+            cpus: spec.cpus,
+            memory_mib: spec.memory_mib,
+            disk_mib: spec.disk_mib,
+            channel: SnapshotChannel::Serial,
+            profile: spec.profile,
+            init: spec.init.clone(),
+            volumes: spec.volumes.clone(),
+        },
+        guest: origin.guest.clone(),
+        agent: origin.agent.clone(),
+        origin: snapshot::Origin { verb, sandbox: spec.id.clone() },
+        generation: agent.generation(),
+        startup_done: origin.startup_done,
+        created_unix_s: since_epoch.as_secs(),
     }
 }
 

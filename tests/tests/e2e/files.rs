@@ -59,7 +59,7 @@ async fn a_mount_that_hangs_stalls_nothing_else() {
         .map(|_| {
             let client = sandbox.client();
             tokio::spawn(async move {
-                let stat = StatRequest { path: "/root/hung/x".into() };
+                let stat = StatRequest { path: "/root/hung/x".into(), ..StatRequest::default() };
                 client.unary::<_, StatResponse>("filesystem.Filesystem/Stat", &stat).await
             })
         })

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use envd_proto::process::process_event::{Event, data_event};
 use envd_proto::process::process_input::Input;
 use envd_proto::process::{
-    CloseStdinRequest, CloseStdinResponse, ProcessInput, Pty, Scope, SendInputRequest, SendInputResponse,
-    SendSignalRequest, SendSignalResponse, Signal, StartRequest, StartResponse, UpdateRequest,
-    UpdateResponse, pty,
+    CloseStdinRequest, CloseStdinResponse, ConnectRequest, ProcessInput, ProcessSelector, Pty, Scope,
+    SendInputRequest, SendInputResponse, SendSignalRequest, SendSignalResponse, Signal, StartRequest,
+    StartResponse, UpdateRequest, UpdateResponse, pty,
 };
 use hyper::client::conn::http1::SendRequest;
 use prost::Message;
@@ -42,14 +42,25 @@ pub struct Completed {
 pub struct Process {
     client: SandboxClient,
     pid: u32,
+    /// The answers of Connect have the same form.
     events: Messages<StartResponse>,
+    dropped: u64,
+    replay: Option<u64>,
 }
 
 impl Process {
     pub(super) async fn start(client: SandboxClient, request: StartRequest) -> Result<Self, ClientError> {
-        let mut events = Messages::open(&client, "process.Process/Start", &request).await?;
+        Self::begin(client, "process.Process/Start", &request).await
+    }
+
+    async fn begin(client: SandboxClient, method: &str, request: &impl Message) -> Result<Self, ClientError> {
+        let mut events = Messages::open(&client, method, request).await?;
         match next_event(&mut events).await? {
-            Some(Event::Start(start)) => Ok(Self { client, pid: start.pid, events }),
+            Some(Event::Start(start)) => {
+                let replay = start.offset.zip(start.end_offset);
+                let replay = replay.map(|(begin, end)| end.saturating_sub(begin));
+                Ok(Self { client, pid: start.pid, events, dropped: start.dropped_bytes, replay })
+            }
             Some(_) => Err(ClientError::protocol("the start of a process", "another event")),
             None => Err(ClientError::protocol("the start of a process", "the end of the stream")),
         }
@@ -64,12 +75,15 @@ impl Process {
     pub async fn next(&mut self) -> Result<Output, ClientError> {
         loop {
             match next_event(&mut self.events).await? {
-                Some(Event::Data(data)) => match data.output {
-                    Some(data_event::Output::Stdout(bytes)) => return Ok(Output::Stdout(bytes)),
-                    Some(data_event::Output::Stderr(bytes)) => return Ok(Output::Stderr(bytes)),
-                    Some(data_event::Output::Pty(bytes)) => return Ok(Output::Pty(bytes)),
-                    None => {}
-                },
+                Some(Event::Data(data)) => {
+                    self.dropped = self.dropped.saturating_add(data.dropped_bytes);
+                    match data.output {
+                        Some(data_event::Output::Stdout(bytes)) => return Ok(Output::Stdout(bytes)),
+                        Some(data_event::Output::Stderr(bytes)) => return Ok(Output::Stderr(bytes)),
+                        Some(data_event::Output::Pty(bytes)) => return Ok(Output::Pty(bytes)),
+                        None => {}
+                    }
+                }
                 Some(Event::End(end)) => {
                     let exit = Exit::of(&end);
                     let exit =
@@ -80,6 +94,16 @@ impl Process {
                 None => return Err(ClientError::protocol("the end of the process", "the end of the stream")),
             }
         }
+    }
+
+    /// How many of the bytes that come were printed before this attached; `None` where that was not asked for.
+    pub fn replay_bytes(&self) -> Option<u64> {
+        self.replay
+    }
+
+    /// Bytes that it printed and that were lost since this was asked last: the sandbox keeps only the newest.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
     }
 
     /// Waits for its end and collects what it prints.
@@ -111,6 +135,16 @@ impl Process {
 }
 
 impl SandboxClient {
+    /// Attaches to a process that was started before, from this byte of its output on, or from now on.
+    pub async fn attach(
+        &self,
+        process: ProcessSelector,
+        from_offset: Option<u64>,
+    ) -> Result<Process, ClientError> {
+        let request = ConnectRequest { process: Some(process), from_offset };
+        Process::begin(self.clone(), "process.Process/Connect", &request).await
+    }
+
     /// Sends a signal to a process, or to more.
     pub async fn send_signal_to(&self, pid: u32, signal: Signal, scope: Scope) -> Result<(), ClientError> {
         let request = SendSignalRequest { process: by_pid(pid), signal: signal.into(), scope: scope.into() };

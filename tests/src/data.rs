@@ -17,7 +17,8 @@ pub struct TestData {
 impl TestData {
     /// One without templates.
     pub fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("tiffin-data-").tempdir().expect("a folder for the data");
+        let folder =
+            tempfile::Builder::new().prefix("tiffin-data-").tempdir().expect("a folder for the data");
         fs::create_dir(folder.path().join("templates")).expect("a folder for the templates");
         let cache = made("TIFFIN_E2E_DATA").join("cache");
         fs::create_dir_all(&cache).expect("the shared cache");
@@ -96,7 +97,8 @@ impl TestData {
     /// The only snapshot of a template.
     pub fn snapshot(&self, name: &str) -> PathBuf {
         let snapshots = self.template(name).join("snapshots");
-        let mut found = fs::read_dir(snapshots).expect("a warm template").map(|entry| entry.expect("an entry").path());
+        let mut found =
+            fs::read_dir(snapshots).expect("a warm template").map(|entry| entry.expect("an entry").path());
         let snapshot = found.next().expect("a snapshot");
         assert!(found.next().is_none(), "more than one snapshot, or what was left of one");
         snapshot

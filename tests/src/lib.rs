@@ -13,6 +13,7 @@
 mod data;
 mod life;
 pub mod owner;
+pub mod process;
 mod sandbox;
 
 use std::path::PathBuf;

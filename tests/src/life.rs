@@ -1,12 +1,13 @@
 //! What the owner of a sandbox does with it beside using it: pause and resume, fork, snapshot, configure.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::owner::{self, Answer};
+use crate::sandbox::Failed;
 use crate::{TestSandbox, TestSandboxBuilder};
 
 /// The exit code of a shim whose sandbox is paused.
@@ -56,7 +57,8 @@ impl TestSandbox {
 
     /// Forks it: others can be started that go on from here.
     pub async fn fork(&self) -> Forked {
-        let folder = tempfile::Builder::new().prefix("tiffin-fork-").tempdir().expect("a folder for the fork");
+        let folder =
+            tempfile::Builder::new().prefix("tiffin-fork-").tempdir().expect("a folder for the fork");
         let taken = self.call("POST /fork", json!({ "path": folder.path().join("fork") })).await.ok();
         Forked { folder, data: self.data.clone(), taken }
     }
@@ -94,14 +96,20 @@ impl Paused {
 
     /// Lets it go on.
     pub async fn resume(self) -> TestSandbox {
-        self.try_resume(Vec::new()).await.unwrap_or_else(|said| panic!("it was not resumed: {said}"))
+        match self.try_resume(&[]).await {
+            Ok(sandbox) => sandbox,
+            Err((_, said)) => panic!("it was not resumed: {said}"),
+        }
     }
 
-    /// Lets it go on with more arguments of `host-shim run`.
-    pub async fn try_resume(self, more: Vec<OsString>) -> Result<TestSandbox, String> {
+    /// Lets it go on, with more arguments of `host-shim run`. One that cannot be resumed is still paused.
+    pub async fn try_resume(self, more: &[&OsStr]) -> Result<TestSandbox, (Self, String)> {
         let mut arguments: Vec<OsString> = vec!["--resume".into()];
-        arguments.extend(more);
-        TestSandbox::run(self.folder, self.data, self.token, arguments).await
+        arguments.extend(more.iter().map(|&more| more.to_owned()));
+        TestSandbox::run(self.folder, self.data, self.token, arguments).await.map_err(|failed| {
+            let Failed { folder, data, token, said } = failed;
+            (Self { folder, data, token, taken: self.taken }, said)
+        })
     }
 }
 

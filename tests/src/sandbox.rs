@@ -91,8 +91,17 @@ impl TestSandboxBuilder {
             arguments.push("--park".into());
         }
         let token = self.spec["access_token"].as_str().map(str::to_owned);
-        TestSandbox::run(folder, self.data, token, arguments).await
+        TestSandbox::run(folder, self.data, token, arguments).await.map_err(|failed| failed.said)
     }
+}
+
+/// A shim that ended instead of becoming ready.
+pub(crate) struct Failed {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) data: PathBuf,
+    pub(crate) token: Option<String>,
+    /// What it said on its standard error, with its exit status.
+    pub(crate) said: String,
 }
 
 impl TestSandbox {
@@ -123,7 +132,7 @@ impl TestSandbox {
         data: PathBuf,
         token: Option<String>,
         arguments: Vec<OsString>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Failed> {
         let mut shim = Command::new(binary("host-shim"))
             .arg("run")
             .args(arguments)
@@ -149,7 +158,7 @@ impl TestSandbox {
                 let reading = tokio::time::timeout(DEADLINE, stderr.read_to_string(&mut said));
                 reading.await.expect("the shim ends").expect("its errors can be read");
                 let status = shim.wait().await.expect("the shim ends");
-                Err(format!("{said}({status})"))
+                Err(Failed { folder, data, token, said: format!("{said}({status})") })
             }
         }
     }

@@ -43,7 +43,7 @@ fn its_messages_are_what_this_agent_reads_and_writes() {
             assert_eq!(hello.agent_version, env!("CARGO_PKG_VERSION"));
         }
     }
-    let kinds = ["configure", "freeze", "resume", "thaw", "stats", "shutdown"];
+    let kinds = ["configure", "freeze", "resume", "rehearse", "thaw", "stats", "shutdown"];
     for kind in kinds {
         assert!(from_host.iter().any(|line| line.contains(&format!("\"{kind}\":{{"))), "{kind}");
     }

@@ -30,6 +30,9 @@ const MAX_PATH: usize = 107 - "/vmm/vsock_4294967295".len();
 /// The file of a folder that its shim holds locked.
 pub const LOCK: &str = "lock";
 
+/// How folders begin that a sandbox wrote for forks of it, and that nobody has taken away.
+pub const FORK_PREFIX: &str = "fork-";
+
 /// Links to the files of the snapshot that a running sandbox was restored from, so that its own snapshots can share them.
 pub(crate) const BASE: &str = "base";
 /// The scratch disk of a booted sandbox.
@@ -277,6 +280,13 @@ fn remove_live_files(path: &Path) -> Result<bool, Error> {
     for name in [VMM, BASE, USED] {
         let folder = path.join(name);
         removed |= absent_is_fine(fs::remove_dir_all(&folder)).map_err(Error::io("remove", &folder))?;
+    }
+    for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
+        let entry = entry.map_err(Error::io("list", path))?;
+        if entry.file_name().to_string_lossy().starts_with(FORK_PREFIX) {
+            let fork = entry.path();
+            removed |= absent_is_fine(fs::remove_dir_all(&fork)).map_err(Error::io("remove", &fork))?;
+        }
     }
     Ok(removed)
 }

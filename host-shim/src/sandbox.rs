@@ -134,7 +134,10 @@ impl Sandbox {
     }
 
     async fn become_ready(&mut self, parked: bool, watch: &dyn Watch) -> Result<(), Error> {
-        if !parked {
+        if parked {
+            // The way of the first call of a tenant, as far as it goes without one.
+            self.client().health().await?;
+        } else {
             self.go(watch).await?;
         }
         self.serve()

@@ -69,9 +69,9 @@ async fn starts(sandbox: &Arc<Sandbox>) -> io::Result<Vec<u8>> {
     let generation = sandbox.lifecycle().phase().generation();
     let talk = async {
         let mux = Mux::connect(near, generation).await?;
-        // In the codec of the SDKs, then in that of our own clients.
-        let answer = start(&mux, Codec::Json, AGENT, &[REHEARSAL]).await?;
-        start(&mux, Codec::Proto, TRUE, &[]).await?;
+        // In the codec of the SDKs, then in that of our own clients. Of HTTP/1.0 nothing stands between the answer's bytes.
+        let answer = start(&mux, "HTTP/1.0", Codec::Json, AGENT, &[REHEARSAL]).await?;
+        start(&mux, "HTTP/1.1", Codec::Proto, TRUE, &[]).await?;
         Ok(answer)
     };
     tokio::select! {
@@ -82,8 +82,14 @@ async fn starts(sandbox: &Arc<Sandbox>) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The whole answer to a Start.
-async fn start(mux: &Mux, codec: Codec, program: &str, arguments: &[&str]) -> io::Result<Vec<u8>> {
+/// The whole answer to a Start, after which the connection ends.
+async fn start(
+    mux: &Mux,
+    version: &str,
+    codec: Codec,
+    program: &str,
+    arguments: &[&str],
+) -> io::Result<Vec<u8>> {
     let request = StartRequest {
         process: Some(ProcessConfig {
             cmd: program.to_owned(),
@@ -96,9 +102,8 @@ async fn start(mux: &Mux, codec: Codec, program: &str, arguments: &[&str]) -> io
         ..StartRequest::default()
     };
     let body = envelope::encode(0, &codec.encode(&request).map_err(io::Error::other)?);
-    // HTTP/1.0: the answer ends with the connection, and nothing stands between its bytes.
     let head = format!(
-        "POST /process.Process/Start HTTP/1.0\r\nhost: sandbox\r\ncontent-type: {}\r\n\
+        "POST /process.Process/Start {version}\r\nhost: sandbox\r\nconnection: close\r\ncontent-type: {}\r\n\
          connect-timeout-ms: {}\r\ncontent-length: {}\r\n\r\n",
         codec.stream_type(),
         DEADLINE.as_millis(),

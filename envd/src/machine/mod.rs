@@ -81,7 +81,7 @@ pub trait Acts: Send + Sync {
     fn freeze(&self, freeze: Freeze) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// Tells it who it is after a restore.
     fn resume(&self, resume: Resume) -> impl Future<Output = Result<Resumed, Refusal>> + Send;
-    /// Runs one process that does nothing, the way that a client's goes.
+    /// Runs processes that do nothing, the way that a client's goes.
     fn rehearse(&self) -> impl Future<Output = Result<Rehearsed, Refusal>> + Send;
     /// Lets its processes go on.
     fn thaw(&self, first_of_clone: bool) -> impl Future<Output = Result<(), Refusal>> + Send;
@@ -355,6 +355,8 @@ impl Acts for Machine {
     }
 
     async fn rehearse(&self) -> Result<Rehearsed, Refusal> {
+        // A clone's Thaw does this beside the first exec.
+        let _ = self.sandbox.ssh_keys().look(&self.sandbox).await;
         crate::doors::rehearse(&self.sandbox).await
     }
 

@@ -29,12 +29,16 @@ pub(crate) struct SshKeys {
 }
 
 impl SshKeys {
+    /// What makes the image's missing keys; `None` when none are missing, or nothing can be known in time.
+    pub(super) async fn look(&self, sandbox: &Sandbox) -> Option<&'static str> {
+        let look = sandbox.root().run(|| missing(Path::new(FOLDER)));
+        tokio::time::timeout(LOOK_DEADLINE, look).await.ok()?.ok()?
+    }
+
     /// Returns when the image has host keys, or cannot have any. At most [`DEADLINE`].
     pub(crate) async fn ensure(&self, sandbox: &Sandbox) {
         let _one = self.making.lock().await;
-        let wanted =
-            tokio::time::timeout(LOOK_DEADLINE, sandbox.root().run(|| missing(Path::new(FOLDER)))).await;
-        let Ok(Ok(Some(keygen))) = wanted else { return };
+        let Some(keygen) = self.look(sandbox).await else { return };
         let program = Program {
             path: keygen.to_owned(),
             arguments: vec!["-A".to_owned()],

@@ -6,7 +6,7 @@
 //! POST /configure   what a parked one shall be ─► State
 //! POST /pause       {}                 ─► the snapshot is whole; then the shim ends
 //! POST /snapshot    {"path": DIR}      ─► DIR is a template
-//! POST /fork        {"path": DIR}      ─► ForkAnswer: the spec of a sandbox that goes on from here
+//! POST /fork        {"path": DIR}      ─► the spec of a sandbox that goes on from here
 //! ```
 //!
 //! What is not carried out is `{"code":409,"message":"…"}` with that status.
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::UnixStream;
 
+use crate::calls::{PauseRequest, Taken, TargetRequest};
 use crate::stop::StopRequest;
 
 /// The longest answer that is read. A state with its labels and a fork's spec with its environment are far below.
@@ -65,32 +66,6 @@ pub enum ApiError {
     },
 }
 
-/// What `/pause` says.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Paused {
-    /// Always true.
-    #[serde(default)]
-    pub paused: bool,
-    /// Whatever else it says: times and sizes.
-    #[serde(flatten)]
-    pub more: serde_json::Map<String, Value>,
-}
-
-/// What `/fork` says.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Forked {
-    /// A `spec.json` without an id, whose `snapshot` is the folder that was asked for.
-    pub spec: serde_json::Map<String, Value>,
-    /// How long the source stood still, in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stopped_ms: Option<f64>,
-}
-
-#[derive(Serialize)]
-struct Target<'a> {
-    path: &'a Path,
-}
-
 #[derive(Deserialize)]
 struct Refusal {
     message: String,
@@ -128,18 +103,18 @@ impl ApiClient {
     }
 
     /// Puts the sandbox on the disk; returns when all of it is there. Its shim ends then.
-    pub async fn pause(&self) -> Result<Paused, ApiError> {
-        self.call("/pause", Method::POST, Some(&Value::Object(Default::default()))).await
+    pub async fn pause(&self) -> Result<Taken, ApiError> {
+        self.call("/pause", Method::POST, Some(&PauseRequest {})).await
     }
 
     /// Makes a template of the running sandbox.
-    pub async fn snapshot(&self, path: &Path) -> Result<Value, ApiError> {
-        self.call("/snapshot", Method::POST, Some(&Target { path })).await
+    pub async fn snapshot(&self, path: &Path) -> Result<Taken, ApiError> {
+        self.call("/snapshot", Method::POST, Some(&TargetRequest { path: path.to_owned() })).await
     }
 
-    /// Writes what sandboxes need that go on from here, into a folder that is not there yet.
-    pub async fn fork(&self, path: &Path) -> Result<Forked, ApiError> {
-        self.call("/fork", Method::POST, Some(&Target { path })).await
+    /// Writes what sandboxes need that go on from here, into a folder that is not there yet. The answer has their spec.
+    pub async fn fork(&self, path: &Path) -> Result<Taken, ApiError> {
+        self.call("/fork", Method::POST, Some(&TargetRequest { path: path.to_owned() })).await
     }
 
     async fn call<R: DeserializeOwned>(

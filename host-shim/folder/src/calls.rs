@@ -54,7 +54,8 @@ pub struct TargetRequest {
 }
 
 /// What taking a snapshot did to the sandbox.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Taken {
     /// Milliseconds for which the sandbox stood still; until its end for a pause.
     pub stopped_ms: f64,
@@ -63,6 +64,6 @@ pub struct Taken {
     /// Bytes of the disk that were written; none where the file system shares blocks.
     pub disk_bytes: u64,
     /// For a fork: what a sandbox is started with that goes on from it. It has no id, hostname, token and labels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub spec: Option<SandboxSpec>,
 }

@@ -63,11 +63,11 @@ pub(crate) async fn copy(args: &Copy) -> Result<u8, Error> {
 
 async fn carry(source: &Side, target: &Side, follow: bool, progress: &mut Progress) -> Result<(), Error> {
     let top = source.top(follow).await?;
-    let found = target.look().await?;
+    let (found, resolved) = target.look().await?;
     let Place { inside, name } = place::place(&top.shape, &found).map_err(|reason| {
         Error::invalid("copy", format!("{} to {}: {reason}", source.shown(), target.shown()))
     })?;
-    let mut sink = target.sink(found, inside)?;
+    let mut sink = target.sink(&resolved, inside)?;
     source.pour(&top, name, &mut sink, progress).await?;
     sink.finish().await
 }
@@ -86,6 +86,14 @@ impl Sink {
             Self::Local(sink) => sink.put(item).await,
             Self::Sandbox(sink) => sink.put(item).await,
             Self::Archive(sink) => sink.put(item).await,
+        }
+    }
+
+    /// Waits for a failure of what was put already. Cancel safe.
+    async fn failure(&mut self) -> Error {
+        match self {
+            Self::Sandbox(sink) => sink.failure().await,
+            Self::Local(_) | Self::Archive(_) => std::future::pending().await,
         }
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::StreamExt;
+use host_shim::dir::FORK_PREFIX;
 use host_shim::run::TerminalWatch;
 use host_shim::sandbox::Watch;
 use sandbox_folder::{SPEC, SandboxId};
@@ -162,7 +163,7 @@ pub(crate) async fn fork(args: &Fork) -> Result<u8, Error> {
     };
     let interrupt = interrupts()?;
     let shim = running(&source)?;
-    let from = ForkFolder::new(&sandboxes)?;
+    let from = ForkFolder::new(&source.dir)?;
     let watch = TerminalWatch::new(args.json);
     watch.step("writing what the forks need");
     let forked = tokio::select! {
@@ -173,7 +174,11 @@ pub(crate) async fn fork(args: &Fork) -> Result<u8, Error> {
         Ok(forked) => forked,
         Err(error) => return Err(source.explain(Some(&shim), error.into()).await),
     };
-    let spec = changes.apply(forked.spec);
+    let Ok(Value::Object(spec)) = serde_json::to_value(&forked.spec) else {
+        let reason = "host-shim's answer to /fork has no spec".to_owned();
+        return Err(host_shim::Error::Ended { reason }.into());
+    };
+    let spec = changes.apply(spec);
     watch.step(&format!("starting {}", args.count));
     let at_once = std::thread::available_parallelism().map_or(2, |cpus| cpus.get() * 2);
     let starting = futures::stream::iter(0..args.count).map(|_| {
@@ -250,9 +255,10 @@ impl Changes {
 struct ForkFolder(PathBuf);
 
 impl ForkFolder {
-    fn new(sandboxes: &Sandboxes) -> Result<Self, Error> {
+    /// In the source's own folder: where this process is killed it goes with the source.
+    fn new(source: &Path) -> Result<Self, Error> {
         let random = SandboxId::generate("").map_err(Error::io("make", "a name"))?;
-        Ok(Self(sandboxes.0.join(format!(".fork-{random}"))))
+        Ok(Self(source.join(format!("{FORK_PREFIX}{random}"))))
     }
 }
 

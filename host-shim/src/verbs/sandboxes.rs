@@ -17,7 +17,7 @@ use std::time::SystemTime;
 
 use host_shim::dir::{self, GIVEN, LOCK};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use sandbox_folder::api::ApiClient;
+use sandbox_folder::api::{ApiClient, ApiError};
 use sandbox_folder::client::SandboxClient;
 use sandbox_folder::{API_SOCKET, SPEC, STATE, SandboxId, VSOCK_SOCKET};
 use serde::Deserialize;
@@ -32,6 +32,9 @@ pub(crate) const NAME_LABEL: &str = "tiffin.name";
 
 /// The longest state or spec that is read; the shim reads specs of half of it.
 const MAX_JSON: u64 = 1 << 20;
+
+/// How a sandbox ended whose shim could not write it down itself.
+const KILLED: &str = "its host-shim was killed";
 
 /// What the state says, as far as every version says it.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -254,8 +257,9 @@ impl Sandbox {
     /// How it ended, in a few words.
     pub(crate) fn end(&self) -> String {
         match &self.seen.end {
-            None if self.phase() == "dead" => "its host-shim was killed".to_owned(),
+            None if self.phase() == "dead" => KILLED.to_owned(),
             None => self.phase(),
+            Some(end) if end["reason"] == "shim_killed" => KILLED.to_owned(),
             Some(end) => {
                 let reason = end["reason"].as_str().unwrap_or("unknown").replace('_', " ");
                 match end["message"].as_str().or_else(|| end["code"].as_u64().map(|_| "")) {
@@ -274,6 +278,7 @@ impl Sandbox {
                 "paused" => ": `host-shim resume` brings it back",
                 "created" | "booting" | "ready" => " and not running yet",
                 "parked" => ": `host-shim configure` makes it a sandbox",
+                "ended" | "dead" => ": nothing of it runs",
                 _ => ", not running",
             };
             return Err(Error::WrongPhase { id: self.id.clone(), phase, remedy });
@@ -323,7 +328,9 @@ impl Sandbox {
         const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(10);
         let broke = match &error {
             Error::Client(client) | Error::File { source: client, .. } => client.code().is_none(),
-            Error::Api(_) => true,
+            Error::Api(error) => !matches!(error, ApiError::Refused { .. }),
+            // Of a stream from the sandbox; those of files have the system's number.
+            Error::Io { source, .. } => source.raw_os_error().is_none(),
             _ => false,
         };
         if !broke {

@@ -3,6 +3,7 @@
 //! Without host-shim, which has no words for snapshots yet: its command line, QEMU's monitor, and the control door by hand.
 
 mod host;
+mod idle;
 mod machine;
 mod qmp;
 mod rehearse;

@@ -302,7 +302,8 @@ proptest! {
                 tokio::spawn(async move {
                     tokio::time::sleep(Duration::from_secs(from % 7)).await;
                     let from = from.min(log.lock().ring.end());
-                    let Attached { mut reader, offset, dropped } = log.attach(Some(from)).unwrap();
+                    let Attached { mut reader, offset, dropped, end } = log.attach(Some(from)).unwrap();
+                    assert!(end >= offset);
                     assert_eq!(offset, from + dropped);
                     let mut at = offset as usize;
                     for pause in pauses.iter().cycle() {

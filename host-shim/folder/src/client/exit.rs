@@ -34,7 +34,7 @@ impl Exit {
 
 /// The names that Go gives to signals, which is what the contract's status text is made of.
 fn signal_number(name: &str) -> Option<u8> {
-    const NAMES: [(&str, u8); 16] = [
+    const NAMES: [(&str, u8); 31] = [
         ("hangup", 1),
         ("interrupt", 2),
         ("quit", 3),
@@ -51,10 +51,25 @@ fn signal_number(name: &str) -> Option<u8> {
         ("alarm clock", 14),
         ("terminated", 15),
         ("stack fault", 16),
+        ("child exited", 17),
+        ("continued", 18),
+        ("stopped (signal)", 19),
+        ("stopped", 20),
+        ("stopped (tty input)", 21),
+        ("stopped (tty output)", 22),
+        ("urgent I/O condition", 23),
+        ("CPU time limit exceeded", 24),
+        ("file size limit exceeded", 25),
+        ("virtual timer expired", 26),
+        ("profiling timer expired", 27),
+        ("window changed", 28),
+        ("I/O possible", 29),
+        ("power failure", 30),
+        ("bad system call", 31),
     ];
     match NAMES.iter().find(|known| known.0 == name) {
         Some(known) => Some(known.1),
-        // "signal 24" for those without a name.
+        // "signal 34" for those without a name.
         None => name.strip_prefix("signal ")?.parse().ok().filter(|number| (1..=64).contains(number)),
     }
 }
@@ -78,7 +93,8 @@ mod tests {
             (end(false, -1, "signal: killed"), 137),
             (end(false, -1, "signal: terminated"), 143),
             (end(false, -1, "signal: segmentation fault (core dumped)"), 139),
-            (end(false, -1, "signal: signal 31"), 159),
+            (end(false, -1, "signal: bad system call"), 159),
+            (end(false, -1, "signal: signal 34"), 162),
             (end(false, -1, "signal: \u{1b}novel"), 137),
         ] {
             assert_eq!(Exit::of(&event).map(Exit::code), Some(code), "{event:?}");

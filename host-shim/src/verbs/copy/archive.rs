@@ -38,14 +38,19 @@ pub(super) async fn pour(sink: &mut Sink, progress: &mut Progress) -> Result<(),
             let _ = sender.blocking_send(Found::Failed(error.to_string()));
         }
     });
-    while let Some(entry) = entries.recv().await {
+    loop {
+        let entry = tokio::select! {
+            entry = entries.recv() => entry,
+            // Whoever writes the stream may never write again.
+            error = sink.failure() => return Err(error),
+        };
+        let Some(entry) = entry else { return Ok(()) };
         match entry {
             Found::Item(item) => sink.put(item, progress).await?,
             Found::LeftOut(path, why) => progress.leave_out(&path, why),
             Found::Failed(reason) => return Err(Error::invalid("tar stream", reason)),
         }
     }
-    Ok(())
 }
 
 fn read(stream: impl Read, entries: &mpsc::Sender<Found>) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Files of a sandbox, through its agent.
 
-use sandbox_folder::client::{Attributes, ClientError, EntryKind, SandboxClient};
+use sandbox_folder::client::{Attributes, ClientError, Entry, EntryKind, SandboxClient};
 use tokio::task::JoinSet;
 
 use super::item::{Item, MAX_PATH, What, is_name, join};
@@ -23,44 +23,54 @@ pub(super) async fn pour(
         move |source| Error::File { path, source }
     };
     let entry = client.exact_stat(top).await.map_err(failed(top))?;
-    let mut open = Vec::new();
     put(client, top, name.clone(), &entry.kind, entry.attributes, sink, progress).await?;
+    let mut open = Vec::new();
     if entry.kind == EntryKind::Directory {
-        open.push((top.to_vec(), name));
+        open.push(Open::new(top.to_vec(), name));
     }
-    while let Some((from, path)) = open.pop() {
-        let mut after = Vec::new();
-        let mut inner = Vec::new();
-        loop {
-            let page = client.list_after(&from, &after).await.map_err(failed(&from))?;
+    // A directory is followed by all that is in it: whoever unpacks a tar stream gives it its time after that.
+    while let Some(here) = open.last_mut() {
+        let Some(entry) = here.page.next() else {
+            let page = client.list_after(&here.from, &here.after).await.map_err(failed(&here.from))?;
             if page.is_empty() {
-                break;
+                open.pop();
+            } else {
+                here.page = page.into_iter();
             }
-            for entry in page {
-                // The order is what ends the pages, and a name is what keeps a copy in its folder.
-                if !is_name(&entry.name) || entry.name <= after {
-                    let odd = ClientError::Protocol {
-                        expected: "names of a directory in their order",
-                        got: shown(&entry.name),
-                    };
-                    return Err(failed(&from)(odd));
-                }
-                let (from, path) = (join(&from, &entry.name), join(&path, &entry.name));
-                if from.len() > MAX_PATH {
-                    let reason = format!("{}: its path has more than {MAX_PATH} bytes", shown(&from));
-                    return Err(Error::invalid("path", reason));
-                }
-                after = entry.name;
-                put(client, &from, path.clone(), &entry.kind, entry.attributes, sink, progress).await?;
-                if entry.kind == EntryKind::Directory {
-                    inner.push((from, path));
-                }
-            }
+            continue;
+        };
+        // The order is what ends the pages, and a name is what keeps a copy in its folder.
+        if !is_name(&entry.name) || entry.name <= here.after {
+            let expected = "names of a directory in their order";
+            return Err(failed(&here.from)(ClientError::Protocol { expected, got: shown(&entry.name) }));
         }
-        // The last is taken first.
-        open.extend(inner.into_iter().rev());
+        let (from, path) = (join(&here.from, &entry.name), join(&here.path, &entry.name));
+        if from.len() > MAX_PATH {
+            let reason = format!("{}: its path has more than {MAX_PATH} bytes", shown(&from));
+            return Err(Error::invalid("path", reason));
+        }
+        here.after = entry.name;
+        put(client, &from, path.clone(), &entry.kind, entry.attributes, sink, progress).await?;
+        if entry.kind == EntryKind::Directory {
+            open.push(Open::new(from, path));
+        }
     }
     Ok(())
+}
+
+/// A directory that is being copied.
+struct Open {
+    from: Vec<u8>,
+    path: Vec<u8>,
+    /// The name that was copied last.
+    after: Vec<u8>,
+    page: std::vec::IntoIter<Entry>,
+}
+
+impl Open {
+    fn new(from: Vec<u8>, path: Vec<u8>) -> Self {
+        Self { from, path, after: Vec::new(), page: Vec::new().into_iter() }
+    }
 }
 
 async fn put(
@@ -75,6 +85,8 @@ async fn put(
     let what = match kind {
         EntryKind::Directory => What::Directory,
         EntryKind::Symlink(text) => What::Symlink(text.clone()),
+        // Nothing to ask for.
+        EntryKind::File(0) => What::File { length: 0, contents: Box::new(tokio::io::empty()) },
         EntryKind::File(_) => {
             let opened = client.open_file(from).await;
             let (length, contents) = opened.map_err(|source| Error::File { path: shown(from), source })?;
@@ -136,6 +148,15 @@ impl SandboxSink {
             }
         }
         Ok(())
+    }
+
+    pub(super) async fn failure(&mut self) -> Error {
+        while !self.uploads.is_empty() {
+            if let Err(error) = self.settle_one().await {
+                return error;
+            }
+        }
+        std::future::pending().await
     }
 
     pub(super) async fn finish(mut self) -> Result<(), Error> {

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use envd_proto::filesystem::FileType;
 use sandbox_folder::client::{ClientError, Code, EntryKind, SandboxClient, decode_name, encode_name};
 
 use super::archive::{self, ArchiveSink};
@@ -116,70 +117,69 @@ impl Side {
         }
     }
 
-    /// What a copy to here finds.
-    pub(super) async fn look(&self) -> Result<Found, Error> {
+    /// What a copy to here finds, and where: a link to a file means that file, as for a program that writes to it.
+    pub(super) async fn look(&self) -> Result<(Found, Target), Error> {
         match self {
-            Self::Archive => Ok(Found::Archive),
+            Self::Archive => Ok((Found::Archive, Target::Archive)),
             Self::Local(path) => {
                 let slash = path.as_os_str().as_bytes().ends_with(b"/");
+                let failed = |error| Error::io("read", path)(error);
                 match path.metadata() {
-                    Ok(metadata) if metadata.is_dir() => Ok(Found::Directory),
-                    // Where a link leads, as a program that writes to it would.
-                    Ok(_) => Ok(Found::File(name_of(&path.canonicalize().map_err(Error::io("read", path))?))),
+                    Ok(metadata) if metadata.is_dir() => Ok((Found::Directory, Target::Local(path.clone()))),
+                    Ok(_) => {
+                        let path = path.canonicalize().map_err(failed)?;
+                        Ok((Found::File(name_of(&path)), Target::Local(path)))
+                    }
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         let above = parent(path);
                         if !above.is_dir() {
                             let reason = format!("{} is no directory", above.display());
                             return Err(Error::invalid("destination", reason));
                         }
-                        let name = name_of(path);
-                        Ok(if slash { Found::NoDirectory(name) } else { Found::Nothing(name) })
+                        Ok((nothing(slash, &name_of(path)), Target::Local(path.clone())))
                     }
-                    Err(error) => Err(Error::io("read", path)(error)),
+                    Err(error) => Err(failed(error)),
                 }
             }
             Self::Sandbox { client, path, .. } => {
                 let slash = path.ends_with(b"/");
                 let clean = clean(path);
                 match kind(client, path).await.map_err(self.failed())? {
-                    Some(true) => Ok(Found::Directory),
-                    Some(false) => Ok(Found::File(split(&clean).1.to_vec())),
+                    Some((true, _)) => Ok((Found::Directory, Target::Sandbox(clean))),
+                    Some((false, resolved)) => {
+                        let path = resolved.unwrap_or(clean);
+                        Ok((Found::File(split(&path).1.to_vec()), Target::Sandbox(path)))
+                    }
                     None => {
                         let (above, name) = split(&clean);
                         let above = if above.is_empty() { b"/" } else { above };
-                        if kind(client, above).await.map_err(self.failed())? != Some(true) {
-                            let reason =
-                                format!("{} is no directory in the sandbox", String::from_utf8_lossy(above));
+                        if kind(client, above)
+                            .await
+                            .map_err(self.failed())?
+                            .is_none_or(|(directory, _)| !directory)
+                        {
+                            let above = String::from_utf8_lossy(above);
+                            let reason = format!("{above} is no directory in the sandbox");
                             return Err(Error::invalid("destination", reason));
                         }
-                        Ok(if slash {
-                            Found::NoDirectory(name.to_vec())
-                        } else {
-                            Found::Nothing(name.to_vec())
-                        })
+                        Ok((nothing(slash, name), Target::Sandbox(clean.clone())))
                     }
                 }
             }
         }
     }
 
-    /// What takes the items of a copy to here.
-    pub(super) fn sink(&self, found: Found, inside: bool) -> Result<Sink, Error> {
-        match self {
-            Self::Archive => Ok(Sink::Archive(ArchiveSink::new())),
-            Self::Local(path) => {
-                let folder = match (inside, &found) {
-                    (true, _) => path.clone(),
-                    (_, Found::File(_)) => parent(&path.canonicalize().map_err(Error::io("read", path))?),
-                    _ => parent(path),
-                };
-                Ok(Sink::Local(LocalSink::open(&folder)?))
+    /// What takes the items of a copy to what was found: inside it, or in its place.
+    pub(super) fn sink(&self, found: &Target, inside: bool) -> Result<Sink, Error> {
+        match (self, found) {
+            (Self::Sandbox { client, .. }, Target::Sandbox(path)) => {
+                let folder = if inside { path } else { split(path).0 };
+                Ok(Sink::Sandbox(SandboxSink::new(client.clone(), folder.to_vec())))
             }
-            Self::Sandbox { client, path, .. } => {
-                let clean = clean(path);
-                let folder = if inside { clean } else { split(&clean).0.to_vec() };
-                Ok(Sink::Sandbox(SandboxSink::new(client.clone(), folder)))
+            (_, Target::Local(path)) => {
+                Ok(Sink::Local(LocalSink::open(&if inside { path.clone() } else { parent(path) })?))
             }
+            _ => Ok(Sink::Archive(ArchiveSink::new())),
         }
     }
 
@@ -201,14 +201,22 @@ impl Side {
     }
 }
 
-/// What is at a path in a sandbox, links followed: a directory, something else, nothing.
-async fn kind(client: &SandboxClient, path: &[u8]) -> Result<Option<bool>, ClientError> {
+/// What is at a path in a sandbox, links followed: whether it is a directory, and where a link leads.
+async fn kind(client: &SandboxClient, path: &[u8]) -> Result<Option<(bool, Option<Vec<u8>>)>, ClientError> {
     // A link reports what it leads to.
     match client.stat(&encode_name(OsStr::from_bytes(path))).await {
-        Ok(entry) => Ok(Some(entry.r#type() == envd_proto::filesystem::FileType::Directory)),
+        Ok(entry) => {
+            let directory = entry.r#type() == FileType::Directory;
+            let target = entry.symlink_target.map(|target| clean(&absolute(decode_name(&target).as_bytes())));
+            Ok(Some((directory, target)))
+        }
         Err(error) if error.code() == Some(Code::NotFound) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn nothing(slash: bool, name: &[u8]) -> Found {
+    if slash { Found::NoDirectory(name.to_vec()) } else { Found::Nothing(name.to_vec()) }
 }
 
 fn shape(directory: bool, contents: bool, name: &[u8]) -> Shape {

@@ -60,11 +60,13 @@ impl Host {
         }
     }
 
-    pub(super) async fn send(&mut self, generation: u64, request: Request) {
+    /// Asks, under an id that it gives.
+    pub(super) async fn send(&mut self, generation: u64, request: Request) -> u64 {
         self.last_id += 1;
         let message = FromHost { id: self.last_id, request: Some(request) };
         let mut writer = ControlWriter::new(&mut self.write, self.framing);
         timely("a request", writer.send(generation, &message)).await.expect("the agent takes a request");
+        self.last_id
     }
 
     /// The answer to a request in messages of this generation; nothing else may be answered before it.
@@ -73,14 +75,19 @@ impl Host {
         generation: u64,
         request: Request,
     ) -> Result<Option<response::Result>, Error> {
-        self.send(generation, request).await;
-        self.answer(generation).await
+        let id = self.send(generation, request).await;
+        self.answer(generation, id).await
     }
 
-    async fn answer(&mut self, generation: u64) -> Result<Option<response::Result>, Error> {
+    /// The answer to what was asked under this id, which comes next.
+    pub(super) async fn answer(
+        &mut self,
+        generation: u64,
+        id: u64,
+    ) -> Result<Option<response::Result>, Error> {
         match self.receive().await {
             (answered_in, Message::Response(response)) => {
-                assert_eq!((answered_in, response.id), (generation, self.last_id), "{response:?}");
+                assert_eq!((answered_in, response.id), (generation, id), "{response:?}");
                 response.error.map_or(Ok(response.result), Err)
             }
             other => panic!("expected an answer, got {other:?}"),
@@ -122,8 +129,8 @@ impl Host {
         time: i64,
         configure: Option<Configure>,
     ) -> Resumed {
-        self.begin_resume(kind, seed, time, configure).await;
-        self.resumed().await
+        let id = self.begin_resume(kind, seed, time, configure).await;
+        self.resumed(id).await
     }
 
     /// Asks for it.
@@ -133,14 +140,14 @@ impl Host {
         seed: u8,
         time: i64,
         configure: Option<Configure>,
-    ) {
+    ) -> u64 {
         self.generation += 1;
-        self.send(self.generation, resume(kind, self.generation, seed, time, configure)).await;
+        self.send(self.generation, resume(kind, self.generation, seed, time, configure)).await
     }
 
     /// What it did.
-    pub(super) async fn resumed(&mut self) -> Resumed {
-        let resumed = match self.answer(self.generation).await.expect("the agent resumes") {
+    pub(super) async fn resumed(&mut self, id: u64) -> Resumed {
+        let resumed = match self.answer(self.generation, id).await.expect("the agent resumes") {
             Some(response::Result::Resumed(resumed)) => resumed,
             other => panic!("{other:?}"),
         };

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use e2e::{binary, made, template};
-use envd_proto::boot::Init;
+use envd_proto::boot::{Init, Profile};
 use host_shim::vmm::{Accelerator, Boot, Scratch, VmSpec, Wiring, process, qemu};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,6 +35,7 @@ pub(super) struct Lab {
     /// Devices that all of its machines have beside host-shim's.
     devices: Vec<&'static str>,
     init: Init,
+    profile: Profile,
 }
 
 /// A machine. Dropped, it is killed; it also dies with the test.
@@ -64,12 +65,18 @@ pub(super) struct Snapshot {
 impl Lab {
     pub(super) fn new(devices: Vec<&'static str>) -> Self {
         let folder = tempfile::Builder::new().prefix("tiffin-resume-").tempdir().expect("a folder");
-        Self { folder, devices, init: Init::Envd }
+        Self { folder, devices, init: Init::Envd, profile: Profile::Sandbox }
     }
 
     /// A program of the image is PID 1 of its machines' containers.
     pub(super) fn with_init(mut self, path: &str) -> Self {
         self.init = Init::Path(path.to_owned());
+        self
+    }
+
+    /// Its machines' containers have Docker's rights only.
+    pub(super) fn restricted(mut self) -> Self {
+        self.profile = Profile::Restricted;
         self
     }
 
@@ -148,7 +155,7 @@ impl Machine {
         let boot = Boot {
             kernel: made("TIFFIN_KERNEL"),
             guest_image: made("TIFFIN_GUEST_IMAGE"),
-            profile: Default::default(),
+            profile: lab.profile,
             init: lab.init.clone(),
             volumes: Vec::new(),
         };

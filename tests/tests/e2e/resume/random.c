@@ -12,10 +12,12 @@ int main(void) {
 	setvbuf(urandom, NULL, _IONBF, 0);
 	for (int turn = 0; access("/tmp/stop", F_OK); turn = !turn) {
 		unsigned char bytes[32];
+		/* Before the number: one that was drawn, and then held with the process, is of the second before. */
+		long long second = time(NULL);
 		size_t got = turn ? fread(bytes, 1, sizeof bytes, urandom) : (size_t)getrandom(bytes, sizeof bytes, 0);
 		if (got != sizeof bytes)
 			return 1;
-		printf("%lld ", (long long)time(NULL));
+		printf("%lld ", second);
 		for (unsigned i = 0; i < sizeof bytes; i++)
 			printf("%02x", bytes[i]);
 		puts("");

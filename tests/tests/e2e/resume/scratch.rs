@@ -116,12 +116,12 @@ async fn a_disk_that_becomes_larger_after_the_request_is_waited_for() {
     assert_eq!(scratch_error(&resumed), "");
     // So large that one block of group descriptors is not enough.
     let wanted = 20 << 30;
-    host.begin_resume(Kind::Clone, 2, LATER, Some(sized(wanted))).await;
+    let asked = host.begin_resume(Kind::Clone, 2, LATER, Some(sized(wanted))).await;
     machine.says("waiting for the disk").await;
     // Not yet enough.
     machine.resize_scratch(wanted / 2).await;
     machine.resize_scratch(wanted).await;
-    let resumed = host.resumed().await;
+    let resumed = host.resumed(asked).await;
     assert_eq!(scratch_error(&resumed), "");
     let mux = connect_mux(mux, 4).await;
     let client = client(&mux);

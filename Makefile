@@ -120,17 +120,20 @@ test-binaries: packages
 	$(call say,workspace)
 	cargo build --locked --workspace --bins
 
-# Images of the tests that are not busybox: one with an init of its own, and one with what the template `base` of the gateway
-# installs. Named by what they are made of: another list makes another file.
+# Images of the tests that are not busybox: one with an init of its own, one with what the template `base` of the gateway
+# installs, and one with what must be different in each clone. Named by what they are made of: another list makes another file.
 IMAGE_ROOT = $(CACHE)/debian-bookworm-$(shell uname -m)-$(subst $(comma),-,$(1)).tar
 SYSTEMD_INCLUDE := systemd,systemd-sysv,dbus
 SYSTEMD_ROOT := $(call IMAGE_ROOT,$(SYSTEMD_INCLUDE))
 BASE_INCLUDE := bash,ca-certificates,cowsay,curl,git,procps,python3,python3-venv,sudo
 BASE_ROOT := $(call IMAGE_ROOT,$(BASE_INCLUDE))
+CLONES_INCLUDE := openssh-server,openssl,python3,uuid-runtime
+CLONES_ROOT := $(call IMAGE_ROOT,$(CLONES_INCLUDE))
 
 $(SYSTEMD_ROOT): INCLUDE := $(SYSTEMD_INCLUDE)
 $(BASE_ROOT): INCLUDE := $(BASE_INCLUDE)
-$(SYSTEMD_ROOT) $(BASE_ROOT): | packages
+$(CLONES_ROOT): INCLUDE := $(CLONES_INCLUDE)
+$(SYSTEMD_ROOT) $(BASE_ROOT) $(CLONES_ROOT): | packages
 	$(call say,Debian with $(INCLUDE))
 	mkdir -p $(CACHE)
 	mmdebstrap --variant=minbase --include=$(INCLUDE) --aptopt='Apt::Install-Recommends "false"' \
@@ -138,9 +141,9 @@ $(SYSTEMD_ROOT) $(BASE_ROOT): | packages
 		--dpkgopt='path-exclude=/usr/share/locale/*' bookworm $@.$$$$.tmp.tar && mv $@.$$$$.tmp.tar $@
 
 .PHONY: test-guest
-test-guest: kernel agent test-binaries $(SYSTEMD_ROOT) $(BASE_ROOT)
+test-guest: kernel agent test-binaries $(SYSTEMD_ROOT) $(BASE_ROOT) $(CLONES_ROOT)
 	target/debug/rootfs-tools guest-image --envd $(AGENT) -o $(GUEST)/guest-image.cpio
-	tests/prepare.sh target/debug target/e2e $(SYSTEMD_ROOT) $(BASE_ROOT)
+	tests/prepare.sh target/debug target/e2e $(SYSTEMD_ROOT) $(BASE_ROOT) $(CLONES_ROOT)
 
 E2E_ENV := PATH="$$PATH:$(TOOLS)/bin" TIFFIN_BIN=$(CURDIR)/target/debug TIFFIN_AGENT=$(CURDIR)/$(AGENT) \
 	TIFFIN_KERNEL=$(CURDIR)/$(GUEST)/vmlinux TIFFIN_GUEST_IMAGE=$(CURDIR)/$(GUEST)/guest-image.cpio \

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the templates that the end-to-end tests boot, with the project's own tools:
-# prepare.sh BIN_DIR DATA_DIR SYSTEMD_ROOT_TAR BASE_ROOT_TAR
+# prepare.sh BIN_DIR DATA_DIR SYSTEMD_ROOT_TAR BASE_ROOT_TAR CLONES_ROOT_TAR
 set -euo pipefail
-bin=$1 data=$2 systemd_root=$3 base_root=$4
+bin=$1 data=$2 systemd_root=$3 base_root=$4 clones_root=$5
 here=$(cd "$(dirname "$0")" && pwd)
 
 # Without snapshots: the tests boot, and those that restore make a snapshot of their own.
@@ -46,4 +46,16 @@ if ! is_made base "$made"; then
     "$bin/image-builder" --data-dir "$data" build -t e2e-base "$context/base"
     template base --image e2e-base
     echo "$made" > "$data/base.made-of"
+fi
+
+# What is to be different in every clone: a Python server, OpenSSL, an SSH server.
+images=("$here"/images/clones/* "$here"/../envd/examples/reseed/*)
+made=$(of "$clones_root" "${images[@]}")
+if ! is_made clones "$made"; then
+    load clones-root "$clones_root"
+    mkdir "$context/clones"
+    cp "${images[@]}" "$context/clones"
+    "$bin/image-builder" --data-dir "$data" build -t e2e-clones "$context/clones"
+    "$bin/image-builder" --data-dir "$data" template create clones --image e2e-clones --memory 256 --disk 256
+    echo "$made" > "$data/clones.made-of"
 fi

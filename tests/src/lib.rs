@@ -7,14 +7,20 @@
 //! TIFFIN_BIN          host-shim, image-builder, rootfs-tools
 //! TIFFIN_KERNEL       the guest kernel
 //! TIFFIN_GUEST_IMAGE  the initramfs with envd
-//! TIFFIN_E2E_DATA     a data folder with the template `e2e` (a busybox image, see tests/prepare.sh)
+//! TIFFIN_E2E_DATA     a data folder with the templates of tests/prepare.sh, `e2e` (a busybox image) first of all
 //! ```
 
+mod data;
+mod life;
+pub mod owner;
+pub mod process;
 mod sandbox;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use data::TestData;
+pub use life::{Forked, Paused};
 pub use sandbox::{Channel, TestSandbox, TestSandboxBuilder};
 
 /// For anything that a test waits for: generous, and there only to catch a hang.

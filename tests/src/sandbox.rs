@@ -1,5 +1,6 @@
 //! A sandbox of a test.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::{DEADLINE, binary, made, template};
+use crate::{DEADLINE, TestData, binary, made, template};
 
 /// What carries the streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,20 +34,41 @@ impl Channel {
 
 /// A sandbox that somebody else's orchestrator could have started.
 pub struct TestSandbox {
-    shim: Child,
-    folder: tempfile::TempDir,
+    pub(crate) shim: Child,
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) data: PathBuf,
+    pub(crate) token: Option<String>,
     ready: Value,
 }
 
 /// What a test asks for.
+#[derive(Clone)]
 pub struct TestSandboxBuilder {
-    spec: Value,
+    pub(crate) spec: Value,
+    pub(crate) data: PathBuf,
+    park: bool,
 }
 
 impl TestSandboxBuilder {
+    pub(crate) fn from_spec(spec: Value, data: PathBuf) -> Self {
+        Self { spec, data, park: false }
+    }
+
     /// Sets a field of the spec.
     pub fn set(mut self, field: &str, value: impl Into<Value>) -> Self {
         self.spec[field] = value.into();
+        self
+    }
+
+    /// Takes a template of the test's own.
+    pub fn template(mut self, data: &TestData, name: &str) -> Self {
+        self.data = data.path().to_owned();
+        self.set("template", data.template(name).to_str().expect("a plain path"))
+    }
+
+    /// It is to wait for a Configure.
+    pub fn parked(mut self) -> Self {
+        self.park = true;
         self
     }
 
@@ -64,37 +86,22 @@ impl TestSandboxBuilder {
             tempfile::Builder::new().prefix("tiffin-e2e-").tempdir().expect("a folder for the sandbox");
         let spec = folder.path().join("spec.json");
         std::fs::write(&spec, self.spec.to_string()).expect("the spec is written");
-        let mut shim = Command::new(binary("host-shim"))
-            .arg("run")
-            .arg("--spec")
-            .arg(&spec)
-            .arg("--dir")
-            .arg(folder.path().join("dir"))
-            // What host-shim finds out about this host is kept beside the tests' templates.
-            .env("TIFFIN_DATA_DIR", made("TIFFIN_E2E_DATA"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("host-shim starts");
-        let stdout = shim.stdout.take().expect("its standard output is a pipe");
-        let mut stdout = BufReader::new(stdout);
-        let mut line = String::new();
-        let reading = tokio::time::timeout(DEADLINE, stdout.read_line(&mut line));
-        reading.await.expect("the shim neither became ready nor failed").expect("its output can be read");
-        match serde_json::from_str(&line) {
-            Ok(ready) => Ok(TestSandbox { shim, folder, ready }),
-            Err(_) => {
-                let mut said = String::new();
-                let mut stderr = shim.stderr.take().expect("its standard error is a pipe");
-                let reading = tokio::time::timeout(DEADLINE, stderr.read_to_string(&mut said));
-                reading.await.expect("the shim ends").expect("its errors can be read");
-                let status = shim.wait().await.expect("the shim ends");
-                Err(format!("{said}({status})"))
-            }
+        let mut arguments: Vec<OsString> = vec!["--spec".into(), spec.into()];
+        if self.park {
+            arguments.push("--park".into());
         }
+        let token = self.spec["access_token"].as_str().map(str::to_owned);
+        TestSandbox::run(folder, self.data, token, arguments).await.map_err(|failed| failed.said)
     }
+}
+
+/// A shim that ended instead of becoming ready.
+pub(crate) struct Failed {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) data: PathBuf,
+    pub(crate) token: Option<String>,
+    /// What it said on its standard error, with its exit status.
+    pub(crate) said: String,
 }
 
 impl TestSandbox {
@@ -108,6 +115,51 @@ impl TestSandbox {
                 "guest_image": made("TIFFIN_GUEST_IMAGE"),
                 "channel": channel.name(),
             }),
+            // What host-shim finds out about this host is kept beside the tests' templates.
+            data: made("TIFFIN_E2E_DATA"),
+            park: false,
+        }
+    }
+
+    /// A sandbox of a warm template of the test's own, over serial ports.
+    pub fn clone_of(data: &TestData, name: &str) -> TestSandboxBuilder {
+        Self::of(Channel::Serial).template(data, name).set("restore", "always")
+    }
+
+    /// Runs a shim on `folder/dir`; returns when it is ready, or with what it said on its standard error and its status.
+    pub(crate) async fn run(
+        folder: tempfile::TempDir,
+        data: PathBuf,
+        token: Option<String>,
+        arguments: Vec<OsString>,
+    ) -> Result<Self, Failed> {
+        let mut shim = Command::new(binary("host-shim"))
+            .arg("run")
+            .args(arguments)
+            .arg("--dir")
+            .arg(folder.path().join("dir"))
+            .env("TIFFIN_DATA_DIR", &data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("host-shim starts");
+        let stdout = shim.stdout.take().expect("its standard output is a pipe");
+        let mut stdout = BufReader::new(stdout);
+        let mut line = String::new();
+        let reading = tokio::time::timeout(DEADLINE, stdout.read_line(&mut line));
+        reading.await.expect("the shim neither became ready nor failed").expect("its output can be read");
+        match serde_json::from_str(&line) {
+            Ok(ready) => Ok(Self { shim, folder, data, token, ready }),
+            Err(_) => {
+                let mut said = String::new();
+                let mut stderr = shim.stderr.take().expect("its standard error is a pipe");
+                let reading = tokio::time::timeout(DEADLINE, stderr.read_to_string(&mut said));
+                reading.await.expect("the shim ends").expect("its errors can be read");
+                let status = shim.wait().await.expect("the shim ends");
+                Err(Failed { folder, data, token, said: format!("{said}({status})") })
+            }
         }
     }
 
@@ -146,7 +198,11 @@ impl TestSandbox {
 
     /// A client over its public socket.
     pub fn client(&self) -> SandboxClient {
-        SandboxClient::unix(self.dir().join("vsock.sock"))
+        let client = SandboxClient::unix(self.dir().join("vsock.sock"));
+        match &self.token {
+            Some(token) => client.with_token(token),
+            None => client,
+        }
     }
 
     /// Runs a shell script in it.

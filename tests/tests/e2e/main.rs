@@ -2,6 +2,7 @@
 
 mod boot;
 mod cleanup;
+mod clones;
 mod command;
 mod faults;
 mod files;
@@ -12,6 +13,7 @@ mod own_image;
 mod processes;
 mod profile;
 mod resume;
+mod snapshots;
 mod survival;
 mod transfer;
 mod trees;

@@ -6,7 +6,7 @@ use envd_proto::process::process_selector::Selector;
 use envd_proto::process::{
     OutputPolicy, ProcessConfig, ProcessSelector, Pty, StartOptions, StartRequest, pty,
 };
-use sandbox_folder::client::{Output, Process, SandboxClient};
+use sandbox_folder::client::{Output, Process, SandboxClient, Stdin};
 
 use crate::{DEADLINE, TestSandbox};
 
@@ -121,9 +121,20 @@ pub fn counted(printed: &[u8]) -> u64 {
     last
 }
 
-/// Writes a line to a process that was started before, perhaps over another connection.
+/// Writes a line to the input of a process that was started before, perhaps over another connection.
 pub async fn type_line(client: &SandboxClient, pid: u32, line: &str) {
-    let process = timely("a process", client.attach(by_pid(pid), None)).await.expect("the process is there");
-    let mut stdin = process.stdin();
-    timely("input", stdin.write(format!("{line}\n").into())).await.expect("the process takes input");
+    type_into(attached(client, pid).await.stdin(), line).await;
+}
+
+/// Writes a line to its terminal.
+pub async fn type_on_terminal(client: &SandboxClient, pid: u32, line: &str) {
+    type_into(attached(client, pid).await.terminal(), line).await;
+}
+
+async fn attached(client: &SandboxClient, pid: u32) -> Process {
+    timely("a process", client.attach(by_pid(pid), None)).await.expect("the process is there")
+}
+
+async fn type_into(mut input: Stdin, line: &str) {
+    timely("input", input.write(format!("{line}\n").into())).await.expect("the process takes input");
 }

@@ -68,11 +68,13 @@ impl Mux {
         Ok(stream)
     }
 
-    /// Ends the session; nothing is read from its transport when this returns.
+    /// Ends the session; nothing is read from its transport when this returns. Ending it twice is fine.
     pub async fn end(&mut self) {
         self.driver.abort();
-        // That it was aborted is what was asked for.
-        let _ = (&mut self.driver).await;
+        if !self.driver.is_finished() {
+            // That it was aborted is what was asked for.
+            let _ = (&mut self.driver).await;
+        }
     }
 
     /// Whether the session is over.

@@ -104,11 +104,20 @@ enum Kind {
 }
 
 impl Channel {
-    /// Begins the session of another generation of the machine; streams of the one before end.
+    /// Ends the session, with its streams. That comes before the request that begins the machine's next generation: the
+    /// agent then says the preamble of the next session at once, which the one before would read as its own.
+    pub async fn end(&mut self) {
+        match &mut self.0 {
+            Kind::Serial(channel) => channel.end().await,
+            // Their streams are connections, which are not bound to a session.
+            Kind::VhostVsock(_) | Kind::VhostUserVsock(_) => {}
+        }
+    }
+
+    /// Begins the session of another generation of the machine, when the one before has [ended](Self::end).
     pub async fn reopen(&mut self, generation: u64) -> io::Result<()> {
         match &mut self.0 {
             Kind::Serial(channel) => channel.reopen(generation).await,
-            // Their streams are connections, which are not bound to a session.
             Kind::VhostVsock(_) | Kind::VhostUserVsock(_) => Ok(()),
         }
     }

@@ -51,9 +51,11 @@ pub(super) struct Serial {
 }
 
 impl Serial {
-    pub(super) async fn reopen(&mut self, generation: u64) -> io::Result<()> {
-        // The session before reads from the same port: it has to end first.
+    pub(super) async fn end(&mut self) {
         self.mux.end().await;
+    }
+
+    pub(super) async fn reopen(&mut self, generation: u64) -> io::Result<()> {
         self.mux = connect(&self.port, generation).await?;
         Ok(())
     }

@@ -216,6 +216,7 @@ impl Ground {
         }
         let request = resume(Kind::Clone, Some(configure(spec)))?;
         let again = async {
+            channel.end().await;
             let (hello, resumed) = agent.resume(request).await?;
             channel.reopen(agent.generation()).await?;
             Ok((hello, resumed))

@@ -43,10 +43,12 @@ drawn = {
     "uuidgen": said("uuidgen"),
     "openssl": said("openssl", "rand", "-hex", "16"),
     "AT_RANDOM": at_random(),
-    "machine-id": text("/etc/machine-id"),
     "boot_id": text("/proc/sys/kernel/random/boot_id"),
     "hostname": socket.gethostname(),
 }
+# The image has none, as Debian's images are made: a clone gets one.
+if os.path.exists("/etc/machine-id"):
+    drawn["machine-id"] = text("/etc/machine-id")
 for name in os.listdir("/sys/class/net"):
     if (mac := text(f"/sys/class/net/{name}/address")) != "00:00:00:00:00:00":
         drawn[f"MAC of {name}"] = mac

@@ -88,6 +88,7 @@ impl From<Refusal> for ClientError {
             Wire::Status(401) => Code::Unauthenticated,
             Wire::Status(403) => Code::PermissionDenied,
             Wire::Status(404) => Code::NotFound,
+            Wire::Status(503) => Code::Unavailable,
             Wire::Status(507) => Code::ResourceExhausted,
             Wire::Status(_) => Code::Internal,
         };

@@ -4,60 +4,94 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use e2e::process::{COUNTER, HOLDER, counted, printed, printed_to_the_end, timely, type_line};
 use e2e::{Channel, Forked, TestData, TestSandbox};
-use sandbox_folder::client::{Code, Process, SandboxClient, Stream};
+use sandbox_folder::client::{Code, Output, Process, SandboxClient, Stream};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// What a sandbox is, a line for each thing.
-const IDENTITY: &str = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id";
+/// What a sandbox is, a line for each thing. A booted one has the machine id of its image, here none.
+const IDENTITY: &str =
+    "hostname; cat /etc/machine-id 2>/dev/null || echo no-machine-id; cat /proc/sys/kernel/random/boot_id";
 
-/// Numbers go in, the same come out, until it is told to stop; how many.
-async fn echo_until(mut stream: Stream, stop: Arc<AtomicBool>) -> u64 {
-    let mut number = 0_u64;
+/// Numbers go in, the same come out, until it is told to stop.
+async fn echo(mut stream: Stream, echoed: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
     while !stop.load(Ordering::Relaxed) {
-        number += 1;
+        let number = echoed.load(Ordering::Relaxed) + 1;
         stream.write_all(&number.to_be_bytes()).await.expect("the port takes bytes");
         stream.flush().await.expect("the port takes bytes");
-        let echoed = timely("an echo", stream.read_u64()).await.expect("the port was not cut");
-        assert_eq!(echoed, number);
+        assert_eq!(timely("an echo", stream.read_u64()).await.expect("the port was not cut"), number);
+        echoed.store(number, Ordering::Relaxed);
     }
-    number
 }
 
-/// Streams of a sandbox that go on, whatever is done with it.
+/// Reads all that is printed, to the end.
+async fn follow(mut process: Process, read: Arc<AtomicU64>) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        match timely("output", process.next()).await.expect("the stream was not cut") {
+            Output::Stdout(bytes) => all.extend_from_slice(&bytes),
+            Output::Ended(exit) => {
+                assert_eq!((exit.code(), process.take_dropped()), (0, 0));
+                return all;
+            }
+            other => panic!("{other:?}"),
+        }
+        read.store(all.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Streams of a sandbox that go on, whatever is done with it: of a process that always prints, and to a port.
 struct Streams {
     counter: tokio::task::JoinHandle<Vec<u8>>,
-    echo: tokio::task::JoinHandle<u64>,
+    read: Arc<AtomicU64>,
+    echo: tokio::task::JoinHandle<()>,
+    echoed: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
 impl Streams {
     async fn of(sandbox: &TestSandbox) -> Self {
-        let counter = sandbox
-            .start_script("i=0; while [ ! -e /tmp/quit ]; do i=$((i+1)); echo $i; done; echo end $i")
-            .await;
+        let counter = sandbox.start_script(&COUNTER.replace("/tmp/stop", "/tmp/quit")).await;
         let listen = "nc -ll -p 8080 -e cat >/dev/null 2>&1 & until grep -q ':1F90 ' /proc/net/tcp /proc/net/tcp6; do :; done";
         assert_eq!(sandbox.sh(listen).await.exit.code(), 0);
         let port = sandbox.client().connect_port(8080).await.expect("the port is open");
-        let stop = Arc::new(AtomicBool::new(false));
-        Self {
-            counter: tokio::spawn(printed_to_the_end(counter)),
-            echo: tokio::spawn(echo_until(port, Arc::clone(&stop))),
+        let (read, echoed, stop) = (Arc::default(), Arc::default(), Arc::default());
+        let streams = Self {
+            counter: tokio::spawn(follow(counter, Arc::clone(&read))),
+            echo: tokio::spawn(echo(port, Arc::clone(&echoed), Arc::clone(&stop))),
+            read,
+            echoed,
             stop,
+        };
+        streams.go_on().await;
+        streams
+    }
+
+    /// Waits until more has come over each.
+    async fn go_on(&self) {
+        for counted in [&self.read, &self.echoed] {
+            let before = counted.load(Ordering::Relaxed);
+            timely("a stream to go on", async {
+                while counted.load(Ordering::Relaxed) < before + 10 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await;
         }
     }
 
     /// Not a byte of them was lost.
     async fn end(self, sandbox: &TestSandbox) {
+        self.go_on().await;
         self.stop.store(true, Ordering::Relaxed);
-        let echoed = self.echo.await.expect("the port goes on");
+        self.echo.await.expect("the port goes on");
         sandbox.stdout("touch /tmp/quit").await;
         let counted = counted(&self.counter.await.expect("the counter goes on"));
-        println!("not disturbed: {counted} lines, {echoed} echoes");
+        println!("not disturbed: {counted} lines, {} echoes", self.echoed.load(Ordering::Relaxed));
     }
 }
 
@@ -139,8 +173,9 @@ fn assert_taken(what: &str, taken: &Value, base: &Path, forked: &Forked) {
     for name in ["ram", "scratch.ext4"] {
         assert_eq!(inode(&forked.path().join(name)), inode(&base.join(name)), "{what}: {name}");
     }
-    let delta = forked.path().join("ram.delta");
-    assert!(delta.metadata().unwrap().len() > 0 && forked.path().join("scratch.qcow2").exists());
+    assert!(forked.path().join("ram.delta").metadata().unwrap().len() > 0);
+    let chain = super::sharing::chain(&forked.path().join("scratch.qcow2"));
+    assert_eq!(chain.iter().map(|disk| &disk["format"]).collect::<Vec<_>>(), ["qcow2", "raw"], "{what}");
 }
 
 #[tokio::test]
@@ -154,6 +189,7 @@ async fn forks_of_forks_go_on_and_the_source_is_not_disturbed() {
     let first = source.fork().await;
     assert_eq!(source.state()["phase"], "running");
     println!("fork of a booted one: {}", first.taken());
+    streams.go_on().await;
     assert!(first.taken()["stopped_ms"].as_f64().unwrap() > 0.0);
     source.stdout("echo source > /root/after; echo source > /dev/shm/after; sync").await;
     let one = child(&first, "one").await;
@@ -224,7 +260,10 @@ async fn a_fork_of_a_clone_shares_the_templates_files() {
     // A template of it, whose sandboxes go on from here: it is warm, and nothing else.
     let digest = clone.stdout("sha256sum < /dev/shm/own").await;
     println!("snapshot: {}", clone.snapshot(&data.template("made")).await);
-    // The template that it was made from can be made again, or go.
+    let child = forked.child().start().await;
+    assert_eq!(child.stdout("sha256sum < /dev/shm/own").await, digest);
+    child.stop().await;
+    // The template that it was made from can go.
     fs::remove_dir_all(data.template("e2e")).unwrap();
     let made = TestSandbox::clone_of(&data, "made").start().await;
     assert_eq!(made.stdout("sha256sum < /dev/shm/own").await, digest);
@@ -234,8 +273,5 @@ async fn a_fork_of_a_clone_shares_the_templates_files() {
     let cold = TestSandbox::clone_of(&data, "made").set("restore", "auto").set("cpus", 2).try_start().await;
     let said = cold.err().expect("there is nothing to boot");
     assert!(said.contains("--cpus 1, the sandbox asks for 2") && said.contains("cannot be booted"), "{said}");
-    let child = forked.child().start().await;
-    assert_eq!(child.stdout("sha256sum < /dev/shm/own").await, digest);
-    child.stop().await;
     clone.stop().await;
 }

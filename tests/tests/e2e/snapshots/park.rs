@@ -26,13 +26,14 @@ async fn assert_parked(sandbox: &TestSandbox) {
     assert_eq!((&state["phase"], &sandbox.ready()["phase"]), (&json!("parked"), &json!("parked")));
     let client = sandbox.client();
     client.health().await.unwrap();
-    for refused in [
-        client.processes().await.map(drop),
-        client.output("/bin/true", [""; 0]).await.map(drop),
-        client.stat("/").await.map(drop),
-        client.write_file("/root/x", "x").await.map(drop),
+    for (call, refused) in [
+        ("List", client.processes().await.map(drop)),
+        ("Start", client.output("/bin/true", [""; 0]).await.map(drop)),
+        ("Stat", client.stat("/").await.map(drop)),
+        ("/files", client.write_file("/root/x", "x").await.map(drop)),
     ] {
-        assert_eq!(refused.expect_err("a refusal").code(), Some(Code::Unavailable));
+        let refused = refused.expect_err("a refusal");
+        assert_eq!(refused.code(), Some(Code::Unavailable), "{call}: {refused}");
     }
     assert!(client.connect_port(8080).await.is_err());
     let path = json!({ "path": sandbox.dir().join("nowhere") });

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use e2e::process::{COUNTER, HOLDER, counted, printed, printed_to_the_end, printed_until, timely, type_line};
+use e2e::process::{
+    COUNTER, HOLDER, counted, printed, printed_to_the_end, printed_until, timely, type_line, type_on_terminal,
+};
 use e2e::{Channel, Paused, TestData, TestSandbox};
 use sandbox_folder::client::{Code, SandboxClient};
 use serde_json::json;
@@ -88,7 +90,7 @@ async fn a_sandbox_that_was_paused_three_times_has_lost_nothing() {
         assert_eq!(sandbox.stdout("cat /root/progress 2>/dev/null; true").await, progress);
         progress = sandbox.stdout(&format!("echo {time} >> /root/progress; cat /root/progress")).await;
 
-        type_line(&sandbox.client(), terminal, &format!("line {time}")).await;
+        type_on_terminal(&sandbox.client(), terminal, &format!("line {time}")).await;
         let expected = format!("line {time}\r\n");
         let mut reattached = sandbox.attach(terminal, typed).await;
         assert_eq!(printed_until(&mut reattached, &expected).await, expected);

@@ -178,7 +178,9 @@ test: packages nextest ## everything that CI runs
 	$(E2E_ENV) cargo nextest run --locked --workspace
 
 .PHONY: test-long
-test-long: packages python javascript ## the example image code-interpreter, with its published clients
+test-long: packages nextest python javascript ## a hundred clones; the example image code-interpreter, with its published clients
+	$(MAKE) test-guest
+	$(E2E_ENV) cargo nextest run --locked --workspace --run-ignored only -E 'package(e2e)'
 	$(MAKE) install PREFIX=$(CURDIR)/target/test-long
 	tests/interpreter.sh $(CURDIR)/target/test-long
 

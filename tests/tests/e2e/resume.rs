@@ -8,6 +8,7 @@ mod machine;
 mod qmp;
 mod rehearse;
 mod scratch;
+mod vmgenid;
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;

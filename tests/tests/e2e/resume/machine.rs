@@ -9,6 +9,7 @@
 //!
 //! The command line is host-shim's own; QEMU is started here, so that a test sees every step of the agent's.
 
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,10 @@ use super::timely;
 
 const MEMORY_MIB: u64 = 256;
 const SCRATCH_BYTES: u64 = 64 << 20;
+
+/// The identity of a machine that boots with a VM generation ID; a restored one gets a new one.
+const FIRST_GUID: &str = "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87";
+
 /// A folder for the machines of a test.
 pub(super) struct Lab {
     folder: tempfile::TempDir,
@@ -36,6 +41,7 @@ pub(super) struct Lab {
     devices: Vec<&'static str>,
     init: Init,
     profile: Profile,
+    vmgenid: bool,
 }
 
 /// A machine. Dropped, it is killed; it also dies with the test.
@@ -65,7 +71,7 @@ pub(super) struct Snapshot {
 impl Lab {
     pub(super) fn new(devices: Vec<&'static str>) -> Self {
         let folder = tempfile::Builder::new().prefix("tiffin-resume-").tempdir().expect("a folder");
-        Self { folder, devices, init: Init::Envd, profile: Profile::Sandbox }
+        Self { folder, devices, init: Init::Envd, profile: Profile::Sandbox, vmgenid: false }
     }
 
     /// A program of the image is PID 1 of its machines' containers.
@@ -78,6 +84,35 @@ impl Lab {
     pub(super) fn restricted(mut self) -> Self {
         self.profile = Profile::Restricted;
         self
+    }
+
+    /// Its machines have a VM generation ID. QEMU has that for machines with ACPI alone, so they are PCs.
+    pub(super) fn with_vmgenid(mut self) -> Self {
+        self.vmgenid = true;
+        self
+    }
+
+    /// The VMM's arguments: host-shim's, and what is this lab's own.
+    fn arguments(&self, spec: &VmSpec) -> Vec<OsString> {
+        let mut arguments = qemu::arguments(spec);
+        if self.vmgenid {
+            for argument in &mut arguments {
+                let text = argument.to_str().expect("plain paths");
+                let pc = match text.split_once(',') {
+                    Some(("microvm", _)) => "pc,memory-backend=ram,suppress-vmdesc=on".to_owned(),
+                    Some((device, rest)) if device.starts_with("virtio-") => {
+                        format!("{},{rest}", device.replace("-device", "-pci"))
+                    }
+                    None if text.starts_with("virtio-") => text.replace("-device", "-pci"),
+                    _ => continue,
+                };
+                *argument = pc.into();
+            }
+            let guid = if spec.boot.is_some() { FIRST_GUID } else { "auto" };
+            arguments.extend(["-device".into(), format!("vmgenid,guid={guid}").into()]);
+        }
+        arguments.extend(self.devices.iter().map(OsString::from));
+        arguments
     }
 
     pub(super) fn at(&self, name: &str) -> PathBuf {
@@ -185,8 +220,7 @@ impl Machine {
             .arg(process::EXEC)
             .arg(std::process::id().to_string())
             .arg(qemu::find().expect("QEMU is installed"))
-            .args(qemu::arguments(&spec))
-            .args(&lab.devices)
+            .args(lab.arguments(&spec))
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command.fd_mappings(mappings).expect("distinct descriptors");

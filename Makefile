@@ -21,7 +21,7 @@ NEXTEST_VERSION := 0.9.143
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config ca-certificates curl \
 	linux-source-6.1 make flex bison bc libelf-dev libssl-dev xz-utils \
 	qemu-system-x86 mmdebstrap \
-	e2fsprogs skopeo umoci attr busybox-static cpio procps python3-venv qemu-utils
+	e2fsprogs skopeo umoci attr busybox-static cpio procps python3-venv qemu-utils strace
 # Only for fuzzing and for benches.
 FUZZ_PACKAGES := g++
 BENCH_PACKAGES := openssh-server openssh-client
@@ -184,11 +184,21 @@ test-long: packages nextest python javascript ## a hundred clones; the example i
 	$(MAKE) install PREFIX=$(CURDIR)/target/test-long
 	tests/interpreter.sh $(CURDIR)/target/test-long
 
+.PHONY: test-crash
+test-crash: packages nextest test-guest python ## host-shim killed at every step of every verb, not only at some
+	TIFFIN_CRASH_EVERY=1 $(E2E_ENV) cargo nextest run --locked --workspace -E 'package(e2e) and test(crash::)'
+
 .PHONY: bench-boot
 bench-boot: test-guest ## CPU time of a boot, against an init that only dials out
 	$(STATIC) cargo build --locked --target $(TARGET) --profile agent -p envd --example dial_out
 	$(E2E_ENV) TIFFIN_DIAL_OUT=$(CURDIR)/target/$(TARGET)/agent/examples/dial_out \
 		cargo bench --locked -p e2e --bench boot
+
+.PHONY: bench-snapshots
+bench-snapshots: test-guest release ## restores, forks, snapshots and clones, against a bare guest and plain copies
+	$(STATIC) cargo build --locked --target $(TARGET) --profile agent -p envd --example bare_exec
+	$(E2E_ENV) TIFFIN_BIN=$(CURDIR)/target/release TIFFIN_BARE_EXEC=$(CURDIR)/target/$(TARGET)/agent/examples/bare_exec \
+		cargo bench --locked -p e2e --bench snapshots
 
 .PHONY: bench-rootfs
 bench-rootfs: packages ## a Debian base to ext4, against tar and mke2fs

@@ -33,6 +33,9 @@ const MAX_TEXT: usize = 2 << 10;
 /// How long an answer may take beyond what the request itself allows.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long an answer is waited for that may not come soon.
+const SOON: Duration = Duration::from_secs(1);
+
 /// How long a Resume may take: the image's hooks run in it, each with a deadline of the agent's.
 const RESUME_DEADLINE: Duration = Duration::from_secs(300);
 
@@ -200,6 +203,11 @@ impl Agent {
     /// Lets the tenant's processes go on.
     pub async fn thaw(&self) -> Result<(), AgentError> {
         self.request("Thaw", Request::Thaw(Thaw {}), ANSWER_DEADLINE).await.map(drop)
+    }
+
+    /// Asks for a [`Agent::thaw`] of an agent that may not answer now. It is done after all that was asked before.
+    pub async fn thaw_soon(&self) -> Result<(), AgentError> {
+        self.request("Thaw", Request::Thaw(Thaw {}), SOON).await.map(drop)
     }
 
     /// Runs a process that does nothing in a frozen machine, so that the first one of a tenant is not the machine's first.

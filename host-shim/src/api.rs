@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::run::GRACE;
@@ -58,16 +59,18 @@ struct Api {
     calls: mpsc::Sender<Call>,
 }
 
-/// Serves until it is dropped. `POST /stop` tells `stop` how long the sandbox's processes may take to end; what takes
+/// Serves until `end`, and then until every answer is given. `POST /stop` tells `stop` how long the sandbox's processes may take to end; what takes
 /// longer goes to `calls`, one at a time.
 pub async fn serve(
     listener: UnixListener,
     state: watch::Receiver<State>,
     stop: watch::Sender<Stop>,
     calls: mpsc::Sender<Call>,
+    end: CancellationToken,
 ) {
     // axum accepts for as long as it is polled, and reports no error.
-    let _ = axum::serve(listener, router(Api { state, stop, calls })).await;
+    let serving = axum::serve(listener, router(Api { state, stop, calls }));
+    let _ = serving.with_graceful_shutdown(end.cancelled_owned()).await;
 }
 
 fn router(api: Api) -> Router {
@@ -212,7 +215,8 @@ mod tests {
         let (_sender, receiver) = watch::channel(state);
         let stop = watch::Sender::new(None);
         let (calls, mut called) = mpsc::channel(1);
-        let serving = tokio::spawn(serve(UnixListener::bind(&path).unwrap(), receiver, stop.clone(), calls));
+        let (listener, end) = (UnixListener::bind(&path).unwrap(), CancellationToken::new());
+        let serving = tokio::spawn(serve(listener, receiver, stop.clone(), calls, end.clone()));
 
         let info = call(&path, "GET /info").await;
         assert!(info.starts_with("HTTP/1.1 200") && info.contains(r#""phase":"running""#), "{info}");
@@ -267,6 +271,14 @@ mod tests {
         }
         drop(called);
         assert!(call(&path, "POST /pause").await.starts_with("HTTP/1.1 409"), "the sandbox is ending");
-        serving.abort();
+        // What was accepted is answered, and then nothing is served any more.
+        let asked = tokio::spawn({
+            let path = path.clone();
+            async move { call(&path, "GET /info").await }
+        });
+        assert!(asked.await.unwrap().starts_with("HTTP/1.1 200"));
+        end.cancel();
+        serving.await.unwrap();
+        assert!(tokio::net::UnixStream::connect(&path).await.is_err());
     }
 }

@@ -14,7 +14,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use sandbox_folder::spec::SandboxSpec;
@@ -39,6 +39,8 @@ pub(crate) const BASE: &str = "base";
 pub(crate) const SCRATCH: &str = "scratch.ext4";
 /// The scratch disk of a restored sandbox: what differs from its snapshot's.
 pub(crate) const SCRATCH_OVERLAY: &str = "scratch.qcow2";
+/// The longest state that is written over: more than one with all the labels that a Configure can have.
+const MAX_STATE: usize = 1 << 20;
 /// A snapshot that is being removed.
 const USED: &str = "snapshot.used";
 /// The sockets of a channel.
@@ -114,7 +116,11 @@ impl SandboxDir {
         let used = self.file(USED);
         absent_is_fine(fs::remove_dir_all(&used)).map_err(Error::io("remove", &used))?;
         absent_is_fine(fs::rename(self.snapshot(), &used)).map_err(Error::io("rename", self.snapshot()))?;
-        absent_is_fine(fs::remove_dir_all(&used)).map(drop).map_err(Error::io("remove", &used))
+        if let Err(error) = absent_is_fine(fs::remove_dir_all(&used)) {
+            // It is used up all the same, and whoever ends the sandbox tries again.
+            tracing::warn!(%error, path = %used.display(), "a snapshot that is used up stays for now");
+        }
+        Ok(())
     }
 
     /// Replaces `spec.json` by what the sandbox is; on disk when this returns, if `durable`.
@@ -140,9 +146,14 @@ impl SandboxDir {
         write_state(&self.path, state, !self.ephemeral && state.phase.is_over())
     }
 
+    /// Removes what only a running sandbox needs.
+    pub fn clear(&self) -> Result<(), Error> {
+        remove_live_files(&self.path).map(drop)
+    }
+
     /// Removes what an ended sandbox leaves: everything, or all but the logs and the state in a caller's folder.
     pub fn finish(self) -> Result<(), Error> {
-        if self.ephemeral { remove_all(&self.path) } else { remove_live_files(&self.path).map(drop) }
+        if self.ephemeral { remove_all(&self.path) } else { self.clear() }
     }
 
     /// Removes a folder that nothing was started in, whosever it is.
@@ -209,6 +220,10 @@ pub fn sweep_one(path: &Path) -> Result<Swept, Error> {
         Err(TryLockError::WouldBlock) => return Ok(Swept::Untouched),
         Err(TryLockError::Error(error)) => return Err(Error::io("lock", path.join(LOCK))(error)),
     }
+    if !is_at(&lock, &path.join(LOCK)) {
+        // The folder went, and another may have come by its name.
+        return Ok(Swept::Untouched);
+    }
     let mut kind = Vec::new();
     (&lock)
         .take(EPHEMERAL.len() as u64)
@@ -247,7 +262,26 @@ pub fn read_state(path: &Path) -> Result<Option<State>, Error> {
 fn write_state(path: &Path, state: &State, durable: bool) -> Result<(), Error> {
     let file = path.join(STATE);
     let text = serde_json::to_vec_pretty(state).map_err(|error| Error::io("write", &file)(error.into()))?;
-    replace(path, STATE, &text, durable)
+    match replace(path, STATE, &text, durable) {
+        Err(error) if error.is_full() => overwrite(&file, text).map_err(|_| error),
+        done => done,
+    }
+}
+
+/// Writes over a file where a full disk has no room for a second one: its blocks are there already. What a sandbox is must
+/// stay true also then.
+fn overwrite(file: &Path, mut text: Vec<u8>) -> io::Result<()> {
+    let out = File::options().write(true).open(file)?;
+    let length = usize::try_from(out.metadata()?.len()).unwrap_or(usize::MAX);
+    // In one call, and never shorter: a reader must not see half of one state and half of another.
+    text.resize((text.len() + 1).max(length.min(MAX_STATE)), b' ');
+    if let Some(last) = text.last_mut() {
+        *last = b'\n';
+    }
+    out.write_at(&text, 0).and_then(|written| match written == text.len() {
+        true => out.sync_data(),
+        false => Err(io::ErrorKind::StorageFull.into()),
+    })
 }
 
 /// Replaces a file of a folder atomically. It may hold a token.
@@ -255,8 +289,7 @@ fn replace(folder: &Path, name: &str, text: &[u8], durable: bool) -> Result<(), 
     let (file, fresh) = (folder.join(name), folder.join(format!("{name}.new")));
     let replace = || {
         let mut out = File::options().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
-        out.write_all(text)?;
-        out.write_all(b"\n")?;
+        out.write_all(&[text, b"\n"].concat())?;
         if durable {
             out.sync_data()?;
         }
@@ -320,7 +353,7 @@ pub fn global_lock(sandboxes: &Path) -> Result<File, Error> {
 fn take_lock(dir: &Path, kind: &[u8]) -> Result<File, Error> {
     let path = dir.join(LOCK);
     let open = File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
-    let mut file = open.map_err(Error::io("open", &path))?;
+    let file = open.map_err(Error::io("open", &path))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -330,8 +363,20 @@ fn take_lock(dir: &Path, kind: &[u8]) -> Result<File, Error> {
         }
         Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
     }
-    file.set_len(0).and_then(|()| file.write_all(kind)).map_err(Error::io("write", &path))?;
+    if !is_at(&file, &path) {
+        let reason = format!("{} was removed while it was taken", dir.display());
+        return Err(Error::invalid("sandbox folder", reason));
+    }
+    // In this order it never says nothing: a given folder must not be kept because its shim was killed here.
+    let written = file.write_all_at(kind, 0).and_then(|()| file.set_len(kind.len() as u64));
+    written.map_err(Error::io("write", &path))?;
     Ok(file)
+}
+
+/// Whether an open file is what the path leads to.
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    fs::symlink_metadata(path).is_ok_and(|here| file.metadata().is_ok_and(|ours| same(here, ours)))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
@@ -413,6 +458,36 @@ mod tests {
         assert_eq!(sweep(root.path()).unwrap(), vec![], "a second sweep finds nothing");
         SandboxDir::adopt(&path).unwrap().finish().unwrap();
         assert!(path.join("console.log").exists());
+    }
+
+    #[test]
+    fn a_state_is_written_over_where_there_is_no_room_for_a_second_one() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join(STATE);
+        let long =
+            State { end: Some(End::Failed { message: "x".repeat(5000) }), ..state(Lifecycle::Pausing) };
+        write_state(root.path(), &long, false).unwrap();
+        let length = fs::metadata(&file).unwrap().len();
+        for phase in [Lifecycle::Running, Lifecycle::Paused] {
+            overwrite(&file, serde_json::to_vec_pretty(&state(phase)).unwrap()).unwrap();
+            assert_eq!(read_state(root.path()).unwrap(), Some(state(phase)));
+            assert_eq!(fs::metadata(&file).unwrap().len(), length);
+        }
+        assert!(overwrite(&root.path().join("none"), b"{}".to_vec()).is_err());
+        assert!(!root.path().join("none").exists());
+    }
+
+    #[test]
+    fn a_lock_of_a_folder_that_went_meanwhile_is_no_lock() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(LOCK);
+        fs::write(&path, KEPT).unwrap();
+        let open = File::open(&path).unwrap();
+        assert!(is_at(&open, &path));
+        fs::remove_file(&path).unwrap();
+        assert!(!is_at(&open, &path));
+        fs::write(&path, KEPT).unwrap();
+        assert!(!is_at(&open, &path));
     }
 
     #[test]

@@ -115,9 +115,14 @@ impl Error {
 
     /// Whether a file system was full.
     pub fn is_full(&self) -> bool {
+        let full = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        };
         match self {
-            Self::Snapshot(error) => matches!(error, crate::snapshot::Error::NoSpace { .. }),
-            Self::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            Self::Snapshot(crate::snapshot::Error::NoSpace { .. }) => true,
+            Self::Snapshot(crate::snapshot::Error::Io { source, .. })
+            | Self::Io { source, .. }
+            | Self::Template(template::Error::Io { source, .. }) => full(source),
             _ => false,
         }
     }

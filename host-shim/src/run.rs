@@ -276,12 +276,15 @@ pub async fn serve(
             }
             Some(call) = calls.recv() => {
                 if carry_out(&mut sandbox, call, &mut end_of_life, watch).await {
+                    // Who is still waiting gets to know that it is too late.
+                    drop(calls);
                     sandbox.finish_paused().await?;
                     return Ok(Served::Paused);
                 }
             }
         }
     };
+    drop(calls);
     match end {
         Err(Duration::ZERO) => {
             sandbox.finish(End::Stopped).await?;

@@ -14,7 +14,9 @@ mod host;
 mod start;
 mod take;
 
+use std::cell::Cell;
 use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +27,7 @@ use sandbox_folder::spec::SandboxSpec;
 use sandbox_folder::{API_SOCKET, End, Event, Lifecycle, Start, State, VSOCK_SOCKET};
 use template::{NewTemplate, SNAPSHOTS, TemplateName};
 use tokio::net::UnixListener;
-use tokio::sync::{RwLock, mpsc, watch};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -46,6 +48,15 @@ use take::{Kept, Take};
 
 /// How long the VM may take to power off beyond the grace of its processes.
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the answers to the last calls may take to be read.
+const ANSWERS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How often it is tried whether there is space again, while a machine waits for it.
+const SPACE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long what opens a stream is waited for before a sandbox is held still.
+const HOLD_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Calls on `api.sock` that wait for the one before them.
 const CALL_QUEUE: usize = 8;
@@ -85,7 +96,7 @@ pub struct Sandbox {
     cache: PathBuf,
     channel: Arc<RwLock<Channel>>,
     agent: Agent,
-    serving: Vec<AbortOnDropHandle<()>>,
+    serving: Option<Serving>,
     stop: watch::Sender<Stop>,
     calls: Option<mpsc::Receiver<Call>>,
 }
@@ -119,12 +130,12 @@ impl Sandbox {
             cache: cache.to_owned(),
             channel: Arc::new(RwLock::new(channel)),
             agent,
-            serving: Vec::new(),
+            serving: None,
             stop: watch::Sender::new(None),
             calls: None,
         };
         let ready = tokio::select! {
-            ready = sandbox.become_ready(parked, watch) => ready,
+            ready = sandbox.become_ready(parked, resumed, watch) => ready,
             () = cancel.cancelled() => Err(Error::Interrupted),
         };
         match ready {
@@ -133,14 +144,27 @@ impl Sandbox {
         }
     }
 
-    async fn become_ready(&mut self, parked: bool, watch: &dyn Watch) -> Result<(), Error> {
+    async fn become_ready(&mut self, parked: bool, resumed: bool, watch: &dyn Watch) -> Result<(), Error> {
         if parked {
             // The way of the first call of a tenant, as far as it goes without one.
-            self.client().health().await?;
-        } else {
-            self.go(watch).await?;
+            let client = self.client();
+            let waiting_for = Cell::new("the agent's answer to a client");
+            let health =
+                async { client.health().await.map_err(|error| AgentError::Io(io::Error::other(error))) };
+            self.ground.while_alive(self.spec.boot_timeout, &waiting_for, health).await?;
+            return self.listen().map(|listeners| self.serve(listeners));
         }
-        self.serve()
+        // Whoever talks to the sandbox, or resumes it one day, finds here what it is.
+        self.ground.dir.write_spec(&effective(&self.spec), false)?;
+        // What can fail comes before the snapshot of a paused one is used up.
+        let early = if resumed { Some(self.listen()?) } else { None };
+        self.go(watch).await?;
+        let listeners = match early {
+            Some(listeners) => listeners,
+            None => self.listen()?,
+        };
+        self.serve(listeners);
+        Ok(())
     }
 
     /// The last steps to a sandbox that is somebody's.
@@ -168,8 +192,6 @@ impl Sandbox {
                 origin.startup_done = true;
             }
         }
-        // Whoever talks to the sandbox, or resumes it one day, finds here what it is.
-        self.ground.dir.write_spec(&self.effective_spec(), false)?;
         self.ground.state.phases = self.ground.timings.phases().to_vec();
         self.ground.enter(Event::Configured)?;
         if self.ground.state.start == Some(Start::Resumed) {
@@ -224,9 +246,17 @@ impl Sandbox {
         }
         let mut spec = self.spec.clone();
         spec.configure(request)?;
-        {
+        // Before anything of it is done: nothing fails for want of space after its processes go on.
+        self.ground.dir.write_spec(&effective(&spec), false)?;
+        let adopted = {
             let mut channel = self.channel.write().await;
-            self.ground.adopt(&spec, &mut channel, &self.agent).await?;
+            self.ground.adopt(&spec, &mut channel, &self.agent).await
+        };
+        if let Err(error) = adopted {
+            if let Err(error) = self.ground.dir.write_spec(&effective(&self.spec), false) {
+                tracing::warn!(%error, "spec.json is of a Configure that failed");
+            }
+            return Err(error);
         }
         self.ground.state.id = spec.id.clone();
         self.ground.state.labels = spec.labels.clone();
@@ -243,12 +273,19 @@ impl Sandbox {
         }
         self.ground.enter(Event::Pause)?;
         let target = self.ground.dir.snapshot();
-        let rootfs = self.spec.rootfs.clone();
-        let written = self.ground.dir.write_spec(&self.effective_spec(), true);
+        let folder = self.ground.dir.path().to_owned();
+        let rootfs = Arc::clone(&self.spec.rootfs);
+        let written = self.ground.dir.write_spec(&effective(&self.spec), true);
         let taken = match written {
             Ok(()) => {
-                let take =
-                    Take { verb: Verb::Pause, target: &target, rootfs: Some(&rootfs), cache: &self.cache };
+                let take = Take {
+                    verb: Verb::Pause,
+                    target: &target,
+                    unfinished: &folder,
+                    rootfs: Some(rootfs),
+                    cache: &self.cache,
+                };
+                let _held = self.hold_calls().await;
                 self.ground.take(&self.spec, &self.agent, take).await
             }
             Err(error) => Err(error),
@@ -256,7 +293,7 @@ impl Sandbox {
         match taken {
             Ok(kept) => Ok(kept.taken),
             Err(error) => {
-                self.ground.enter(Event::NotPaused)?;
+                self.ground.not_paused();
                 Err(error)
             }
         }
@@ -277,13 +314,14 @@ impl Sandbox {
             disk_mib: self.spec.disk_mib,
         };
         template.rootfs.digest = self.spec.rootfs_digest.clone();
+        self.ground.reaper.sweeps(&templates);
         let new = NewTemplate::begin(&templates, &name)?;
-        let source = std::fs::File::open(&self.spec.rootfs).map_err(Error::io("open", &self.spec.rootfs))?;
+        let source = Arc::clone(&self.spec.rootfs);
         let rootfs = new.rootfs();
         start::blocking(move || crate::snapshot::disk::link_or_copy(&source, &rootfs)).await?;
         let snapshots = new.path().join(SNAPSHOTS);
         std::fs::create_dir(&snapshots).map_err(Error::io("make the folder", &snapshots))?;
-        let taken = self.keep(Verb::Snapshot, &snapshots).await?.taken;
+        let taken = self.keep(Verb::Snapshot, &snapshots, &templates).await?.taken;
         new.publish(&template)?;
         Ok(taken)
     }
@@ -294,7 +332,9 @@ impl Sandbox {
         if path.exists() {
             return Err(Error::invalid("path", format!("{} is there already", path.display())));
         }
-        let take = Take { verb: Verb::Fork, target: path, rootfs: None, cache: &self.cache };
+        let unfinished = path.parent().unwrap_or(path);
+        let take = Take { verb: Verb::Fork, target: path, unfinished, rootfs: None, cache: &self.cache };
+        let _held = self.hold_calls().await;
         let Kept { folder, mut taken } = self.ground.take(&self.spec, &self.agent, take).await?;
         taken.spec = Some(SandboxSpec {
             id: None,
@@ -305,16 +345,23 @@ impl Sandbox {
             memory_mib: Some(self.spec.memory_mib),
             disk_mib: Some(self.spec.disk_mib),
             snapshot: Some(folder.path().to_owned()),
-            ..self.effective_spec()
+            ..effective(&self.spec)
         });
         Ok(taken)
     }
 
-    /// Writes a snapshot of a template's machine to the folder `snapshots` of the template.
-    pub async fn keep(&mut self, verb: Verb, snapshots: &Path) -> Result<KeptTemplate, Error> {
+    /// Writes a snapshot of a template's machine to the folder `snapshots` of the template, which is in `unfinished` where
+    /// the template is being written too.
+    pub async fn keep(
+        &mut self,
+        verb: Verb,
+        snapshots: &Path,
+        unfinished: &Path,
+    ) -> Result<KeptTemplate, Error> {
         let Some(origin) = &self.ground.origin else { return Err(AgentError::Ended.into()) };
         let target = snapshots.join(origin.key.folder_name());
-        let take = Take { verb, target: &target, rootfs: None, cache: &self.cache };
+        let take = Take { verb, target: &target, unfinished, rootfs: None, cache: &self.cache };
+        let _held = self.hold_calls().await;
         let kept = self.ground.take(&self.spec, &self.agent, take).await?;
         Ok(KeptTemplate { path: kept.folder.path().to_owned(), taken: kept.taken })
     }
@@ -350,14 +397,25 @@ impl Sandbox {
 
     /// Ends it at once.
     pub async fn finish(mut self, end: End) -> Result<(), Error> {
-        self.serving.clear();
-        self.ground.finish(Last::Ended(end)).await
+        let serving = self.serving.take().map(Serving::end);
+        let ended = self.ground.finish(Last::Ended(end)).await;
+        drained(serving).await;
+        ended
     }
 
     /// Ends what runs of a sandbox that was [paused](Sandbox::pause).
     pub async fn finish_paused(mut self) -> Result<(), Error> {
-        self.serving.clear();
-        self.ground.finish(Last::Paused).await
+        let serving = self.serving.take().map(Serving::end);
+        let paused = self.ground.finish(Last::Paused).await;
+        drained(serving).await;
+        paused
+    }
+
+    /// Lets new calls wait for as long as the sandbox stands still; its agent would refuse them.
+    async fn hold_calls(&self) -> Option<OwnedRwLockWriteGuard<Channel>> {
+        let held = Arc::clone(&self.channel).write_owned();
+        // A stream that is not opened in this time is the sandbox's own trouble.
+        tokio::time::timeout(HOLD_DEADLINE, held).await.ok()
     }
 
     fn must_run(&self) -> Result<(), Error> {
@@ -367,23 +425,59 @@ impl Sandbox {
         }
     }
 
-    fn effective_spec(&self) -> SandboxSpec {
-        SandboxSpec { id: Some(self.spec.id.clone()), ..self.spec.asked.clone() }
-    }
-
-    fn serve(&mut self) -> Result<(), Error> {
+    fn listen(&self) -> Result<Listeners, Error> {
         let listen = |name: &str| -> Result<UnixListener, Error> {
             let path = self.ground.dir.file(name);
             UnixListener::bind(&path).map_err(Error::io("listen on", path))
         };
+        Ok(Listeners { api: listen(API_SOCKET)?, vsock: listen(VSOCK_SOCKET)? })
+    }
+
+    fn serve(&mut self, listeners: Listeners) {
         let (calls, received) = mpsc::channel(CALL_QUEUE);
         self.calls = Some(received);
-        let api = api::serve(listen(API_SOCKET)?, self.ground.changes.subscribe(), self.stop.clone(), calls);
-        let vsock = vsock_server::serve(listen(VSOCK_SOCKET)?, dial(&self.channel));
-        self.serving =
-            vec![AbortOnDropHandle::new(tokio::spawn(api)), AbortOnDropHandle::new(tokio::spawn(vsock))];
-        Ok(())
+        let end = CancellationToken::new();
+        let (state, stop) = (self.ground.changes.subscribe(), self.stop.clone());
+        let api = api::serve(listeners.api, state, stop, calls, end.clone());
+        let vsock = vsock_server::serve(listeners.vsock, dial(&self.channel));
+        let [api, vsock] = [tokio::spawn(api), tokio::spawn(vsock)].map(AbortOnDropHandle::new);
+        self.serving = Some(Serving { api, vsock, end });
     }
+}
+
+/// What serves the sockets of a sandbox's folder.
+struct Serving {
+    api: AbortOnDropHandle<()>,
+    vsock: AbortOnDropHandle<()>,
+    end: CancellationToken,
+}
+
+impl Serving {
+    /// Takes no more calls, and cuts clients of the agent off.
+    fn end(self) -> AbortOnDropHandle<()> {
+        self.end.cancel();
+        self.vsock.abort();
+        self.api
+    }
+}
+
+/// Gives those who have called the time to get their answers.
+async fn drained(api: Option<AbortOnDropHandle<()>>) {
+    if let Some(api) = api {
+        // Whoever does not read its answer is not waited for.
+        let _ = tokio::time::timeout(ANSWERS_DEADLINE, api).await;
+    }
+}
+
+/// The sockets of a sandbox's folder.
+struct Listeners {
+    api: UnixListener,
+    vsock: UnixListener,
+}
+
+/// What a sandbox is, for whoever starts it again.
+fn effective(spec: &CheckedSpec) -> SandboxSpec {
+    SandboxSpec { id: Some(spec.id.clone()), ..spec.asked.clone() }
 }
 
 /// A snapshot of a template's machine.
@@ -439,15 +533,30 @@ async fn fail(ground: Ground, error: Error, resumed: bool) -> Error {
 
 async fn ended(ground: &mut Ground, agent: &Agent) -> GuestEnd {
     let Some(vmm) = &mut ground.vmm else { return GuestEnd::Crashed("the VM is gone".to_owned()) };
-    let reason = tokio::select! {
-        status = vmm.wait() => return describe_end(status, vmm).await,
-        reason = agent.ended() => reason,
+    let mut stalled = vmm.stalled();
+    let reason = loop {
+        tokio::select! {
+            status = vmm.wait() => return describe_end(status, vmm).await,
+            reason = agent.ended() => break reason,
+            () = wait_stalled(&mut stalled) => {
+                tracing::warn!("the sandbox stands still: there is no space for what it writes");
+                if let Err(error) = vmm.resume().await {
+                    tracing::warn!(%error, "the sandbox cannot go on");
+                }
+            }
+        }
     };
     // A machine that ends closes its connection first: the VMM's status says more.
     match tokio::time::timeout(LAST_WORDS_DEADLINE, vmm.wait()).await {
         Ok(status) => describe_end(status, vmm).await,
         Err(_) => GuestEnd::Crashed(format!("the agent is gone: {reason}")),
     }
+}
+
+/// Returns when it is time to try whether there is space again for a machine that stands still for want of it.
+async fn wait_stalled(stalled: &mut watch::Receiver<bool>) {
+    ground::stands_still(stalled).await;
+    tokio::time::sleep(SPACE_INTERVAL).await;
 }
 
 fn dial(channel: &Arc<RwLock<Channel>>) -> Dial {

@@ -1,7 +1,9 @@
 //! Checks a `spec.json` against the template and against what this program can do.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use envd_proto::boot;
@@ -42,8 +44,8 @@ pub struct CheckedSpec {
     pub id: SandboxId,
     /// The template; absent only for a paused sandbox that outlived its template.
     pub template: Option<TemplateFolder>,
-    /// The root file system.
-    pub rootfs: PathBuf,
+    /// The root file system: open, since what the template's path leads to may be another one later.
+    pub rootfs: Arc<File>,
     /// Its digest.
     pub rootfs_digest: Digest,
     /// The guest kernel, when the caller named one.
@@ -98,7 +100,7 @@ impl CheckedSpec {
             *path = absolute(path)?;
         }
         let asked = spec.clone();
-        let template = TemplateFolder::open(&spec.template)?;
+        let (template, rootfs) = open_template(&spec.template)?;
         let machine = template.template().machine;
         let RuntimeConfig { mut env, user, workdir, volumes, .. } = template.template().runtime.clone();
 
@@ -148,7 +150,7 @@ impl CheckedSpec {
         }
         Ok(Self {
             id,
-            rootfs: absolute(&template.rootfs())?,
+            rootfs: Arc::new(rootfs),
             rootfs_digest: template.template().rootfs.digest.clone(),
             template: Some(template),
             kernel: spec.kernel,
@@ -179,11 +181,19 @@ impl CheckedSpec {
     /// system, which may be in the snapshot too.
     pub fn of_paused(mut asked: SandboxSpec, snapshot: &SnapshotFolder) -> Result<Self, Error> {
         let Description { machine, guest, origin, .. } = &snapshot.manifest().description;
-        let own = snapshot.file(FileName::Rootfs).map(|_| snapshot.path().join(ROOTFS_FILE));
-        let template = TemplateFolder::open(&asked.template);
-        let of_template = match &template {
-            Ok(template) if template.template().rootfs.digest == guest.rootfs => Some(template.rootfs()),
-            _ => None,
+        let opened = open_template(&asked.template);
+        let own = match snapshot.file(FileName::Rootfs) {
+            Some(file) => {
+                Some(file.try_clone().map_err(Error::io("share", snapshot.path().join(ROOTFS_FILE)))?)
+            }
+            None => None,
+        };
+        let (template, of_template) = match opened {
+            Ok((template, rootfs)) if template.template().rootfs.digest == guest.rootfs => {
+                (Ok(template), Some(rootfs))
+            }
+            Ok((template, _)) => (Ok(template), None),
+            Err(error) => (Err(error), None),
         };
         let Some(rootfs) = of_template.or(own) else {
             let reason = match template {
@@ -203,7 +213,7 @@ impl CheckedSpec {
             hostname: asked.hostname.clone().unwrap_or_else(|| id.to_string()),
             id,
             template: template.ok(),
-            rootfs: absolute(&rootfs)?,
+            rootfs: Arc::new(rootfs),
             rootfs_digest: guest.rootfs.clone(),
             kernel: asked.kernel.clone(),
             guest_image: asked.guest_image.clone(),
@@ -226,6 +236,12 @@ impl CheckedSpec {
             timeout: asked.timeout_s.map(Duration::from_secs),
             asked,
         })
+    }
+
+    /// Whether the template, as it is now, has the root file system that this sandbox runs from.
+    pub fn rootfs_is_at_template(&self) -> bool {
+        TemplateFolder::open(&self.asked.template)
+            .is_ok_and(|template| template.template().rootfs.digest == self.rootfs_digest)
     }
 
     /// Takes on what a parked sandbox is made into.
@@ -302,6 +318,19 @@ fn check_hostname(name: &str) -> Result<(), Error> {
         "hostname",
         format!("expected at most 64 of letters, digits, '-' and '.', got {name:?}"),
     ))
+}
+
+/// A template and its root file system. A template is replaced as a whole: what is opened between two looks at the same one
+/// is of that one.
+fn open_template(path: &Path) -> Result<(TemplateFolder, File), Error> {
+    loop {
+        let template = TemplateFolder::open(path)?;
+        let rootfs = template.rootfs();
+        let file = File::open(&rootfs).map_err(Error::io("open", &rootfs))?;
+        if TemplateFolder::open(path)?.template().rootfs.digest == template.template().rootfs.digest {
+            return Ok((template, file));
+        }
+    }
 }
 
 fn within(what: &str, value: u64, low: u64, high: u64, unit: &str) -> Result<(), Error> {

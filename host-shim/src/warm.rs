@@ -77,7 +77,7 @@ pub async fn warm(
     let mut sandbox = Sandbox::start(dir, spec, Aim::Run, cache, &interrupt.first, watch).await?;
     watch.step("writing the snapshot");
     let kept = tokio::select! {
-        kept = sandbox.keep(Verb::Template, &snapshots) => kept,
+        kept = sandbox.keep(Verb::Template, &snapshots, &snapshots) => kept,
         () = interrupt.first.cancelled() => Err(Error::Interrupted),
     };
     let phases = sandbox.timings().phases().to_vec();

@@ -1,5 +1,6 @@
 //! What a sandbox stands on: its folder, its processes, its state.
 
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::sync::watch;
 
 use super::GuestEnd;
 use crate::agent::AgentError;
-use crate::dir::SandboxDir;
+use crate::dir::{SCRATCH, SCRATCH_OVERLAY, SandboxDir};
 use crate::reaper::Reaper;
 use crate::snapshot::{GuestKey, HostKey, SnapshotFolder};
 use crate::spec::CheckedSpec;
@@ -24,7 +25,7 @@ pub(super) const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(3);
 /// There from the beginning to the end of a sandbox, whatever fails between.
 pub(super) struct Ground {
     pub(super) dir: SandboxDir,
-    reaper: Reaper,
+    pub(super) reaper: Reaper,
     pub(super) state: State,
     pub(super) changes: watch::Sender<State>,
     pub(super) timings: Timings,
@@ -81,6 +82,12 @@ impl Ground {
         self.vmm.as_mut().ok_or(Error::Vmm(QmpError::Ended))
     }
 
+    /// The file of the scratch disk.
+    pub(super) fn scratch(&self) -> PathBuf {
+        let overlay = self.dir.file(SCRATCH_OVERLAY);
+        if overlay.exists() { overlay } else { self.dir.file(SCRATCH) }
+    }
+
     /// A failure of the agent or the VMM with what the console says about it.
     pub(super) async fn explain(&mut self, error: Error) -> Error {
         let Some(vmm) = &mut self.vmm else { return error };
@@ -101,10 +108,24 @@ impl Ground {
     }
 
     pub(super) fn enter(&mut self, event: Event) -> Result<(), Error> {
-        self.state.phase =
-            self.state.phase.after(event).map_err(|error| Error::Conflict(error.to_string()))?;
+        let before = self.state.phase;
+        self.state.phase = before.after(event).map_err(|error| Error::Conflict(error.to_string()))?;
+        if let Err(error) = self.tell() {
+            // What could not be written has not happened.
+            self.state.phase = before;
+            return Err(error);
+        }
         tracing::info!(phase = ?self.state.phase, vmm_pid = self.state.vmm_pid, "the sandbox's life goes on");
-        self.tell()
+        Ok(())
+    }
+
+    /// It could not be paused, and runs: so it is, whether that can be written or not.
+    pub(super) fn not_paused(&mut self) {
+        if let Err(error) = self.enter(Event::NotPaused) {
+            self.state.phase = Lifecycle::Running;
+            self.changes.send_replace(self.state.clone());
+            tracing::error!(%error, "state.json says that the sandbox is pausing, and it is running");
+        }
     }
 
     /// Writes the state down.
@@ -126,6 +147,10 @@ impl Ground {
             first = first.and(vmm::end(helper).await);
         }
         self.state.vmm_pid = None;
+        if !self.dir.is_ephemeral() {
+            // Before the state: what a full disk has no room for may have it then.
+            first = first.and(self.dir.clear());
+        }
         first = first.and(match last {
             Last::Paused => self.enter(Event::Paused),
             Last::StillPaused => {
@@ -139,7 +164,10 @@ impl Ground {
         });
         first = first.and(self.dir.finish());
         match first {
-            Ok(()) => self.reaper.release(),
+            Ok(()) => {
+                self.reaper.release();
+                Ok(())
+            }
             // The reaper tries again once this process is gone.
             Err(error) => Err(error),
         }
@@ -152,7 +180,9 @@ impl Ground {
         waiting_for: &std::cell::Cell<&'static str>,
         work: impl Future<Output = Result<T, AgentError>>,
     ) -> Result<T, Error> {
+        let disk = self.scratch();
         let Some(vmm) = &mut self.vmm else { return Err(AgentError::Ended.into()) };
+        let mut stalled = vmm.stalled();
         tokio::select! {
             // Its last message may have arrived together with its end, and says more.
             biased;
@@ -164,12 +194,26 @@ impl Ground {
                 let console = vmm.last_words().await;
                 Err(Error::Boot { reason: vmm::cause_of_end(status?, &console), console })
             }
+            () = stands_still(&mut stalled) => Err(no_space(disk)),
             () = tokio::time::sleep(deadline) => {
                 let console = vmm.last_words().await;
                 Err(Error::BootTimeout { deadline, waiting_for: waiting_for.get(), console })
             }
         }
     }
+}
+
+/// Returns when a machine stands still because there is no space for what its guest writes.
+pub(super) async fn stands_still(stalled: &mut watch::Receiver<bool>) {
+    // The other end ends with the VMM.
+    if stalled.wait_for(|stalled| *stalled).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// What is said of a machine that stands still.
+pub(super) fn no_space(disk: PathBuf) -> Error {
+    Error::Io { action: "write", path: disk, source: rustix::io::Errno::NOSPC.into() }
 }
 
 /// What a sandbox is when its shim ends.

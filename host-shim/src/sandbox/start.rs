@@ -256,7 +256,8 @@ impl Ground {
         self.state.channel = Some(prepared.name().to_owned());
         let vm = VmSpec {
             boot,
-            rootfs: spec.rootfs.clone(),
+            // The very file that the spec was checked with: its template may have been replaced since.
+            rootfs: format!("/proc/self/fd/{}", qemu::ROOTFS_FD).into(),
             scratch,
             cpus: spec.cpus,
             memory_mib: spec.memory_mib,
@@ -264,7 +265,9 @@ impl Ground {
             wiring: prepared.wiring.clone(),
         };
         self.timings.end("channel");
-        let files = qemu::Files { ram, scratch_base, channel: std::mem::take(&mut prepared.fds) };
+        let rootfs = spec.rootfs.try_clone().map_err(Error::io("share", "the root file system"))?;
+        self.link_rootfs(&rootfs);
+        let files = qemu::Files { ram, rootfs, scratch_base, channel: std::mem::take(&mut prepared.fds) };
         let vmm = qemu::launch(&host.qemu, &vm, files, self.dir.file("console.log")).await?;
         self.state.vmm_pid = self.vmm.insert(vmm).pid();
         self.enter(Event::Spawned)?;
@@ -276,16 +279,27 @@ impl Ground {
     fn link_base(&self, snapshot: &SnapshotFolder) {
         let base = self.dir.file(BASE);
         let linked = std::fs::create_dir(&base).and_then(|()| {
-            for name in ["ram", SCRATCH] {
-                std::fs::hard_link(snapshot.path().join(name), base.join(name))?;
-            }
-            if snapshot.file(FileName::Rootfs).is_some() {
-                std::fs::hard_link(snapshot.path().join(ROOTFS_FILE), base.join(ROOTFS_FILE))?;
+            for name in [FileName::Ram, FileName::Scratch] {
+                if let Some(file) = snapshot.file(name) {
+                    snapshot::disk::link(file, &base.join(name.as_str()))?;
+                }
             }
             Ok(())
         });
         if let Err(error) = linked {
             tracing::info!(%error, "the snapshot's files cannot be linked: this sandbox's own would be copies");
+        }
+    }
+
+    /// As [`Ground::link_base`], for the file that QEMU reads.
+    fn link_rootfs(&self, rootfs: &File) {
+        let base = self.dir.file(BASE);
+        let linked = match std::fs::create_dir(&base) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+            _ => snapshot::disk::link(rootfs, &base.join(ROOTFS_FILE)).map_err(Into::into),
+        };
+        if let Err(error) = linked {
+            tracing::info!(%error, "the root file system cannot be linked: it is the template's as long as that has it");
         }
     }
 

@@ -7,13 +7,15 @@
 //!
 //! The folder appears by rename when everything of it is on disk. A failure at any step lets the sandbox go on as it was.
 
+use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use envd_proto::control::Freeze;
 use sandbox_folder::calls::Taken;
 
-use super::ground::{Ground, Origin};
+use super::ground::{Ground, Origin, no_space, stands_still};
 use super::start::blocking;
 use crate::Error;
 use crate::agent::{Agent, AgentError};
@@ -30,8 +32,10 @@ pub(super) struct Take<'a> {
     pub(super) verb: Verb,
     /// Where its folder goes.
     pub(super) target: &'a Path,
+    /// Where a killed shim leaves something unfinished.
+    pub(super) unfinished: &'a Path,
     /// The root file system, where the snapshot is to be complete without the template.
-    pub(super) rootfs: Option<&'a Path>,
+    pub(super) rootfs: Option<Arc<File>>,
     /// For stamps of what was verified.
     pub(super) cache: &'a Path,
 }
@@ -59,16 +63,20 @@ impl Ground {
         let Some(origin) = &self.origin else { return Err(AgentError::Ended.into()) };
         let description = describe(origin, spec, agent, take.verb);
         let base = origin.base.clone();
-        let (target, rootfs) = (take.target.to_owned(), take.rootfs.map(Path::to_owned));
+        let target = take.target.to_owned();
+        let at_template = spec.rootfs_is_at_template();
+        self.reaper.sweeps(take.unfinished);
         let own_rootfs = base.as_ref().is_some_and(|base| base.file(FileName::Rootfs).is_some());
         // All that can be done while the sandbox runs.
         let new = blocking(move || {
+            // What a killed one has left.
+            snapshot::sweep(parent(&target))?;
             let mut new = NewSnapshot::begin(&target)?;
             if let Some(base) = &base {
                 new.add_base(base)?;
             }
-            if let Some(rootfs) = rootfs.filter(|_| !own_rootfs) {
-                link_rootfs(&mut new, &rootfs)?;
+            if let Some(rootfs) = take.rootfs.filter(|_| !own_rootfs) {
+                add_rootfs(&mut new, &rootfs, at_template)?;
             }
             Ok(new)
         })
@@ -78,14 +86,29 @@ impl Ground {
         let strip_ssh_host_keys = take.verb == Verb::Template;
         // A template's disk is also what a host boots from that cannot restore it.
         let skip_sync = take.verb != Verb::Template;
-        agent.freeze(Freeze { strip_ssh_host_keys, skip_sync }).await?;
+        let freeze = agent.freeze(Freeze { strip_ssh_host_keys, skip_sync });
+        let mut stalled = self.vmm()?.stalled();
+        let frozen = tokio::select! {
+            frozen = freeze => frozen.map_err(Error::from),
+            () = stands_still(&mut stalled) => Err(no_space(self.scratch())),
+        };
+        if let Err(error) = frozen {
+            // An answer that is late is of a Freeze that may be done all the same: the Thaw comes after it, whenever that is.
+            if let Err(error) = agent.thaw_soon().await {
+                tracing::warn!(%error, "no Thaw yet after a Freeze that failed");
+            }
+            return Err(error);
+        }
+        if take.verb == Verb::Template {
+            rehearse(agent).await?;
+        }
         let pausing = take.verb == Verb::Pause;
         let cut = self.cut(new).await;
-        if !pausing || cut.is_err() {
-            self.go_on(agent).await?;
-        }
+        let going = if !pausing || cut.is_err() { self.go_on(agent).await } else { Ok(()) };
         let stopped = still.elapsed();
+        // What failed first says why.
         let Cut { new, ram_bytes, disk_bytes } = cut?;
+        going?;
 
         let durability = if take.verb == Verb::Fork { Durability::Volatile } else { Durability::Synced };
         let cache = take.cache.to_owned();
@@ -93,8 +116,8 @@ impl Ground {
         let folder = match published {
             Ok(folder) => folder,
             Err(error) => {
-                if pausing {
-                    self.go_on(agent).await?;
+                if pausing && let Err(error) = self.go_on(agent).await {
+                    tracing::error!(%error, "the sandbox does not go on");
                 }
                 return Err(error);
             }
@@ -107,9 +130,7 @@ impl Ground {
 
     /// Lets a sandbox go on that was held still.
     async fn go_on(&mut self, agent: &Agent) -> Result<(), Error> {
-        if let Err(error) = self.vmm()?.resume().await {
-            return Err(self.explain(error).await);
-        }
+        self.vmm()?.resume().await?;
         Ok(agent.thaw().await?)
     }
 
@@ -118,9 +139,9 @@ impl Ground {
         let disk = [SCRATCH_OVERLAY, SCRATCH].map(|name| self.dir.file(name));
         let vmm = self.vmm()?;
         vmm.pause().await?;
-        let devices = new.create(FileName::State)?;
-        vmm.save_devices(&devices).await?;
-        drop(devices);
+        // By way of memory: QEMU says nothing but "an IO error" of a disk that is full.
+        let devices = vmm.save_devices().await?;
+        new.add_bytes(FileName::State, &devices)?;
         let ram = vmm.ram().ok_or(crate::vmm::QmpError::Ended)?;
         let ram = match ram {
             Ram::Shared(file) => {
@@ -178,6 +199,19 @@ fn describe(origin: &Origin, spec: &CheckedSpec, agent: &Agent, verb: Verb) -> D
     }
 }
 
+/// Has the machine run the image's `true`: what a first program needs of the disk, and what the agent makes for one, is in
+/// the RAM of every clone then.
+async fn rehearse(agent: &Agent) -> Result<(), AgentError> {
+    match agent.rehearse().await {
+        // Its clones are slower, and otherwise the same.
+        Err(AgentError::Refused { message, .. }) => {
+            tracing::warn!(message, "the rehearsal did not succeed");
+            Ok(())
+        }
+        done => done,
+    }
+}
+
 /// What was written while a sandbox stood still.
 struct Cut {
     new: NewSnapshot,
@@ -190,19 +224,26 @@ enum Source {
     Private(u32, std::fs::File),
 }
 
-/// The template's own file, where it can be linked: a copy of it would cost more than it is worth.
-fn link_rootfs(new: &mut NewSnapshot, rootfs: &Path) -> Result<(), snapshot::Error> {
+/// The root file system, where it can be linked. A copy of it would cost more than it is worth, as long as the template has it.
+fn add_rootfs(new: &mut NewSnapshot, rootfs: &File, at_template: bool) -> Result<(), snapshot::Error> {
     let probe = new.path().join(template::ROOTFS_FILE);
-    match std::fs::hard_link(rootfs, &probe).and_then(|()| std::fs::remove_file(&probe)) {
-        Ok(()) => {}
-        Err(error) => {
+    if at_template {
+        if let Err(error) = snapshot::disk::link(rootfs, &probe) {
             tracing::info!(%error, "the root file system is not in the snapshot: it stays the template's");
             return Ok(());
         }
+        std::fs::remove_file(&probe).map_err(|source| snapshot::Error::Io {
+            action: "remove",
+            path: probe,
+            source,
+        })?;
     }
-    let open = |source| snapshot::Error::Io { action: "open", path: rootfs.to_owned(), source };
-    let file = std::fs::File::open(rootfs).map_err(open)?;
-    new.add_link(FileName::Rootfs, &file, None).map(drop)
+    new.add_link(FileName::Rootfs, rootfs, None).map(drop)
+}
+
+/// The folder that a snapshot's folder is in.
+fn parent(target: &Path) -> &Path {
+    target.parent().unwrap_or(target)
 }
 
 fn allocated(file: &std::fs::File) -> u64 {

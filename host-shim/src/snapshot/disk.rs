@@ -55,11 +55,16 @@ pub fn copy_sparse(from: &File, to: &Path) -> Result<Placed, Error> {
     })
 }
 
-/// Makes `to` the same file as `from`, which nobody may write any more, or where that cannot be, a copy.
-pub fn link_or_copy(from: &File, to: &Path) -> Result<Placed, Error> {
+/// Makes `to` the same file as `from`.
+pub fn link(from: &File, to: &Path) -> rustix::io::Result<()> {
     // By its descriptor: its path may lead to another file by now.
     let descriptor = format!("/proc/self/fd/{}", from.as_raw_fd());
-    match rustix::fs::linkat(CWD, descriptor.as_str(), CWD, to, AtFlags::SYMLINK_FOLLOW) {
+    rustix::fs::linkat(CWD, descriptor.as_str(), CWD, to, AtFlags::SYMLINK_FOLLOW)
+}
+
+/// Makes `to` the same file as `from`, which nobody may write any more, or where that cannot be, a copy.
+pub fn link_or_copy(from: &File, to: &Path) -> Result<Placed, Error> {
+    match link(from, to) {
         Ok(()) => Ok(Placed::Linked),
         // Another file system; a file that is not ours (protected_hardlinks) or a file system without links; too many;
         // a file whose last name is gone.

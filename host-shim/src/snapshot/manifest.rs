@@ -18,7 +18,7 @@ use super::key::HostKey;
 pub(super) const MAX_MANIFEST: u64 = 64 << 10;
 
 /// The longest device state that is taken. QEMU's is 86 KiB, and grows with devices and queues, not with the RAM.
-pub(super) const MAX_STATE: u64 = 64 << 20;
+pub const MAX_STATE: u64 = 64 << 20;
 
 /// The version of `manifest.json` that this program writes and the only one that it reads.
 pub const SCHEMA_VERSION: u32 = 1;

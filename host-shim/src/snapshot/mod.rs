@@ -54,7 +54,7 @@ pub use error::Error;
 pub use folder::{Durability, NewSnapshot, sweep};
 pub use key::{Demand, HostKey, Mismatch, cpu_digest};
 pub use manifest::{
-    AgentVersion, Description, FileEntry, FileName, GuestKey, MANIFEST_FILE, Manifest, Origin,
+    AgentVersion, Description, FileEntry, FileName, GuestKey, MANIFEST_FILE, MAX_STATE, Manifest, Origin,
     SCHEMA_VERSION, SnapshotChannel, SnapshotMachine, Verb,
 };
 pub use memory::{GuestMemory, PAGE_SIZE, PageRange};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -29,6 +30,17 @@ impl SnapshotFolder {
     /// Reads the manifest, and opens every file that it names read-only; each must be a regular file of the size that
     /// is said there. Contents are not looked at.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        loop {
+            let here = inode(path);
+            match Self::open_once(path) {
+                // It was replaced by another one on the way.
+                Err(Error::Missing { .. } | Error::Corrupt { .. }) if here != inode(path) => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn open_once(path: &Path) -> Result<Self, Error> {
         let missing = || Error::Missing { path: path.to_owned() };
         // All files are opened in this folder, not at this path, which another snapshot may take meanwhile.
         let folder = rustix::fs::openat(
@@ -147,6 +159,11 @@ impl SnapshotFolder {
         }
         Ok(())
     }
+}
+
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 /// Opens a file of the folder; what is no regular file is refused, and never waited for (a FIFO).

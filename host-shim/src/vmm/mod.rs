@@ -9,6 +9,7 @@ pub mod qemu;
 mod qmp;
 
 use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -17,12 +18,14 @@ use envd_proto::boot;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::process::Child;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use console::Console;
 pub use qmp::QmpError;
 
 use crate::Error;
+use crate::snapshot::MAX_STATE;
 use qmp::Qmp;
 
 /// How long a killed process may take to be gone. SIGKILL needs no more than the kernel's freeing of its memory.
@@ -118,6 +121,7 @@ pub struct Vmm {
     monitor: Monitor,
     ram: File,
     restored: bool,
+    stalled: watch::Sender<bool>,
 }
 
 /// The way to a VMM's monitor.
@@ -152,8 +156,9 @@ impl Vmm {
         ram: File,
         restored: bool,
     ) -> Self {
-        let monitor = Monitor::Greeting(tokio::spawn(Qmp::connect(monitor)));
-        Self { child, console, errors, monitor, ram, restored }
+        let stalled = watch::Sender::new(false);
+        let monitor = Monitor::Greeting(tokio::spawn(Qmp::connect(monitor, stalled.clone())));
+        Self { child, console, errors, monitor, ram, restored, stalled }
     }
 
     async fn monitor(&mut self) -> Result<&Qmp, Error> {
@@ -202,15 +207,20 @@ impl Vmm {
 
     /// Lets its CPUs go on.
     pub async fn resume(&mut self) -> Result<(), Error> {
+        // Before the command: it may stop again before its answer is read.
+        self.stalled.send_replace(false);
         self.monitor().await?.execute("cont", json!({})).await?;
         Ok(())
     }
 
-    /// Writes the state of a paused VM's devices.
-    pub async fn save_devices(&mut self, out: &File) -> Result<(), Error> {
+    /// The state of a paused VM's devices.
+    pub async fn save_devices(&mut self) -> Result<Vec<u8>, Error> {
         const SET: u32 = 1;
+        const NAME: &str = "the state of the devices (memfd_create)";
+        let memory = rustix::fs::memfd_create("device-state", rustix::fs::MemfdFlags::CLOEXEC);
+        let memory = File::from(memory.map_err(|error| Error::io("make", NAME)(error.into()))?);
         // QEMU takes only a descriptor of the mode in which it would open the file.
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(out));
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory));
         let out = File::options().write(true).open(&path).map_err(Error::io("open", path))?;
         let qmp = self.monitor().await?;
         qmp.execute_with_fd("add-fd", json!({ "fdset-id": SET }), out).await?;
@@ -219,7 +229,18 @@ impl Vmm {
         let saved = qmp.execute("xen-save-devices-state", file).await;
         qmp.execute("remove-fd", json!({ "fdset-id": SET })).await?;
         saved?;
-        Ok(())
+        let mut state = Vec::new();
+        (&memory).take(MAX_STATE + 1).read_to_end(&mut state).map_err(Error::io("read", NAME))?;
+        if state.is_empty() || state.len() as u64 > MAX_STATE {
+            let got = format!("a device state of {} bytes or more", state.len());
+            return Err(QmpError::Protocol { expected: "one of 1 byte to 64 MiB", got }.into());
+        }
+        Ok(state)
+    }
+
+    /// Whether it stands still because there is no space for what its guest writes. [`Vmm::resume`] tries again.
+    pub fn stalled(&self) -> watch::Receiver<bool> {
+        self.stalled.subscribe()
     }
 
     /// Tells a running guest that its scratch disk has grown to this size.

@@ -28,6 +28,9 @@ pub const RAM_FD: i32 = 7;
 /// The VMM's file descriptor for what the scratch disk is copied from on a write ([`Scratch::Overlay`]).
 pub const SCRATCH_BASE_FD: i32 = 8;
 
+/// The VMM's file descriptor for the root file system, which a spec of this process names by it.
+pub const ROOTFS_FD: i32 = 9;
+
 /// The guest's CID behind a vhost-user daemon, which serves one guest only.
 pub const VHOST_USER_CID: u32 = 3;
 
@@ -164,6 +167,8 @@ fn scratch(args: &mut Arguments, scratch: &Scratch) {
 pub struct Files {
     /// What is behind the guest's RAM: [`RAM_FD`].
     pub ram: File,
+    /// The root file system: [`ROOTFS_FD`].
+    pub rootfs: File,
     /// What is behind a [`Scratch::Overlay`]: [`SCRATCH_BASE_FD`].
     pub scratch_base: Option<File>,
     /// Those of its channel.
@@ -184,6 +189,7 @@ pub async fn launch(program: &Path, spec: &VmSpec, files: Files, console_log: Pa
     fds.push(FdMapping { parent_fd: far, child_fd: MONITOR_FD });
     let ram = files.ram.try_clone().map_err(Error::io("share", "the file of the guest's RAM"))?;
     fds.push(FdMapping { parent_fd: ram.into(), child_fd: RAM_FD });
+    fds.push(FdMapping { parent_fd: files.rootfs.into(), child_fd: ROOTFS_FD });
     if let Some(base) = files.scratch_base {
         fds.push(FdMapping { parent_fd: base.into(), child_fd: SCRATCH_BASE_FD });
     }

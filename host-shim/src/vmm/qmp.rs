@@ -13,7 +13,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Value, json};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 /// The longest line that is read. The answers to our commands have some hundred bytes.
@@ -76,12 +76,13 @@ pub(super) struct Qmp {
 
 impl Qmp {
     /// Greets the monitor at the other end of `stream`.
-    pub(super) async fn connect(stream: UnixStream) -> Result<Self, QmpError> {
+    /// `stalled` is told when the VM stands still because there is no space for what its guest writes.
+    pub(super) async fn connect(stream: UnixStream, stalled: watch::Sender<bool>) -> Result<Self, QmpError> {
         let stream = Arc::new(stream);
         let pending = Pending::new(Mutex::new(Some(HashMap::new())));
         let (events, migration) = mpsc::channel(MAX_EVENTS);
         let (greeted, greeting) = oneshot::channel();
-        let reader = read(Arc::clone(&stream), Arc::clone(&pending), events, greeted);
+        let reader = read(Arc::clone(&stream), Arc::clone(&pending), events, stalled, greeted);
         let reader = AbortOnDropHandle::new(tokio::spawn(reader));
         let qmp = Self {
             stream,
@@ -188,6 +189,7 @@ async fn read(
     stream: Arc<UnixStream>,
     pending: Pending,
     migration: mpsc::Sender<String>,
+    stalled: watch::Sender<bool>,
     greeted: oneshot::Sender<()>,
 ) {
     let mut greeted = Some(greeted);
@@ -215,6 +217,11 @@ async fn read(
         {
             // Without a reader the queue is full at some time: then nobody waits for it.
             let _ = migration.try_send(status.to_owned());
+        } else if message.get("event").and_then(Value::as_str) == Some("BLOCK_IO_ERROR")
+            && message.pointer("/data/action").and_then(Value::as_str) == Some("stop")
+        {
+            // QEMU stops a VM for want of space, and reports every other error to its guest (`werror=enospc`).
+            stalled.send_replace(true);
         }
     };
     tracing::debug!(reason, "the monitor ended");
@@ -269,7 +276,25 @@ mod tests {
                 write.write_all(format!("{}\n", answer.replace("ID", &id)).as_bytes()).await.unwrap();
             }
         });
-        Qmp::connect(near).await
+        Qmp::connect(near, watch::Sender::new(false)).await
+    }
+
+    #[tokio::test]
+    async fn a_vm_that_stands_still_for_want_of_space_is_told() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let stalled = watch::Sender::new(false);
+        let mut told = stalled.subscribe();
+        let connecting = tokio::spawn(Qmp::connect(near, stalled));
+        let event =
+            |action| format!("{{\"event\":\"BLOCK_IO_ERROR\",\"data\":{{\"action\":\"{action}\"}}}}\n");
+        far.write_all(event("report").as_bytes()).await.unwrap();
+        far.write_all(b"{\"QMP\":{}}\n").await.unwrap();
+        let mut line = String::new();
+        BufReader::new(&mut far).read_line(&mut line).await.unwrap();
+        assert!(line.contains("qmp_capabilities") && !*told.borrow(), "{line}");
+        far.write_all(event("stop").as_bytes()).await.unwrap();
+        assert!(*told.wait_for(|stalled| *stalled).await.unwrap());
+        connecting.abort();
     }
 
     #[tokio::test]
@@ -295,7 +320,7 @@ mod tests {
             let mut rest = Vec::new();
             let _ = far.read_to_end(&mut rest).await;
         });
-        assert!(matches!(Qmp::connect(near).await, Err(QmpError::Ended)));
+        assert!(matches!(Qmp::connect(near, watch::Sender::new(false)).await, Err(QmpError::Ended)));
         flood.await.unwrap();
     }
 }

@@ -1,8 +1,11 @@
 //! Reading, writing, listing and deleting template folders.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use crate::{ROOTFS_FILE, SCHEMA_VERSION, TEMPLATE_FILE, Template, TemplateName};
 
@@ -151,15 +154,66 @@ impl TemplateFolder {
 pub struct NewTemplate {
     folder: tempfile::TempDir,
     target: PathBuf,
+    // Held for as long as it is being written, and released by the kernel, however its writer ends.
+    _lock: File,
+}
+
+/// What the name of an unfinished template begins with. The leading dot keeps it out of [`TemplateFolder::list`].
+const NEW: &str = ".new-";
+
+/// Removes what killed writers left in `templates`. Folders of living ones are not touched.
+pub fn sweep(templates: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut swept = Vec::new();
+    let entries = match fs::read_dir(templates) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(swept),
+        Err(error) => return Err(at(templates)(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(at(templates))?;
+        let path = entry.path();
+        if !entry.file_name().as_encoded_bytes().starts_with(NEW.as_bytes()) || !is_folder(&path) {
+            continue;
+        }
+        let Some(_lock) = locked(&path).map_err(at(&path))? else { continue };
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path)(error)),
+            _ => swept.push(path),
+        }
+    }
+    Ok(swept)
+}
+
+fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// The lock of a folder; nothing if somebody has it, or if the folder is gone.
+fn locked(path: &Path) -> io::Result<Option<File>> {
+    let folder = match File::open(path) {
+        Ok(folder) => folder,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match folder.try_lock() {
+        Ok(()) => Ok(path.exists().then_some(folder)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 impl NewTemplate {
-    /// Starts a template that will be `templates/NAME`.
+    /// Starts a template that will be `templates/NAME`. What killed writers left there is removed.
     pub fn begin(templates: &Path, name: &TemplateName) -> Result<Self, Error> {
         fs::create_dir_all(templates).map_err(at(templates))?;
-        // The leading dot keeps it out of `TemplateFolder::list`.
-        let folder = tempfile::Builder::new().prefix(".new-").tempdir_in(templates).map_err(at(templates))?;
-        Ok(Self { folder, target: templates.join(name.as_str()) })
+        sweep(templates)?;
+        loop {
+            let folder = tempfile::Builder::new().prefix(NEW).tempdir_in(templates).map_err(at(templates))?;
+            // A sweeper can come between the folder and its lock: then another folder is made.
+            if let Some(lock) = locked(folder.path()).map_err(at(folder.path()))? {
+                return Ok(Self { folder, target: templates.join(name.as_str()), _lock: lock });
+            }
+        }
     }
 
     /// The temporary folder, for whatever is published with it.
@@ -190,26 +244,32 @@ impl NewTemplate {
         sync_directory(self.folder.path())?;
 
         let written = self.folder.path().to_owned();
-        // rename(2) replaces only an empty directory, so an older template steps aside first.
-        let old = written.with_extension("old");
-        let replaced = match fs::rename(&self.target, &old) {
-            Ok(()) => true,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            Err(error) => return Err(at(&self.target)(error)),
-        };
-        if let Err(error) = fs::rename(&written, &self.target) {
-            if replaced {
-                fs::rename(&old, &self.target).map_err(at(&self.target))?;
+        // rename(2) replaces only an empty directory. Exchanged, there is a template of that name at every moment.
+        let rename = |flags| renameat_with(CWD, &written, CWD, &self.target, flags);
+        let replaced = loop {
+            match rename(RenameFlags::NOREPLACE) {
+                Ok(()) => break false,
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(at(&self.target)(error.into())),
             }
-            return Err(at(&self.target)(error));
-        }
+            match rename(RenameFlags::EXCHANGE) {
+                Ok(()) => break true,
+                // It went away between the two.
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(at(&self.target)(error.into())),
+            }
+        };
         // The folder has its final name now; the guard must not remove it under the old one.
         let _ = self.folder.keep();
         if let Some(parent) = self.target.parent() {
             sync_directory(parent)?;
         }
         if replaced {
-            fs::remove_dir_all(&old).map_err(at(&old))?;
+            match fs::remove_dir_all(&written) {
+                // A sweeper was first.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&written)(error)),
+                _ => {}
+            }
         }
         TemplateFolder::open(&self.target)
     }
@@ -270,6 +330,22 @@ mod tests {
         assert_eq!(TemplateFolder::list(dir.path()).unwrap(), vec!["demo".parse().unwrap()]);
         second.delete().unwrap();
         assert!(matches!(TemplateFolder::open(&dir.path().join("demo")), Err(Error::Missing { .. })));
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_goes_with_the_next_one_and_a_living_ones_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "demo".parse().unwrap();
+        let living = NewTemplate::begin(dir.path(), &name).unwrap();
+        let killed = NewTemplate::begin(dir.path(), &name).unwrap();
+        fs::write(killed.rootfs(), b"half").unwrap();
+        let NewTemplate { folder, _lock, .. } = killed;
+        let left = folder.keep();
+        assert_eq!(sweep(dir.path()).unwrap(), Vec::<PathBuf>::new(), "both are locked");
+        drop(_lock); // As the kernel does for a killed process.
+        let next = NewTemplate::begin(dir.path(), &name).unwrap();
+        assert!(!left.exists() && living.path().exists() && next.path().exists());
+        assert!(sweep(&dir.path().join("none")).unwrap().is_empty());
     }
 
     #[test]

@@ -8,47 +8,15 @@ mod machine;
 mod memory;
 mod ssh;
 #[allow(dead_code, reason = "the benches share it, and each uses a part")]
+#[path = "../table/mod.rs"]
+mod table;
+#[allow(dead_code, reason = "the benches share it, and each uses a part")]
 #[path = "../wire/mod.rs"]
 mod wire;
 
 use std::time::{Duration, Instant};
 
-/// A row of the table: what was measured, its value, and its ratio to a yardstick with the bound that the ratio keeps.
-struct Row {
-    what: String,
-    value: String,
-    ratio: Option<(f64, Bound)>,
-}
-
-enum Bound {
-    AtMost(f64),
-    AtLeast(f64),
-    /// Told for comparison only.
-    None,
-}
-
-impl Row {
-    fn plain(what: impl Into<String>, value: impl Into<String>) -> Self {
-        Self { what: what.into(), value: value.into(), ratio: None }
-    }
-
-    fn print(&self) {
-        let (ratio, verdict) = match &self.ratio {
-            None => (String::new(), String::new()),
-            Some((ratio, bound)) => {
-                let verdict = match bound {
-                    Bound::AtMost(most) if ratio <= most => format!("at most {most}: kept"),
-                    Bound::AtMost(most) => format!("at most {most}: MISSED"),
-                    Bound::AtLeast(least) if ratio >= least => format!("at least {least}: kept"),
-                    Bound::AtLeast(least) => format!("at least {least}: MISSED"),
-                    Bound::None => String::new(),
-                };
-                (format!("{ratio:.2}"), verdict)
-            }
-        };
-        println!("{:<58} {:>14} {ratio:>7}  {verdict}", self.what, self.value);
-    }
-}
+use table::{Bound, Row};
 
 fn main() {
     // `cargo test` and `cargo nextest` run benches too, once each and to see that they build: only `--bench` measures.
@@ -56,7 +24,7 @@ fn main() {
         println!("envd: not measured without --bench");
         return;
     }
-    println!("{:<58} {:>14} {:>7}", "medians", "", "ratio");
+    Row::head("median");
     let only = std::env::var("BENCH_ONLY").unwrap_or_default();
     if only != "machine" {
         host::measure().iter().for_each(Row::print);

@@ -4,6 +4,7 @@ mod boot;
 mod cleanup;
 mod clones;
 mod command;
+mod crash;
 mod faults;
 mod files;
 mod fleet;

@@ -12,7 +12,10 @@ use super::Mapped;
 const WATCHED: Duration = Duration::from_secs(10);
 
 /// Wake-ups in this time, of all threads of a process: none, but for what the kernel itself may want of one.
-const FEW: u64 = 5;
+const FEW: u64 = 2;
+
+/// How long a thread that was wanted once waits to be wanted again (tokio's for work that blocks), and a little.
+const SETTLED: Duration = Duration::from_secs(12);
 
 /// What a shim may have of its own, in KiB: 8 MiB as it is installed; a build for tests has three times the code.
 const PSS_KIB: u64 = if cfg!(debug_assertions) { 24 << 10 } else { 8 << 10 };
@@ -73,8 +76,7 @@ async fn a_shim_with_nothing_to_do_does_not_wake_up() {
         };
         all.into_iter().flat_map(of).collect()
     };
-    // What follows the last call is over some time later.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(SETTLED).await;
     let before = look();
     tokio::time::sleep(WATCHED).await;
     for ((name, pid, before), (.., after)) in before.into_iter().zip(look()) {

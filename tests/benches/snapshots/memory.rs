@@ -1,5 +1,6 @@
 //! What sandboxes cost the host that do nothing: memory that they do not share, and wake-ups.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use crate::wire::kib;
 const SHIM_LIMIT: f64 = 8.0 * 1024.0 * 1024.0;
 const CLONE_LIMIT: f64 = 40.0 * 1024.0 * 1024.0;
 
-/// Until a sandbox that was just used does nothing any more.
-const SETTLE: Duration = Duration::from_secs(3);
+/// Until a sandbox that was just used does nothing any more: tokio's threads for work that blocks wait 10 s for more of it.
+const SETTLE: Duration = Duration::from_secs(12);
 
 /// For how long nothing happens.
 const IDLE: Duration = Duration::from_secs(10);
@@ -28,11 +29,13 @@ pub(crate) fn idle(host: &Host) -> Vec<Row> {
     std::thread::sleep(SETTLE);
     let (shim, vmm, all) = sandbox.processes();
     let others: Vec<u32> = all.into_iter().filter(|pid| ![shim, vmm].contains(pid)).collect();
-    let wakes = || (wake_ups(shim), others.iter().map(|&pid| wake_ups(pid)).sum::<u64>(), wake_ups(vmm));
-    let before = wakes();
+    let switches = || (switches([shim]), switches(others.iter().copied()), switches([vmm]));
+    let before = switches();
     std::thread::sleep(IDLE);
-    let after = wakes();
-    let per_second = |count: u64| count as f64 / IDLE.as_secs_f64();
+    let after = switches();
+    let [shim_wakes, reaper_wakes, vmm_wakes] =
+        [(&before.0, &after.0), (&before.1, &after.1), (&before.2, &after.2)]
+            .map(|(before, after)| wake_ups(before, after) as f64 / IDLE.as_secs_f64());
     let pss_shim = pss(shim);
     let rows = vec![
         Row {
@@ -43,18 +46,15 @@ pub(crate) fn idle(host: &Host) -> Vec<Row> {
         Row::plain("  its reaper, PSS", mib(others.iter().map(|&pid| pss(pid)).sum())),
         Row {
             what: "host-shim, wake-ups a second".into(),
-            value: format!("{:.1}", per_second(after.0 - before.0)),
-            ratio: Some((per_second(after.0 - before.0), Bound::AtMost(0.0))),
+            value: format!("{shim_wakes:.1}"),
+            ratio: Some((shim_wakes, Bound::AtMost(0.0))),
         },
         Row {
             what: "  its reaper".into(),
-            value: format!("{:.1}", per_second(after.1 - before.1)),
-            ratio: Some((per_second(after.1 - before.1), Bound::AtMost(0.0))),
+            value: format!("{reaper_wakes:.1}"),
+            ratio: Some((reaper_wakes, Bound::AtMost(0.0))),
         },
-        Row::plain(
-            "  its VMM, with a guest that does nothing",
-            format!("{:.1}", per_second(after.2 - before.2)),
-        ),
+        Row::plain("  its VMM, with a guest that does nothing", format!("{vmm_wakes:.1}")),
     ];
     sandbox.end();
     rows
@@ -118,9 +118,22 @@ fn pss(pid: u32) -> f64 {
     kib(&rollup, "Pss") as f64 * 1024.0
 }
 
-/// How often threads of a process have gone to sleep, and so were woken.
-fn wake_ups(pid: u32) -> u64 {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let statuses = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
-    statuses.map(|status| kib(&status, "voluntary_ctxt_switches")).sum()
+/// How often each thread of some processes has gone to sleep so far.
+fn switches(pids: impl IntoIterator<Item = u32>) -> BTreeMap<u32, u64> {
+    let mut found = BTreeMap::new();
+    for pid in pids {
+        for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+            let task = task.unwrap();
+            // A thread may end meanwhile.
+            let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };
+            let thread = task.file_name().to_str().unwrap().parse().unwrap();
+            found.insert(thread, kib(&status, "voluntary_ctxt_switches"));
+        }
+    }
+    found
+}
+
+/// How often threads were woken between two looks; those that have ended meanwhile are not known.
+fn wake_ups(before: &BTreeMap<u32, u64>, after: &BTreeMap<u32, u64>) -> u64 {
+    after.iter().map(|(thread, count)| count - before.get(thread).copied().unwrap_or(0)).sum()
 }

@@ -21,7 +21,8 @@ async fn a_sandbox_boots_and_says_hello_on_every_channel() {
 
 #[test]
 fn the_static_agent_is_small() {
-    const LIMIT: u64 = 13 << 19;
+    // 6 MiB were asked for; the README says what has come since. This catches what nobody meant to add.
+    const LIMIT: u64 = 27 << 18;
     let size = std::fs::metadata(e2e::made("TIFFIN_AGENT")).unwrap().len();
     assert!(size <= LIMIT, "envd has {size} bytes, at most {LIMIT} wanted");
 }

@@ -1,6 +1,7 @@
 //! What a sandbox must not see, and what a client must not reach.
 
 use e2e::{Channel, DEADLINE, TestSandbox};
+use sandbox_folder::client::SandboxClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -66,7 +67,7 @@ async fn a_client_cannot_reach_a_control_call() {
 #[tokio::test]
 async fn every_call_but_health_needs_the_token_once_one_is_set() {
     let sandbox = TestSandbox::of(Channel::Serial).set("access_token", "let-me-in").start().await;
-    let stranger = sandbox.client();
+    let stranger = SandboxClient::unix(sandbox.dir().join("vsock.sock"));
     stranger.health().await.unwrap();
     for refused in [
         stranger.output("/bin/true", [""; 0]).await.map(drop),

@@ -190,7 +190,7 @@ pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
 #[test]
 fn a_sandbox_from_start_to_rm() {
     let cli = Cli::new();
-    let script = "echo out; echo err >&2; echo $A; while read -r line < /tmp/pipe; do echo $line; done";
+    let script = "echo out; echo err >&2; echo $A; while :; do read -r line < /tmp/pipe && echo $line; done";
     let id = cli.start(&[
         "--name",
         "web",
@@ -244,6 +244,10 @@ fn a_sandbox_from_start_to_rm() {
     let mut following = cli.spawn(&["logs", "-f", "web"]);
     let mut lines = following.out();
     assert_eq!([Running::line(&mut lines), Running::line(&mut lines)], ["out\n", "from start\n"]);
+    // It waits for a line, and ends with it.
+    let processes: Value = serde_json::from_str(&cli.ok(&["ps", "--json", "web"])).unwrap();
+    assert_eq!((&processes[0]["tag"], &processes[0]["command"][0]), (&"tiffin.main".into(), &"sh".into()));
+    assert!(cli.ok(&["ps", "web"]).contains("tiffin.main"));
     cli.ok(&["exec", "web", "--", "sh", "-c", "echo later > /tmp/pipe"]);
     assert_eq!(Running::line(&mut lines), "later\n");
     let said = cli.run(&["logs", "web"]);
@@ -251,9 +255,6 @@ fn a_sandbox_from_start_to_rm() {
     assert_eq!(cli.ok(&["logs", "--tail", "1", "web"]), "later\n");
     assert!(cli.ok(&["logs", "--shim", "web"]).contains("the sandbox's life goes on"));
 
-    let processes: Value = serde_json::from_str(&cli.ok(&["ps", "--json", "web"])).unwrap();
-    assert_eq!((&processes[0]["tag"], &processes[0]["command"][0]), (&"tiffin.main".into(), &"sh".into()));
-    assert!(cli.ok(&["ps", "web"]).contains("tiffin.main"));
     let stats: Value = serde_json::from_str(&cli.ok(&["stats", "--no-stream", "--json", "web"])).unwrap();
     for field in ["memory_used", "memory_total", "disk_used", "disk_total", "pids"] {
         assert!(stats[field].as_u64().is_some_and(|value| value > 0), "{field}: {stats}");

@@ -13,6 +13,9 @@ use sandbox_folder::client::{Code, Output, Process, SandboxClient, Stream};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// Forks of one sandbox in a test, while calls are made.
+const MOST_FORKS: u64 = 2;
+
 /// What a sandbox is, a line for each thing. A booted one has the machine id of its image, here none.
 const IDENTITY: &str =
     "hostname; cat /etc/machine-id 2>/dev/null || echo no-machine-id; cat /proc/sys/kernel/random/boot_id";
@@ -26,6 +29,22 @@ async fn echo(mut stream: Stream, echoed: Arc<AtomicU64>, stop: Arc<AtomicBool>)
         assert_eq!(timely("an echo", stream.read_u64()).await.expect("the port was not cut"), number);
         echoed.store(number, Ordering::Relaxed);
     }
+}
+
+/// One call after the other. New ones wait while the sandbox is forked; one that was on its way when the agent was told to hold
+/// still is refused, and says that it can be tried again. Gives how many of those there were.
+async fn call(client: SandboxClient, called: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> u64 {
+    let mut refused = 0;
+    while !stop.load(Ordering::Relaxed) {
+        match timely("an answer", client.stat("/bin/sh")).await {
+            Ok(_) => drop(called.fetch_add(1, Ordering::Relaxed)),
+            Err(error) => {
+                assert_eq!(error.code(), Some(Code::Unavailable), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    refused
 }
 
 /// Reads all that is printed, to the end.
@@ -44,12 +63,14 @@ async fn follow(mut process: Process, read: Arc<AtomicU64>) -> Vec<u8> {
     }
 }
 
-/// Streams of a sandbox that go on, whatever is done with it: of a process that always prints, and to a port.
+/// What goes on with a sandbox, whatever is done with it: a process that always prints, a port, calls.
 struct Streams {
     counter: tokio::task::JoinHandle<Vec<u8>>,
     read: Arc<AtomicU64>,
     echo: tokio::task::JoinHandle<()>,
     echoed: Arc<AtomicU64>,
+    calls: tokio::task::JoinHandle<u64>,
+    called: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
@@ -59,12 +80,15 @@ impl Streams {
         let listen = "nc -ll -p 8080 -e cat >/dev/null 2>&1 & until grep -q ':1F90 ' /proc/net/tcp /proc/net/tcp6; do :; done";
         assert_eq!(sandbox.sh(listen).await.exit.code(), 0);
         let port = sandbox.client().connect_port(8080).await.expect("the port is open");
-        let (read, echoed, stop) = (Arc::default(), Arc::default(), Arc::default());
+        let (read, echoed, called, stop) =
+            (Arc::default(), Arc::default(), Arc::default(), Arc::<AtomicBool>::default());
         let streams = Self {
             counter: tokio::spawn(follow(counter, Arc::clone(&read))),
             echo: tokio::spawn(echo(port, Arc::clone(&echoed), Arc::clone(&stop))),
+            calls: tokio::spawn(call(sandbox.client(), Arc::clone(&called), Arc::clone(&stop))),
             read,
             echoed,
+            called,
             stop,
         };
         streams.go_on().await;
@@ -73,7 +97,7 @@ impl Streams {
 
     /// Waits until more has come over each.
     async fn go_on(&self) {
-        for counted in [&self.read, &self.echoed] {
+        for counted in [&self.read, &self.echoed, &self.called] {
             let before = counted.load(Ordering::Relaxed);
             timely("a stream to go on", async {
                 while counted.load(Ordering::Relaxed) < before + 10 {
@@ -89,9 +113,13 @@ impl Streams {
         self.go_on().await;
         self.stop.store(true, Ordering::Relaxed);
         self.echo.await.expect("the port goes on");
+        let refused = self.calls.await.expect("the calls go on");
         sandbox.stdout("touch /tmp/quit").await;
         let counted = counted(&self.counter.await.expect("the counter goes on"));
-        println!("not disturbed: {counted} lines, {} echoes", self.echoed.load(Ordering::Relaxed));
+        let [echoed, called] = [self.echoed, self.called].map(|count| count.load(Ordering::Relaxed));
+        println!("not disturbed: {counted} lines, {echoed} echoes, {called} calls, {refused} refused");
+        // One after the other: of each fork at most the one that was on its way.
+        assert!(refused <= MOST_FORKS, "{refused}");
     }
 }
 

@@ -155,3 +155,30 @@ async fn a_paused_sandbox_goes_on_from_a_copy_of_its_folder_without_its_template
     assert_eq!(sandbox.stdout(IDENTITY).await, identity);
     sandbox.stop().await;
 }
+
+#[tokio::test]
+async fn a_restricted_sandbox_with_two_cpus_is_paused_and_forked_like_any_other() {
+    let builder = TestSandbox::of(Channel::Serial).set("cpus", 2).set("memory_mib", 200).set("disk_mib", 64);
+    let sandbox = builder.set("profile", "restricted").start().await;
+    let look =
+        "nproc; cat /data/deep/file; dd if=/dev/vda of=/dev/null count=1 2>/dev/null || echo restricted";
+    let expected = "2\nseed\nrestricted\n";
+    assert_eq!(sandbox.stdout(look).await, expected);
+    let mut busy = Vec::new();
+    for _ in 0..2 {
+        busy.push(sandbox.start_script(COUNTER).await.pid());
+    }
+    sandbox.stdout("echo kept > /data/kept; echo kept > /root/kept").await;
+    let sandbox = sandbox.pause().await.resume().await;
+    assert_eq!(sandbox.stdout(look).await, expected);
+    let forked = sandbox.fork().await;
+    let child = forked.child().start().await;
+    for sandbox in [sandbox, child] {
+        assert_eq!(sandbox.stdout(look).await, expected);
+        assert_eq!(sandbox.stdout("cat /data/kept /root/kept; touch /tmp/stop").await, "kept\nkept\n");
+        for pid in &busy {
+            counted(&printed_to_the_end(sandbox.attach(*pid, 0).await).await);
+        }
+        sandbox.stop().await;
+    }
+}

@@ -7,7 +7,7 @@ use oci::layer::{Change, Kind, LayerPath, LayerReader, Metadata, Node as Entry};
 
 use crate::Error;
 use crate::ext4::is_stored_xattr;
-use crate::tree::{Attributes, Content, Name, Node, NodeId, ResolveError, Tree, Xattr};
+use crate::tree::{Attributes, Content, FileData, Name, Node, NodeId, Place, ResolveError, Tree, Xattr};
 
 /// Applies layers, the lowest first.
 pub(crate) struct Applier {
@@ -102,7 +102,9 @@ impl Applier {
                 }
                 _ => Content::Directory(BTreeMap::new()),
             },
-            Kind::File { size, offset } => Content::File { size, layer, offset },
+            Kind::File { size, offset } => {
+                Content::File { size, data: FileData::Whole(Place { source: layer, offset }) }
+            }
             Kind::Symlink(target) => Content::Symlink(target.into()),
             Kind::CharDevice { major, minor } => Content::CharDevice { major, minor },
             Kind::BlockDevice { major, minor } => Content::BlockDevice { major, minor },

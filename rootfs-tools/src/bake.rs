@@ -14,7 +14,7 @@ use crate::ext4::{DataSource, Identity};
 use crate::initramfs::read_static_binary;
 use crate::layers::Layers;
 use crate::output::Output;
-use crate::tree::{Attributes, Content, Node, NodeId, ResolveError, Tree};
+use crate::tree::{Attributes, Content, FileData, Node, NodeId, Place, ResolveError, Tree};
 use crate::{BuildReport, Error};
 
 /// Where the agent mounts what a kernel gives for nothing; on a read-only root it could not make them.
@@ -111,7 +111,13 @@ fn add_agent(tree: &mut Tree, layer: u32, options: &BakeOptions, size: u64) -> R
         }
     }
     let path = options.path.to_string();
-    add(tree, &path, layer, 0o755, Content::File { size, layer, offset: 0 })?;
+    add(
+        tree,
+        &path,
+        layer,
+        0o755,
+        Content::File { size, data: FileData::Whole(Place { source: layer, offset: 0 }) },
+    )?;
     if options.init_link && path != INIT {
         add(tree, INIT, layer, 0o777, Content::Symlink(path.as_bytes().into()))?;
     }
@@ -160,12 +166,12 @@ struct Baked<'a> {
 }
 
 impl DataSource for Baked<'_> {
-    fn read(&mut self, layer: u32, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
-        if layer != self.layer {
-            return self.layers.read(layer, offset, buffer);
+    fn read(&mut self, place: Place, buffer: &mut [u8]) -> Result<(), Error> {
+        if place.source != self.layer {
+            return self.layers.read(place, buffer);
         }
         // The plan asks for what the node says that it has, and that is the binary's own length.
-        let offset = offset as usize;
+        let offset = place.offset as usize;
         buffer.copy_from_slice(&self.binary[offset..offset + buffer.len()]);
         Ok(())
     }

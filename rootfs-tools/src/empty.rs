@@ -6,7 +6,7 @@ use crate::Error;
 use crate::build::{Size, add_lost_found, explain};
 use crate::ext4::{self, DataSource, Identity, Plan};
 use crate::output::Output;
-use crate::tree::Tree;
+use crate::tree::{Place, Tree};
 
 /// The longest volume label in bytes.
 pub const MAX_LABEL: usize = 16;
@@ -39,7 +39,7 @@ pub fn empty(output: &Path, bytes: u64, label: Option<&str>, seed: &[u8]) -> Res
 struct NoData;
 
 impl DataSource for NoData {
-    fn read(&mut self, _: u32, _: u64, buffer: &mut [u8]) -> Result<(), Error> {
+    fn read(&mut self, _: Place, buffer: &mut [u8]) -> Result<(), Error> {
         buffer.fill(0);
         Ok(())
     }

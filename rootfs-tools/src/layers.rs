@@ -10,6 +10,7 @@ use crate::Error;
 use crate::apply::Applier;
 use crate::error::at;
 use crate::ext4::DataSource;
+use crate::tree::Place;
 
 const READ_BUFFER: usize = 256 << 10;
 
@@ -105,8 +106,9 @@ impl<'a> Layers<'a> {
 }
 
 impl DataSource for Layers<'_> {
-    fn read(&mut self, layer: u32, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
-        let wanted = layer as usize;
+    fn read(&mut self, place: Place, buffer: &mut [u8]) -> Result<(), Error> {
+        let Place { source, offset } = place;
+        let wanted = source as usize;
         if self.current.as_ref().is_none_or(|(index, ..)| *index != wanted) {
             self.settle(wanted)?;
             self.current = Some((wanted, open(&self.image.layers[wanted])?, 0));

@@ -1,4 +1,4 @@
-//! The tree that an image's layers add up to: names and metadata. File data stays in the layers.
+//! A file system before it is written: names and metadata. File data stays where it is, and is named by its [`Place`].
 
 use std::collections::BTreeMap;
 
@@ -62,22 +62,53 @@ pub(crate) struct Xattr {
 #[derive(Clone, Debug)]
 pub(crate) enum Content {
     Directory(BTreeMap<Box<[u8]>, Name>),
-    /// `size` bytes at `offset` of a layer's uncompressed tar stream.
-    File {
-        size: u64,
-        layer: u32,
-        offset: u64,
-    },
+    File { size: u64, data: FileData },
     Symlink(Box<[u8]>),
-    CharDevice {
-        major: u32,
-        minor: u32,
-    },
-    BlockDevice {
-        major: u32,
-        minor: u32,
-    },
+    CharDevice { major: u32, minor: u32 },
+    BlockDevice { major: u32, minor: u32 },
     Fifo,
+}
+
+/// Where the bytes of a file are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FileData {
+    /// All of them, one behind the other.
+    Whole(Place),
+    /// Only some, in ascending runs that do not touch. The rest is zeros; whole blocks of them stay holes.
+    Sparse(Box<[Run]>),
+}
+
+impl FileData {
+    /// The runs of a file of `size` bytes.
+    pub(crate) fn runs(&self, size: u64) -> impl Iterator<Item = Run> + Clone {
+        let (whole, sparse) = match self {
+            Self::Whole(place) => {
+                ((size > 0).then_some(Run { start: 0, length: size, place: *place }), &[][..])
+            }
+            Self::Sparse(runs) => (None, &runs[..]),
+        };
+        whole.into_iter().chain(sparse.iter().copied())
+    }
+}
+
+/// Bytes of a file that are one behind the other in their source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// Where they begin in the file.
+    pub(crate) start: u64,
+    /// How many, at least one.
+    pub(crate) length: u64,
+    /// Where they are.
+    pub(crate) place: Place,
+}
+
+/// A byte of a source: of the uncompressed tar stream of a layer, of a file of a folder, of a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    /// Which source.
+    pub(crate) source: u32,
+    /// Which byte of it.
+    pub(crate) offset: u64,
 }
 
 /// What a name in a directory stands for.

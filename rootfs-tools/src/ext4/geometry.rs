@@ -179,14 +179,16 @@ impl<'a> Allocator<'a> {
         Self { geometry, next: 0, cursor: 0 }
     }
 
-    /// Appends `count` blocks to `extents`, as few runs as the reserved ones allow.
-    pub(super) fn allocate(&mut self, mut count: u64, extents: &mut Vec<Extent>) {
-        while count > 0 {
+    /// Appends places for the blocks `logical` of a file to `extents`, as few runs as the reserved ones allow.
+    pub(super) fn allocate(&mut self, logical: Range<u64>, extents: &mut Vec<Extent>) {
+        let mut at = logical.start;
+        while at < logical.end {
             let end = self.free_run_end();
-            let length = count.min(end - self.cursor).min(MAX_LENGTH.into());
-            extents.push(Extent { start: self.cursor, length: length as u32 });
+            let length = (logical.end - at).min(end - self.cursor).min(MAX_LENGTH.into());
+            // Files have at most 16 TiB, so that their blocks have numbers of 32 bits.
+            extents.push(Extent { logical: at as u32, start: self.cursor, length: length as u32 });
             self.cursor += length;
-            count -= length;
+            at += length;
         }
     }
 
@@ -261,7 +263,7 @@ mod tests {
         let geometry = Geometry::fit(40 * 32768, 1000).unwrap();
         let mut allocator = Allocator::new(&geometry);
         let mut extents = Vec::new();
-        allocator.allocate(39 * 32768, &mut extents);
+        allocator.allocate(0..39 * 32768, &mut extents);
         assert_eq!(extents.iter().map(|extent| u64::from(extent.length)).sum::<u64>(), 39 * 32768);
         for extent in &extents {
             let range = extent.start..extent.start + u64::from(extent.length);

@@ -1,5 +1,7 @@
 //! The plan of a file system: a number for every inode and a place for every block, before anything is written.
 
+use std::ops::Range;
+
 use super::checksum::Identity;
 use super::directory::Packing;
 use super::extent::{self, Extent};
@@ -11,7 +13,7 @@ use super::{
     BLOCK_SIZE, BLOCKS_PER_GROUP, FIRST_INODE, LOST_FOUND, MAX_BYTES, MAX_INODES_PER_GROUP, ROOT_INODE,
     device,
 };
-use crate::tree::{Content, NodeId, Tree};
+use crate::tree::{Content, FileData, NodeId, Run, Tree};
 
 /// How large the file system is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,11 +114,14 @@ impl Plan {
         order.sort_by_key(|&index| match &tree.node(inodes[index as usize].node).content {
             // Directories come first, to be read together; data last, in the order in which the layers give it.
             Content::Directory(_) => (0, 0, 0),
-            Content::File { size: 1.., layer, offset } => (2, *layer, *offset),
+            Content::File { size, data } => match data.runs(*size).next() {
+                Some(run) => (2, run.place.source, run.place.offset),
+                None => (1, 0, 0),
+            },
             _ => (1, 0, 0),
         });
         let used = u64::from(FIRST_INODE) + inodes.len() as u64 - 2;
-        let draft = Draft { inodes, order };
+        let draft = Draft { tree, inodes, order };
         let (layout, length) = match capacity {
             Capacity::Free(free) => {
                 let layout = draft.fit_around(used, free)?;
@@ -266,7 +271,7 @@ fn measure(tree: &Tree, inode: &mut Planned, identity: &Identity) -> Result<(), 
         Content::File { size, .. } if *size > MAX_BYTES - BLOCK_SIZE as u64 => {
             return unsupported(format!("the file has {size} bytes, ext4 files have at most 16 TiB"));
         }
-        Content::File { size, .. } => size.div_ceil(BLOCK_SIZE as u64),
+        Content::File { size, data } => block_runs(*size, data).map(|run| run.end - run.start).sum(),
         Content::Symlink(target) if target.is_empty() || target.len() >= BLOCK_SIZE => {
             return unsupported(format!("the link's target has {} bytes, expected 1 to 4095", target.len()));
         }
@@ -302,8 +307,23 @@ fn measure(tree: &Tree, inode: &mut Planned, identity: &Identity) -> Result<(), 
     Ok(())
 }
 
+/// The blocks of a file that hold data, in ascending disjoint runs.
+fn block_runs(size: u64, data: &FileData) -> impl Iterator<Item = Range<u64>> {
+    let mut runs = data.runs(size).peekable();
+    let blocks =
+        |run: Run| run.start / BLOCK_SIZE as u64..(run.start + run.length).div_ceil(BLOCK_SIZE as u64);
+    std::iter::from_fn(move || {
+        let mut joined = blocks(runs.next()?);
+        while let Some(next) = runs.next_if(|&next| blocks(next).start <= joined.end) {
+            joined.end = blocks(next).end;
+        }
+        Some(joined)
+    })
+}
+
 /// Inodes whose blocks have no place yet.
-struct Draft {
+struct Draft<'a> {
+    tree: &'a Tree,
     inodes: Vec<Planned>,
     order: Vec<u32>,
 }
@@ -317,7 +337,7 @@ struct Layout {
     end: u64,
 }
 
-impl Draft {
+impl Draft<'_> {
     /// The smallest layout with `used` inodes and `free` bytes to spare (with inodes for them).
     fn fit_around(&self, used: u64, free: u64) -> Result<Layout, PlanError> {
         const STEP: u64 = 64;
@@ -363,13 +383,16 @@ impl Draft {
         for &index in &self.order {
             let inode = &mut inodes[index as usize];
             let from = extents.len();
-            allocator.allocate(inode.blocks, &mut extents);
+            match &self.tree.node(inode.node).content {
+                Content::File { size, data } => {
+                    block_runs(*size, data).for_each(|run| allocator.allocate(run, &mut extents));
+                }
+                _ => allocator.allocate(0..inode.blocks, &mut extents),
+            }
             (inode.first_extent, inode.extent_count) = (from as u32, (extents.len() - from) as u32);
-            let mut first = 0;
-            for extent in &extents[from..] {
-                let &Extent { start, length } = extent;
-                pieces.push(Piece { start, length, inode: index, holds: Holds::Contents { first } });
-                first += u64::from(length);
+            for &Extent { logical, start, length } in &extents[from..] {
+                let holds = Holds::Contents { first: logical.into() };
+                pieces.push(Piece { start, length, inode: index, holds });
             }
             let nodes: Vec<u64> =
                 (0..extent::tree_blocks(extents.len() - from)).map(|_| allocator.allocate_block()).collect();

@@ -14,12 +14,13 @@ use super::{
 };
 use crate::Error;
 use crate::output::Output;
-use crate::tree::{Content, NodeId, Tree};
+use crate::tree::{Content, NodeId, Place, Tree};
 
-/// Where file data comes from. Calls come in ascending order of layer and offset, and no byte is asked for twice.
+/// Where file data comes from. Files are read in ascending order of the place of their first byte, each of them from its
+/// first byte to its last, and no byte is asked for twice.
 pub(crate) trait DataSource {
-    /// Fills `buffer` with what is at `offset` of the layer's uncompressed stream.
-    fn read(&mut self, layer: u32, offset: u64, buffer: &mut [u8]) -> Result<(), Error>;
+    /// Fills `buffer` with what begins at `place`.
+    fn read(&mut self, place: Place, buffer: &mut [u8]) -> Result<(), Error>;
 }
 
 /// Writes the file system; `progress` is told the number of bytes behind it.
@@ -291,17 +292,23 @@ impl Writer<'_> {
         let planned = &self.plan.inodes[index];
         let node = self.tree.node(planned.node);
         match (piece.holds, &node.content) {
-            (Holds::Contents { first }, Content::File { size, layer, offset }) => {
+            (Holds::Contents { first }, Content::File { size, data }) => {
                 let from = first * BLOCK_SIZE as u64;
-                let mut left = (u64::from(piece.length) * BLOCK_SIZE as u64).min(size - from);
-                let mut at = offset + from;
-                while left > 0 {
-                    let room = output.room(left)?;
-                    source.read(*layer, at, room)?;
-                    let count = room.len();
-                    output.advance(count);
-                    at += count as u64;
-                    left -= count as u64;
+                let end = from + u64::from(piece.length) * BLOCK_SIZE as u64;
+                // Where in the output the file's first byte would be.
+                let base = piece.start * BLOCK_SIZE as u64;
+                let runs = data.runs(*size).skip_while(|run| run.start + run.length <= from);
+                for run in runs.take_while(|run| run.start < end) {
+                    let mut at = run.start.max(from);
+                    output.seek_forward(base + (at - from))?;
+                    while at < (run.start + run.length).min(end) {
+                        let room = output.room((run.start + run.length).min(end) - at)?;
+                        source
+                            .read(Place { offset: run.place.offset + (at - run.start), ..run.place }, room)?;
+                        let count = room.len();
+                        output.advance(count);
+                        at += count as u64;
+                    }
                 }
                 Ok(())
             }
@@ -367,14 +374,15 @@ fn types(content: &Content) -> (u16, u8) {
 mod tests {
     use super::*;
     use crate::ext4::Capacity;
-    use crate::tree::{Attributes, Node};
+    use crate::tree::{Attributes, FileData, Node};
     use std::process::Command;
 
     /// Every block begins with its number in the file; the rest is zeros.
     struct Numbered;
 
     impl DataSource for Numbered {
-        fn read(&mut self, _: u32, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        fn read(&mut self, place: Place, buffer: &mut [u8]) -> Result<(), Error> {
+            let offset = place.offset;
             assert!(offset.is_multiple_of(BLOCK_SIZE as u64) && buffer.len().is_multiple_of(BLOCK_SIZE));
             buffer.fill(0);
             for (block, number) in buffer.chunks_exact_mut(BLOCK_SIZE).zip(offset / BLOCK_SIZE as u64..) {
@@ -390,7 +398,7 @@ mod tests {
     fn a_file_with_more_extents_than_an_inode_holds() {
         const SIZE: u64 = 700 << 20;
         let mut tree = Tree::new();
-        let content = Content::File { size: SIZE, layer: 0, offset: 0 };
+        let content = Content::File { size: SIZE, data: FileData::Whole(Place { source: 0, offset: 0 }) };
         let node =
             tree.add(Node { attributes: Attributes { mode: 0o644, ..Attributes::default() }, content });
         tree.link(NodeId::ROOT, b"large", node, 0);

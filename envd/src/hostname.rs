@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+
+use crate::replace::overwrite;
 
 /// The longest that Linux takes (`__NEW_UTS_LEN`).
 const MAX_LENGTH: usize = 64;
@@ -47,23 +48,16 @@ pub(crate) fn write_files(hostname: &str, before: &[u8]) {
     }
 }
 
-/// Writes a file of an image that can hold anything in its place: a FIFO must not hold us, a link lead us elsewhere, and
-/// what cannot be written (an image from scratch has no /etc) costs the sandbox no more than that file.
+/// Writes a file of an image that can hold anything in its place: what cannot be written (an image from scratch has no /etc)
+/// costs the sandbox no more than that file.
 fn write(path: &str, text: &str) {
-    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .custom_flags(flags.bits() as i32)
-        .open(path)
-        .and_then(|mut file| {
-            if !file.metadata()?.is_file() {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-            }
-            file.set_len(0)?;
-            file.write_all(text.as_bytes())
-        });
+    let make = || fs::OpenOptions::new().write(true).create_new(true).open(path)?.write_all(text.as_bytes());
+    let written = match overwrite(path, text, |_| true) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(),
+        Err(error) => Err(error),
+    };
     match written {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             crate::log::warn(format_args!("writing {path}: {error}"))

@@ -1,8 +1,8 @@
 //! Files that the agent writes into an image, which can hold anything in their place. Call it on a thread of the sandbox's root.
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Puts a file in the place of whatever is there, at once: a link is replaced and not followed, a FIFO holds nobody up.
@@ -31,6 +31,33 @@ pub(crate) fn replace(path: &str, text: &str, mode: u32) -> io::Result<()> {
     })
 }
 
+/// As [`replace`]; a file that is as one of ours would be is written in its place, which spares a file system much work. Only
+/// where nobody reads it meanwhile.
+pub(crate) fn rewrite(path: &str, text: &str, mode: u32) -> io::Result<()> {
+    match overwrite(path, text, |file| file.nlink() == 1 && file.mode() & 0o7777 == mode) {
+        Ok(true) => Ok(()),
+        // Whatever is in its place, or keeps it from being written.
+        Ok(false) | Err(_) => replace(path, text, mode),
+    }
+}
+
+/// Writes a regular file in its place when it is `fit`, and says whether it was: a FIFO does not hold us up, a link leads
+/// nowhere.
+pub(crate) fn overwrite(path: &str, text: &str, fit: impl FnOnce(&Metadata) -> bool) -> io::Result<bool> {
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
+    let file = OpenOptions::new().write(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || !fit(&metadata) {
+        return Ok(false);
+    }
+    file.write_all_at(text.as_bytes(), 0)?;
+    // To give blocks back and take them again is most of the work.
+    if metadata.len() > text.len() as u64 {
+        file.set_len(text.len() as u64)?;
+    }
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,5 +79,34 @@ mod tests {
         let error = replace(file.to_str().unwrap(), "x", 0o644).unwrap_err().to_string();
         assert!(error.contains("etc/file"), "{error}");
         assert_eq!(fs::read_dir(folder.path().join("etc")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_fit_keeps_its_inode_and_another_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, other) = (folder.path().join("id"), folder.path().join("other"));
+        let path = file.to_str().unwrap();
+        let inode = || fs::metadata(&file).unwrap().ino();
+        rewrite(path, "a longer text\n", 0o444).unwrap();
+        let first = inode();
+        for text in ["short\n", "longer again\n", ""] {
+            rewrite(path, text, 0o444).unwrap();
+            assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        }
+        assert_eq!(inode(), first);
+        rewrite(path, "one\n", 0o644).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
+        fs::hard_link(&file, &other).unwrap();
+        rewrite(path, "two\n", 0o644).unwrap();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "one\n");
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink(&other, &file).unwrap();
+        rewrite(path, "three\n", 0o644).unwrap();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "one\n");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "three\n");
+        fs::remove_file(&file).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
+        rewrite(path, "four\n", 0o644).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "four\n");
     }
 }

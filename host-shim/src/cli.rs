@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use inside::{Copy, Exec, Logs, PortForward, Process, Ps, Shell};
 pub(crate) use life::{Configure, Fork, Pause, Remove, Restore, Resume, Snapshot, Start, Stop, labels};
 pub(crate) use look::{CompletionShell, Completions, Debug, Inspect, List, Stats};
-pub(crate) use run::{Data, Host, Run, environment, find_template};
+pub(crate) use run::{Data, Host, Run, find_template};
 pub(crate) use template::{Template, TemplateCommand};
 
 const AFTER_HELP: &str = "\

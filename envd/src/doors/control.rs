@@ -227,6 +227,7 @@ impl<S: AsyncRead + AsyncWrite> Control<S> {
                 format!("a Resume into generation {} came in records of {generation}", resume.generation);
             return Err(Refusal::new(Code::Invalid, message));
         }
+        let thaw = resume.thaw;
         let mut resumed = machine.resume(resume).await?;
         // Client streams of the old life end here; the answer waits until the channel can begin anew.
         let began = Instant::now();
@@ -234,6 +235,19 @@ impl<S: AsyncRead + AsyncWrite> Control<S> {
         lifecycle.wait_channel(generation).await;
         let duration_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         resumed.parts.push(Part { name: "channel".to_owned(), duration_us, ..Part::default() });
+        // Whether it can run without the part that failed is the host's to judge.
+        if thaw && resumed.parts.iter().all(|part| part.error.is_empty()) {
+            let began = Instant::now();
+            let (running, first_of_clone) = next.thaw()?;
+            let done = machine.thaw(first_of_clone).await;
+            resumed.thawed = done.is_ok();
+            if resumed.thawed {
+                lifecycle.enter(running);
+            }
+            let duration_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let error = done.err().map(|refusal| refusal.message).unwrap_or_default();
+            resumed.parts.push(Part { name: "thaw".to_owned(), duration_us, error });
+        }
         Ok(resumed)
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
+use envd_channel::name;
 use futures::{Stream, StreamExt};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
@@ -17,7 +18,7 @@ use super::encoding::{self, Coding};
 use super::query::FilesQuery;
 use super::range::{self, Wanted};
 use super::service::absolute;
-use super::{error_response, json_error, name, operations};
+use super::{error_response, json_error, operations};
 use crate::connect::Error;
 use crate::root::{Held, Root};
 use crate::sandbox::{Sandbox, Session};

@@ -5,10 +5,11 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use envd_channel::name;
 use envd_proto::filesystem::{EntryInfo, FileType};
 use pbjson_types::Timestamp;
 
-use super::{metadata, name};
+use super::metadata;
 use crate::users::UserDatabase;
 
 /// The entry at `path`, not following a link at its end; `shown` is the path to report.

@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use envd_channel::name;
 use envd_proto::filesystem::{EntryInfo, ListDirRequest};
 
 use super::entry::{entry, link_text};
-use super::name;
 use super::operations::io_error;
 use super::walk::Walk;
 use crate::connect::{Code, Error};

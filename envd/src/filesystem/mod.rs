@@ -10,7 +10,6 @@ mod encoding;
 mod entry;
 mod list;
 mod metadata;
-mod name;
 mod operations;
 mod partial;
 mod query;
@@ -33,7 +32,7 @@ use axum::response::Response;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 pub use download::download;
-pub(crate) use name::decode as path_of;
+pub(crate) use envd_channel::name::decode as path_of;
 pub use query::FilesQuery;
 pub use service::FilesystemService;
 pub use signature::Operation;

@@ -1,6 +1,7 @@
 //! The query of /files.
 
-use super::name;
+use envd_channel::name;
+
 use crate::connect::{Code, Error};
 
 /// The query of /files, percent-decoded. Bytes that are not UTF-8 are escaped as file names are.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use envd_channel::name;
 use envd_proto::filesystem::{
     ListDirRequest, ListDirResponse, MakeDirRequest, MakeDirResponse, MoveRequest, MoveResponse,
     RemoveRequest, RemoveResponse, StatRequest, StatResponse,
@@ -11,7 +12,7 @@ use http::HeaderMap;
 
 use super::operations::{self, Owner, io_error, owner};
 use super::watch::Watchers;
-use super::{list, name, relocate, remove};
+use super::{list, relocate, remove};
 use crate::connect::{Code, Error};
 use crate::sandbox::{Sandbox, Session};
 use crate::users::User;

@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart};
 use axum::response::Response;
 use bytes::Bytes;
+use envd_channel::name;
 use futures::{Stream, StreamExt};
 use http::{Request, StatusCode, header};
 
@@ -18,7 +19,7 @@ use super::operations::{self, Owner, owner};
 use super::partial::Partial;
 use super::query::FilesQuery;
 use super::service::absolute;
-use super::{error_response, json_response, name};
+use super::{error_response, json_response};
 use crate::connect::{Code, Error, Room};
 use crate::root::{Held, Root};
 use crate::sandbox::{Sandbox, Session};

@@ -229,7 +229,10 @@ pub(super) fn scratch(device: Option<&str>, optional: bool) -> io::Result<bool> 
             Err(seen) => return Err(no_disk(SCRATCH_SERIAL)(seen)),
         },
     };
-    mount_new(&device, SCRATCH, "ext4", MountFlags::NOATIME, "errors=remount-ro")?;
+    // Without the second, a file that is renamed over another or truncated is sent to the disk at once. That is for machines
+    // that come back after a crash, and this disk does not.
+    let options = "errors=remount-ro,noauto_da_alloc";
+    mount_new(&device, SCRATCH, "ext4", MountFlags::NOATIME, options)?;
     Ok(true)
 }
 

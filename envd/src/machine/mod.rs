@@ -32,6 +32,7 @@ use crate::sandbox::Sandbox;
 use parts::Parts;
 
 pub(crate) use freezer::Freezer;
+use identity::BootId;
 pub use phase::{Lifecycle, Misplaced, Phase};
 pub(crate) use ssh_keys::SshKeys;
 
@@ -118,12 +119,13 @@ impl Checked {
 #[derive(Debug)]
 pub struct Machine {
     sandbox: Arc<Sandbox>,
+    boot_id: Arc<BootId>,
 }
 
 impl Machine {
     /// The machine of this sandbox.
     pub fn new(sandbox: Arc<Sandbox>) -> Self {
-        Self { sandbox }
+        Self { sandbox, boot_id: Arc::default() }
     }
 
     /// Runs a job inside the sandbox's root, which may hang.
@@ -254,6 +256,11 @@ impl Machine {
     async fn settle(&self, freeze: Freeze) -> io::Result<()> {
         if freeze.strip_ssh_host_keys {
             self.inside(ssh_keys::strip).await?;
+            // Many will begin here.
+            let boot_id = Arc::clone(&self.boot_id);
+            if let Err(error) = self.inside(move || boot_id.prepare()).await {
+                crate::log::warn(format_args!("preparing the boot id of clones: {error}"));
+            }
         }
         if freeze.skip_sync {
             return Ok(());
@@ -290,6 +297,12 @@ impl Acts for Machine {
             grown.map_err(|error| Refusal::new(Code::Internal, format!("the scratch disk: {error}")))?;
         }
         self.establish(&checked, checked.configure.unix_time_ns, &mut Parts::default()).await?;
+        // As a service on somebody's machine it finds that one's.
+        if std::process::id() == 1
+            && let Err(error) = self.inside(identity::ensure_machine_id).await
+        {
+            crate::log::warn(format_args!("writing the machine-id: {error}"));
+        }
         self.sandbox.configure(checked.configure).map_err(|_| taken())
     }
 
@@ -334,14 +347,15 @@ impl Acts for Machine {
                 .time("clock", async { clock::set(resume.unix_time_ns) })
                 .await
                 .map_err(|error| Refusal::new(Code::Internal, format!("setting the clock: {error}")))?;
-            return Ok(Resumed { parts: parts.into_wire(), hooks: Vec::new() });
+            return Ok(Resumed { parts: parts.into_wire(), ..Resumed::default() });
         };
         self.establish(&checked, resume.unix_time_ns, &mut parts).await?;
         let scratch_bytes = checked.configure.scratch_bytes;
         let sandbox_id = checked.configure.sandbox_id.clone();
         parts.time("session", async { self.sandbox.replace_session(checked.configure) }).await;
         parts.attempt("machine-id", self.inside(identity::renew_machine_id)).await;
-        parts.attempt("boot-id", self.inside(identity::renew_boot_id)).await;
+        let boot_id = Arc::clone(&self.boot_id);
+        parts.attempt("boot-id", self.inside(move || boot_id.renew())).await;
         if scratch_bytes > 0 {
             parts.attempt("scratch", self.grow_scratch(scratch_bytes)).await;
         }
@@ -351,7 +365,7 @@ impl Acts for Machine {
             "TIFFIN_RESUME_KIND=clone".to_owned(),
         ];
         let hooks = parts.time("hooks", hooks::run(&self.sandbox, &env)).await;
-        Ok(Resumed { parts: parts.into_wire(), hooks })
+        Ok(Resumed { parts: parts.into_wire(), hooks, thawed: false })
     }
 
     async fn rehearse(&self) -> Result<Rehearsed, Refusal> {
@@ -406,6 +420,7 @@ mod tests {
                 seed: vec![1; 32],
                 unix_time_ns: 1,
                 configure: Some(bad.clone()),
+                thaw: false,
             };
             assert_eq!(machine.configure(bad).await.unwrap_err().code, Code::Invalid);
             assert_eq!(machine.resume(resume).await.unwrap_err().code, Code::Invalid);

@@ -15,7 +15,6 @@
 mod code;
 mod exit;
 mod file;
-mod name;
 mod plain;
 mod process;
 mod stream;
@@ -52,7 +51,6 @@ use tokio::net::UnixStream;
 
 pub use code::Code;
 pub use exit::Exit;
-pub use name::{decode_name, encode_name};
 pub use plain::OpenPort;
 pub use process::{Completed, Output, Process, Stdin};
 pub use tree::{Attributes, Entry, EntryKind};

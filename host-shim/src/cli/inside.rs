@@ -1,22 +1,15 @@
 //! The verbs about what is in a sandbox.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
-use super::run::Data;
+use super::run::{Data, Environment};
 use crate::verbs::complete;
 
 /// How a process in a sandbox is started; the options of `exec` and `shell`.
 #[derive(Debug, Args)]
 pub(crate) struct Process {
-    /// Set a variable of the environment; NAME alone takes the value from here.
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub(crate) env: Vec<String>,
-
-    /// Set the variables that a file has, a NAME=VALUE on each line; # begins a comment.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) env_file: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) environment: Environment,
 
     /// User name or id, with `:group` if wanted.
     #[arg(short, long)]

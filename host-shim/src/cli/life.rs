@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::run::{Data, Host, Machine};
+use super::run::{Data, Environment, Host, Machine, Sandboxes};
 use crate::verbs::complete;
 
 const START_HELP: &str = "\
@@ -89,16 +89,12 @@ Examples:
 The ids are printed as the sandboxes are gone. One that has ended already is no error.
 Exit codes: 0 all of them have ended, 1 one of them has not or is not known.")]
 pub(crate) struct Stop {
-    /// Sandboxes.
-    #[arg(required = true, value_name = "ID", add = complete::ids())]
-    pub(crate) ids: Vec<String>,
+    #[command(flatten)]
+    pub(crate) given: Sandboxes,
 
     /// Seconds that its processes have between SIGTERM and SIGKILL.
     #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS", default_value_t = 10)]
     pub(crate) time: u32,
-
-    #[command(flatten)]
-    pub(crate) data: Data,
 }
 
 #[derive(Debug, Args)]
@@ -109,16 +105,12 @@ Examples:
 
 Exit codes: 0 all of them are gone, 1 one of them is not, or was not known (with -f that is no error).")]
 pub(crate) struct Remove {
-    /// Sandboxes.
-    #[arg(required = true, value_name = "ID", add = complete::ids())]
-    pub(crate) ids: Vec<String>,
+    #[command(flatten)]
+    pub(crate) given: Sandboxes,
 
     /// End a sandbox that runs, at once.
     #[arg(short, long)]
     pub(crate) force: bool,
-
-    #[command(flatten)]
-    pub(crate) data: Data,
 }
 
 #[derive(Debug, Args)]
@@ -129,12 +121,8 @@ Example:
 The id is printed once the snapshot is whole and the memory free. Processes, open files and output that nobody has
 read are there again after `resume`. Exit codes: 0 all of them are paused, 1 one of them is not.")]
 pub(crate) struct Pause {
-    /// Sandboxes.
-    #[arg(required = true, value_name = "ID", add = complete::ids())]
-    pub(crate) ids: Vec<String>,
-
     #[command(flatten)]
-    pub(crate) data: Data,
+    pub(crate) given: Sandboxes,
 }
 
 #[derive(Debug, Args)]
@@ -200,13 +188,8 @@ pub(crate) struct Fork {
     #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) count: u32,
 
-    /// Set a variable of the environment of new processes in them; NAME alone takes the value from here.
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub(crate) env: Vec<String>,
-
-    /// Set the variables that a file has.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) env_file: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) environment: Environment,
 
     /// A note about them.
     #[arg(short, long = "label", value_name = "KEY=VALUE")]
@@ -239,13 +222,8 @@ pub(crate) struct Configure {
     #[arg(long)]
     pub(crate) hostname: Option<String>,
 
-    /// Set a variable of the environment; NAME alone takes the value from here.
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    pub(crate) env: Vec<String>,
-
-    /// Set the variables that a file has.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) env_file: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) environment: Environment,
 
     /// User of processes that name none.
     #[arg(short, long)]

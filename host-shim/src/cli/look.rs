@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::run::{Data, Host};
+use super::run::{Data, Host, Sandboxes};
 use crate::verbs::complete;
 
 #[derive(Debug, Args)]
@@ -45,12 +45,8 @@ Example:
 Prints a JSON array, an object for each sandbox: id, name, phase, dir, state (state.json), spec (spec.json without its
 access token). Exit codes: 0 ok, 1 one of them is not known.")]
 pub(crate) struct Inspect {
-    /// Sandboxes.
-    #[arg(required = true, value_name = "ID", add = complete::ids())]
-    pub(crate) ids: Vec<String>,
-
     #[command(flatten)]
-    pub(crate) data: Data,
+    pub(crate) given: Sandboxes,
 }
 
 #[derive(Debug, Args)]

@@ -94,13 +94,8 @@ pub(crate) struct Machine {
     #[arg(long, value_parser = mib)]
     disk: Option<u64>,
 
-    /// Set a variable of the environment; NAME alone takes the value from here.
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
-
-    /// Set the variables that a file has, a NAME=VALUE on each line; # begins a comment.
-    #[arg(long, value_name = "FILE")]
-    env_file: Vec<PathBuf>,
+    #[command(flatten)]
+    environment: Environment,
 
     /// User name or id, with `:group` if wanted.
     #[arg(short, long)]
@@ -133,6 +128,36 @@ pub(crate) struct Machine {
     /// Seconds until the sandbox must be ready.
     #[arg(long, value_name = "SECONDS", default_value_t = host_shim::spec::DEFAULT_BOOT_TIMEOUT_S)]
     boot_timeout: u64,
+}
+
+/// Variables of processes.
+#[derive(Debug, Args)]
+pub(crate) struct Environment {
+    /// Set a variable of the environment; NAME alone takes the value from here.
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+
+    /// Set the variables that a file has, a NAME=VALUE on each line; # begins a comment.
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+}
+
+impl Environment {
+    /// The variables with their values.
+    pub(crate) fn read(&self) -> Result<BTreeMap<String, String>, Error> {
+        environment(&self.env, &self.env_file)
+    }
+}
+
+/// Sandboxes that exist.
+#[derive(Debug, Args)]
+pub(crate) struct Sandboxes {
+    /// Sandboxes.
+    #[arg(required = true, value_name = "ID", add = complete::ids())]
+    pub(crate) ids: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) data: Data,
 }
 
 /// Where this host keeps things.
@@ -196,7 +221,7 @@ impl Machine {
             accelerator: self.accel,
             profile: self.profile,
             init: self.init.clone(),
-            env: environment(&self.env, &self.env_file)?,
+            env: self.environment.read()?,
             user: self.user.clone(),
             workdir: self.workdir.clone(),
             boot_timeout_s: Some(self.boot_timeout),
@@ -233,7 +258,7 @@ fn command(
 }
 
 /// The variables of `-e`, over those of `--env-file`.
-pub(crate) fn environment(given: &[String], files: &[PathBuf]) -> Result<BTreeMap<String, String>, Error> {
+fn environment(given: &[String], files: &[PathBuf]) -> Result<BTreeMap<String, String>, Error> {
     let mut env = BTreeMap::new();
     for file in files {
         let text = std::fs::read_to_string(file).map_err(|source| Error::Io {

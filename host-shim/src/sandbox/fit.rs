@@ -9,7 +9,7 @@ use template::SNAPSHOTS;
 use super::Watch;
 use super::host::Host;
 use crate::Error;
-use crate::snapshot::{self, Mismatch, SnapshotChannel, SnapshotFolder, SnapshotMachine};
+use crate::snapshot::{self, Mismatch, SnapshotFolder, SnapshotMachine};
 use crate::spec::CheckedSpec;
 
 /// How a sandbox comes to life.
@@ -96,15 +96,7 @@ fn misfit(snapshot: &SnapshotFolder, spec: &CheckedSpec, host: &Host) -> Result<
         }
     }
     let made = &snapshot.manifest().description;
-    let machine = SnapshotMachine {
-        cpus: spec.cpus,
-        memory_mib: spec.memory_mib,
-        disk_mib: spec.disk_mib,
-        channel: SnapshotChannel::Serial,
-        profile: spec.profile,
-        init: spec.init.clone(),
-        volumes: spec.volumes.clone(),
-    };
+    let machine = SnapshotMachine::of(spec);
     let differs = made.key.mismatch(&host.key).or_else(|| made.machine.mismatch(&machine));
     let differs = match differs {
         Some(differs) => Some(differs),

@@ -32,6 +32,8 @@ pub(super) struct Ground {
     pub(super) vmm: Option<Vmm>,
     pub(super) helper: Option<Child>,
     pub(super) origin: Option<Origin>,
+    /// Its processes went on with its Resume.
+    pub(super) thawed: bool,
 }
 
 /// Where the machine comes from, as its own snapshots have to say it.
@@ -74,6 +76,7 @@ impl Ground {
             vmm: None,
             helper: None,
             origin: None,
+            thawed: false,
         })
     }
 

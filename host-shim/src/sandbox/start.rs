@@ -104,7 +104,7 @@ impl Ground {
         Ok((channel, agent))
     }
 
-    /// Restores a machine. It stands still until [`Ground::thaw`].
+    /// Restores a machine. A clone's processes may go on already; the others stand still until [`Ground::thaw`].
     pub(super) async fn restore(
         &mut self,
         spec: &CheckedSpec,
@@ -166,6 +166,9 @@ impl Ground {
             Purpose::Same => resume(Kind::Same, None)?,
             Purpose::Clone | Purpose::Park => resume(Kind::Clone, Some(configure(spec)))?,
         };
+        // What else its start needs comes after it, and cannot undo what its processes do. One that was paused stands still
+        // until nothing can fail any more, so that its snapshot stays what it is.
+        request.thaw = purpose == Purpose::Clone;
         if let Some(configure) = request.configure.as_mut().filter(|_| grow) {
             configure.scratch_bytes = spec.disk_mib << 20;
         }
@@ -181,6 +184,7 @@ impl Ground {
         let (agent, hello, resumed, channel) = resumed?;
         self.timings.end("resume");
         check(&resumed)?;
+        self.thawed = resumed.thawed;
         self.state.start = Some(if purpose == Purpose::Same { Start::Resumed } else { Start::Cloned });
         self.hello(&hello)?;
         if purpose == Purpose::Park {
@@ -214,7 +218,8 @@ impl Ground {
                 Err(error) => Err(self.explain(error.into()).await),
             };
         }
-        let request = resume(Kind::Clone, Some(configure(spec)))?;
+        let mut request = resume(Kind::Clone, Some(configure(spec)))?;
+        request.thaw = true;
         let again = async {
             channel.end().await;
             let (hello, resumed) = agent.resume(request).await?;
@@ -224,13 +229,14 @@ impl Ground {
         let waiting_for = Cell::new("the agent's answer to the Resume");
         let (hello, resumed) = self.while_alive(spec.boot_timeout, &waiting_for, again).await?;
         check(&resumed)?;
+        self.thawed = resumed.thawed;
         self.state.generation = Some(hello.generation);
         Ok(())
     }
 
     /// The tenant's processes go on: it is somebody's sandbox. A booted one was not held.
     pub(super) async fn thaw(&mut self, agent: &Agent) -> Result<(), Error> {
-        if self.state.start != Some(Start::Booted) {
+        if self.state.start != Some(Start::Booted) && !self.thawed {
             if let Err(error) = agent.thaw().await {
                 return Err(self.explain(error.into()).await);
             }
@@ -343,12 +349,20 @@ fn resume(kind: Kind, configure: Option<Configure>) -> Result<Resume, Error> {
     let mut seed = vec![0; SEED_BYTES];
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| Error::io("read random bytes from", "getrandom(2)")(error.into()))?;
-    Ok(Resume { kind: kind.into(), generation: 0, seed, unix_time_ns: unix_time_ns(), configure })
+    Ok(Resume {
+        kind: kind.into(),
+        generation: 0,
+        seed,
+        unix_time_ns: unix_time_ns(),
+        configure,
+        thaw: false,
+    })
 }
 
 /// What failed in a Resume: told, and where the sandbox would not be its own, an error.
 fn check(resumed: &Resumed) -> Result<(), Error> {
     for part in &resumed.parts {
+        tracing::debug!(part = part.name, us = part.duration_us, "a part of the Resume is done");
         if part.error.is_empty() {
             continue;
         }

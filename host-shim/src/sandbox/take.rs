@@ -21,8 +21,8 @@ use crate::Error;
 use crate::agent::{Agent, AgentError};
 use crate::dir::{SCRATCH, SCRATCH_OVERLAY};
 use crate::snapshot::{
-    self, Description, Durability, FileName, GuestMemory, NewSnapshot, SnapshotChannel, SnapshotFolder,
-    SnapshotMachine, Verb, disk::Placed,
+    self, Description, Durability, FileName, GuestMemory, NewSnapshot, SnapshotFolder, SnapshotMachine, Verb,
+    disk::Placed,
 };
 use crate::spec::CheckedSpec;
 use crate::vmm::Ram;
@@ -181,15 +181,7 @@ fn describe(origin: &Origin, spec: &CheckedSpec, agent: &Agent, verb: Verb) -> D
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Description {
         key: origin.key.clone(),
-        machine: SnapshotMachine {
-            cpus: spec.cpus,
-            memory_mib: spec.memory_mib,
-            disk_mib: spec.disk_mib,
-            channel: SnapshotChannel::Serial,
-            profile: spec.profile,
-            init: spec.init.clone(),
-            volumes: spec.volumes.clone(),
-        },
+        machine: SnapshotMachine::of(spec),
         guest: origin.guest.clone(),
         agent: origin.agent.clone(),
         origin: snapshot::Origin { verb, sandbox: spec.id.clone() },

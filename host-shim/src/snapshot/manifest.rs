@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Error;
 use super::hash::Scheme;
 use super::key::HostKey;
+use crate::spec::CheckedSpec;
 
 /// The longest `manifest.json` that is read. The longest that is written has 64 volumes on one kernel command line, and
 /// takes a few KiB.
@@ -158,6 +159,21 @@ pub struct SnapshotMachine {
     pub init: boot::Init,
     /// Paths of the container that sit on the scratch disk itself.
     pub volumes: Vec<String>,
+}
+
+impl SnapshotMachine {
+    /// The machine that a spec asks for.
+    pub fn of(spec: &CheckedSpec) -> Self {
+        Self {
+            cpus: spec.cpus,
+            memory_mib: spec.memory_mib,
+            disk_mib: spec.disk_mib,
+            channel: SnapshotChannel::Serial,
+            profile: spec.profile,
+            init: spec.init.clone(),
+            volumes: spec.volumes.clone(),
+        }
+    }
 }
 
 /// The channels of which a VM can be snapshotted. (vhost-user devices cannot be migrated by QEMU 7.2 to 10.)

@@ -18,9 +18,9 @@ const BEYOND_GRACE: Duration = Duration::from_secs(20);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn stop(args: &Stop) -> Result<u8, Error> {
-    let sandboxes = sandboxes(&args.data)?;
+    let sandboxes = sandboxes(&args.given.data)?;
     let grace = Duration::from_secs(args.time.into());
-    let ending = args.ids.iter().map(|given| {
+    let ending = args.given.ids.iter().map(|given| {
         let sandboxes = &sandboxes;
         async move {
             let sandbox = sandboxes.find(given)?;
@@ -33,8 +33,8 @@ pub(crate) async fn stop(args: &Stop) -> Result<u8, Error> {
 }
 
 pub(crate) async fn remove(args: &Remove) -> Result<u8, Error> {
-    let sandboxes = sandboxes(&args.data)?;
-    let removing = args.ids.iter().map(|given| remove_one(&sandboxes, given, args.force));
+    let sandboxes = sandboxes(&args.given.data)?;
+    let removing = args.given.ids.iter().map(|given| remove_one(&sandboxes, given, args.force));
     report(futures::future::join_all(removing).await)
 }
 

@@ -10,7 +10,7 @@ use super::sandboxes::{Sandbox, Shim};
 use super::session::{End, Input};
 use super::terminal::{self, Raw};
 use super::{output, sandboxes, session, tell};
-use crate::cli::{self, Exec, Process, Shell};
+use crate::cli::{Exec, Process, Shell};
 
 /// The size of a terminal that nobody sees, as docker has it.
 const UNSEEN: envd_proto::process::pty::Size = envd_proto::process::pty::Size { cols: 80, rows: 24 };
@@ -90,8 +90,7 @@ async fn carry(
         Some(argv) => argv,
         None => vec![shell_of(args, sandbox, client).await],
     };
-    let mut envs: std::collections::HashMap<_, _> =
-        cli::environment(&args.env, &args.env_file)?.into_iter().collect();
+    let mut envs: std::collections::HashMap<_, _> = args.environment.read()?.into_iter().collect();
     if plan.tty && !envs.contains_key("TERM") {
         // What draws on this terminal has to know it.
         let term = std::env::var("TERM").unwrap_or_default();

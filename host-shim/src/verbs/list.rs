@@ -63,9 +63,9 @@ pub(crate) fn list(args: &List) -> Result<u8, Error> {
 }
 
 pub(crate) fn inspect(args: &Inspect) -> Result<u8, Error> {
-    let sandboxes = sandboxes(&args.data)?;
+    let sandboxes = sandboxes(&args.given.data)?;
     let (mut found, mut code) = (Vec::new(), 0);
-    for given in &args.ids {
+    for given in &args.given.ids {
         match sandboxes.find(given) {
             Ok(sandbox) => found.push(whole(&sandbox)),
             Err(error) => {

@@ -23,10 +23,10 @@ use crate::cli::{self, Configure, Fork, Pause, Resume, Snapshot};
 const PAUSED_DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn pause(args: &Pause) -> Result<u8, Error> {
-    let sandboxes = sandboxes(&args.data)?;
+    let sandboxes = sandboxes(&args.given.data)?;
     // One after the other: each writes its memory to the same disk.
     let mut done = Vec::new();
-    for given in &args.ids {
+    for given in &args.given.ids {
         done.push(pause_one(&sandboxes, given).await);
     }
     report(done)
@@ -141,7 +141,7 @@ pub(crate) async fn configure(args: &Configure) -> Result<u8, Error> {
     set("workdir", text(&args.workdir));
     set("access_token", text(&args.access_token));
     set("timeout_s", args.timeout.map(Value::from));
-    let env = cli::environment(&args.env, &args.env_file)?;
+    let env = args.environment.read()?;
     set("env", (!env.is_empty()).then(|| json!(env)));
     let labels = cli::labels(&args.labels);
     set("labels", (!labels.is_empty()).then(|| json!(labels)));
@@ -156,11 +156,8 @@ pub(crate) async fn fork(args: &Fork) -> Result<u8, Error> {
     let data = args.data.resolve()?;
     let sandboxes = Sandboxes(data.sandboxes());
     let source = sandboxes.find(&args.id)?;
-    let changes = Changes {
-        env: cli::environment(&args.env, &args.env_file)?,
-        labels: cli::labels(&args.labels),
-        timeout: args.timeout,
-    };
+    let changes =
+        Changes { env: args.environment.read()?, labels: cli::labels(&args.labels), timeout: args.timeout };
     let interrupt = interrupts()?;
     let shim = running(&source)?;
     let from = ForkFolder::new(&source.dir)?;

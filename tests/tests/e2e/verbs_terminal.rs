@@ -105,7 +105,8 @@ fn a_shell_has_this_terminal() {
     terminal.wait_for("resized-42");
     terminal.wait_for("@@ ");
     // Ctrl-C is the command's, and neither the shell's end nor ours.
-    terminal.keys("echo begin-$((1+1)); sleep 1000\r");
+    // Told by the command itself: before it is there the key would be its shell's, who waits for it.
+    terminal.keys("sh -c 'echo begin-$((1+1)); exec sleep 1000'\r");
     terminal.wait_for("begin-2");
     terminal.keys("\x03");
     terminal.wait_for("@@ ");

@@ -48,7 +48,9 @@ impl Acts for Noted {
         if let Some(configure) = resume.configure {
             self.sandbox.replace_session(configure);
         }
-        Ok(Resumed::default())
+        // A seed is the sign of a part that fails.
+        let error = String::from_utf8(resume.seed).unwrap();
+        Ok(Resumed { parts: vec![Part { error, ..Part::default() }], ..Resumed::default() })
     }
 
     async fn rehearse(&self) -> Result<Rehearsed, Refusal> {
@@ -270,6 +272,38 @@ async fn a_resume_begins_a_life_and_the_old_one_is_not_heard_any_more() {
     host.hello().await;
     assert_eq!(host.ask(7, thaw()).await, (7, None));
     assert_eq!(host.acts(), ["freeze true", "resume 7", "thaw false"]);
+}
+
+#[tokio::test]
+async fn a_resume_that_is_whole_thaws_where_that_is_asked_for() {
+    let mut host = Host::start().await;
+    host.hello().await;
+    let resume = |generation, seed: &str| {
+        let seed = seed.as_bytes().to_vec();
+        let kind = Kind::Clone.into();
+        from_host::Request::Resume(Resume { kind, generation, seed, thaw: true, ..Resume::default() })
+    };
+    for (generation, seed, thawed) in [(2, "a part failed", false), (3, "", true)] {
+        if generation == 2 {
+            host.ask(1, freeze()).await;
+        }
+        host.send(generation, resume(generation, seed)).await;
+        match host.receive().await.1 {
+            from_agent::Message::Response(Response {
+                result: Some(response::Result::Resumed(resumed)),
+                ..
+            }) => {
+                assert_eq!(resumed.thawed, thawed, "{resumed:?}");
+                assert_eq!(resumed.parts.last().unwrap().name == "thaw", thawed, "{resumed:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+        let (_, hello) = host.hello().await;
+        assert_eq!(hello.frozen, !thawed);
+        assert_eq!(host.sandbox.lifecycle().phase().is_frozen(), !thawed);
+    }
+    assert_eq!(host.ask(3, thaw()).await, (3, PRECONDITION));
+    assert_eq!(host.acts(), ["freeze true", "resume 2", "resume 3", "thaw true"]);
 }
 
 #[tokio::test]

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use envd_channel::name;
 use envd_proto::filesystem::{EntryInfo, EventType, FilesystemEvent};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, fstatfs, open, openat2};
 use tokio::net::unix::pipe;
 
 use super::super::entry::entry;
-use super::super::name;
 use super::super::operations::io_error;
 use super::super::walk::Walk;
 use super::core::{Action, Change, Core, Lost, Wish};

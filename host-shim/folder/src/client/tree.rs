@@ -1,8 +1,9 @@
 //! Trees of files: exact entries, directories of any size, and uploads that keep modes, times and links.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use envd_channel::name;
 use envd_proto::filesystem::{EntryInfo, ListDirRequest, ListDirResponse, StatRequest, StatResponse};
 use futures::TryStreamExt;
 use http::{Method, Response, StatusCode, header};
@@ -14,7 +15,6 @@ use tokio::io::AsyncRead;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::file::target;
-use super::name::encode_name;
 use super::{Body, ClientError, SandboxClient, empty, entry, full, invalid, refusal};
 
 /// How much of a file is read from its source at a time.
@@ -67,7 +67,7 @@ impl Entry {
             mode |= if letters.contains(letter) { bit } else { 0 };
         }
         let kind = match info.link_text {
-            Some(text) => EntryKind::Symlink(super::name::decode_name(&text).as_encoded_bytes().to_vec()),
+            Some(text) => EntryKind::Symlink(name::decode(&text).into_os_string().into_vec()),
             None if letters.contains('L') => {
                 return Err(ClientError::protocol("the text of a link", "none (an older agent?)"));
             }
@@ -76,7 +76,7 @@ impl Entry {
             None => EntryKind::File(u64::try_from(info.size).unwrap_or(0)),
         };
         let mtime = info.modified_time.map(|time| (time.seconds, time.nanos.cast_unsigned()));
-        let name = super::name::decode_name(&info.name).as_encoded_bytes().to_vec();
+        let name = name::decode(&info.name).into_os_string().into_vec();
         Ok(Self { name, kind, attributes: Attributes { mode, mtime } })
     }
 }
@@ -93,7 +93,7 @@ struct Made {
 impl SandboxClient {
     /// The entry at a path, not following a link at its end.
     pub async fn exact_stat(&self, path: &[u8]) -> Result<Entry, ClientError> {
-        let request = StatRequest { path: encode_name(OsStr::from_bytes(path)), exact: true };
+        let request = StatRequest { path: name::encode(OsStr::from_bytes(path)), exact: true };
         let response: StatResponse = self.unary("filesystem.Filesystem/Stat", &request).await?;
         Entry::of(entry(response.entry)?)
     }
@@ -101,10 +101,10 @@ impl SandboxClient {
     /// The entries of a directory whose names come after this one, some thousands of them; none at the end.
     pub async fn list_after(&self, path: &[u8], after: &[u8]) -> Result<Vec<Entry>, ClientError> {
         let request = ListDirRequest {
-            path: encode_name(OsStr::from_bytes(path)),
+            path: name::encode(OsStr::from_bytes(path)),
             depth: 1,
             exact: true,
-            after: Some(encode_name(OsStr::from_bytes(after))),
+            after: Some(name::encode(OsStr::from_bytes(after))),
         };
         let response: ListDirResponse = self.unary("filesystem.Filesystem/ListDir", &request).await?;
         response.entries.into_iter().map(Entry::of).collect()

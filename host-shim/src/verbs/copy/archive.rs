@@ -98,18 +98,29 @@ fn read(stream: impl Read, entries: &mpsc::Sender<Found>) -> io::Result<()> {
             return Ok(());
         }
         if let Some(sender) = rest {
-            feed(&mut entry, &sender)?;
+            let size = entry.size();
+            feed(&mut entry, size, &sender)?;
         }
     }
     Ok(())
 }
 
-fn feed(entry: &mut impl Read, sender: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
+/// Sends the `left` bytes of an entry.
+fn feed(entry: &mut impl Read, mut left: u64, sender: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<()> {
     loop {
         let mut chunk = vec![0; CHUNK];
-        match entry.read(&mut chunk) {
+        let read = match entry.read(&mut chunk) {
+            // The tar crate tells of a stream that ends too early only at the next entry.
+            Ok(0) if left > 0 => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("the stream ends {left} bytes before the end of a file"),
+            )),
+            read => read,
+        };
+        match read {
             Ok(0) => return Ok(()),
             Ok(read) => {
+                left = left.saturating_sub(read as u64);
                 chunk.truncate(read);
                 // A file that nobody wants any more is passed over.
                 if sender.blocking_send(Ok(chunk.into())).is_err() {
@@ -259,6 +270,27 @@ mod tests {
         assert_eq!(times, [Some((1_700_000_000, 5))]);
         let big = entries.next().unwrap().unwrap();
         assert_eq!((&*big.path_bytes(), big.size()), (&b"big"[..], 1 << 34));
+    }
+
+    /// Whoever reads a file of it must not take the half for the whole, however late the rest of the stream is looked at.
+    #[test]
+    fn a_file_that_the_stream_cuts_short_ends_with_an_error() {
+        let mut builder = Builder::new(Vec::new());
+        let attributes = Attributes { mode: 0o644, mtime: None };
+        let mut stream = header(&mut builder, b"f", EntryType::Regular, 1000, None, attributes).unwrap();
+        stream.extend([1; 700]);
+        let (sender, mut entries) = mpsc::channel(1);
+        let reading = std::thread::spawn(move || read(&stream[..], &sender));
+        let Some(Found::Item(Item { what: What::File { length, mut contents }, .. })) =
+            entries.blocking_recv()
+        else {
+            panic!("no file")
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut got = Vec::new();
+        let error = runtime.block_on(contents.read_to_end(&mut got)).unwrap_err();
+        assert_eq!((length, got.len(), error.kind()), (1000, 700, io::ErrorKind::UnexpectedEof));
+        assert!(reading.join().unwrap().is_err());
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use envd_channel::name;
 use envd_proto::filesystem::FileType;
-use sandbox_folder::client::{ClientError, Code, EntryKind, SandboxClient, decode_name, encode_name};
+use sandbox_folder::client::{ClientError, Code, EntryKind, SandboxClient};
 
 use super::archive::{self, ArchiveSink};
 use super::item::split;
@@ -103,9 +104,9 @@ impl Side {
                 let mut path = path.clone();
                 if follow && !contents {
                     let entry =
-                        client.stat(&encode_name(OsStr::from_bytes(&path))).await.map_err(self.failed())?;
+                        client.stat(&name::encode(OsStr::from_bytes(&path))).await.map_err(self.failed())?;
                     if let Some(target) = entry.symlink_target {
-                        path = absolute(decode_name(&target).as_bytes());
+                        path = absolute(name::decode(&target).as_os_str().as_bytes());
                     }
                 }
                 let entry = client.exact_stat(&path).await.map_err(self.failed())?;
@@ -204,10 +205,12 @@ impl Side {
 /// What is at a path in a sandbox, links followed: whether it is a directory, and where a link leads.
 async fn kind(client: &SandboxClient, path: &[u8]) -> Result<Option<(bool, Option<Vec<u8>>)>, ClientError> {
     // A link reports what it leads to.
-    match client.stat(&encode_name(OsStr::from_bytes(path))).await {
+    match client.stat(&name::encode(OsStr::from_bytes(path))).await {
         Ok(entry) => {
             let directory = entry.r#type() == FileType::Directory;
-            let target = entry.symlink_target.map(|target| clean(&absolute(decode_name(&target).as_bytes())));
+            let target = entry
+                .symlink_target
+                .map(|target| clean(&absolute(name::decode(&target).as_os_str().as_bytes())));
             Ok(Some((directory, target)))
         }
         Err(error) if error.code() == Some(Code::NotFound) => Ok(None),

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use e2e::{DEADLINE, TestSandbox, binary, made, template};
 use rustix::process::{Pid, Signal, kill_process};
-use sandbox_folder::client::SandboxClient;
+use sandbox_folder::client::{ClientError, Code, Completed, SandboxClient};
 use serde_json::{Value, json};
 
 /// Whether every step is tried, and not only a sample.
@@ -312,16 +312,29 @@ impl Case<'_> {
         Some((status, serde_json::from_str(body).ok()?))
     }
 
+    fn try_sh(&self, script: &str) -> Result<Completed, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let client = SandboxClient::unix(self.dir.join("vsock.sock"));
+        runtime.block_on(async {
+            let running = client.output("/bin/sh", ["-c", script]);
+            tokio::time::timeout(DEADLINE, running).await.expect("the command ends")
+        })
+    }
+
+    /// Waits until the sandbox is frozen no more.
+    #[track_caller]
+    pub(super) fn assert_thaws(&self) {
+        until("it is thawed", || match self.try_sh("true") {
+            Ok(_) => true,
+            Err(error) if error.code() == Some(Code::Unavailable) => false,
+            Err(error) => panic!("{error}"),
+        });
+    }
+
     /// What a script in the sandbox prints, which must succeed.
     #[track_caller]
     pub(super) fn sh(&self, script: &str) -> String {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let client = SandboxClient::unix(self.dir.join("vsock.sock"));
-        let done = runtime.block_on(async {
-            let running = client.output("/bin/sh", ["-c", script]);
-            tokio::time::timeout(DEADLINE, running).await.expect("the command ends")
-        });
-        let done = done.unwrap_or_else(|error| panic!("{script}: {error}"));
+        let done = self.try_sh(script).unwrap_or_else(|error| panic!("{script}: {error}"));
         assert_eq!(done.exit.code(), 0, "{script}: {}", String::from_utf8_lossy(&done.stderr));
         String::from_utf8(done.stdout).expect("text")
     }

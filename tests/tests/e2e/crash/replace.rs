@@ -268,6 +268,8 @@ fn a_freeze_that_is_done_late_is_undone() {
         said["message"].as_str().is_some_and(|said| said.contains("did not answer the Freeze")),
         "{said}"
     );
+    // The machine comes to the Freeze and to its end only now.
+    case.assert_thaws();
     case.assert_marked();
     assert_eq!(case.call("pause", &json!({})).expect("an answer").0, 200);
     case.ended();

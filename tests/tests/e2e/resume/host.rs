@@ -175,7 +175,7 @@ pub(super) fn resume(
     configure: Option<Configure>,
 ) -> Request {
     let (seed, unix_time_ns) = (vec![seed; 64], time * 1_000_000_000);
-    Request::Resume(Resume { kind: kind.into(), generation, seed, unix_time_ns, configure })
+    Request::Resume(Resume { kind: kind.into(), generation, seed, unix_time_ns, configure, thaw: false })
 }
 
 /// Begins the mux session of a generation.

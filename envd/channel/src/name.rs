@@ -18,7 +18,7 @@ use std::path::PathBuf;
 const BASE: u32 = 0xEF00;
 
 /// The string that stands for a file's name or path.
-pub(crate) fn encode(name: impl AsRef<OsStr>) -> String {
+pub fn encode(name: impl AsRef<OsStr>) -> String {
     let mut text = String::with_capacity(name.as_ref().len());
     let escape = |text: &mut String, bytes: &[u8]| {
         text.extend(bytes.iter().filter_map(|byte| char::from_u32(BASE + u32::from(*byte))));
@@ -36,7 +36,7 @@ pub(crate) fn encode(name: impl AsRef<OsStr>) -> String {
 }
 
 /// The path that a string of the API stands for.
-pub(crate) fn decode(text: &str) -> PathBuf {
+pub fn decode(text: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     for character in text.chars() {
         match escaped(character) {

@@ -9,8 +9,9 @@ use std::str::FromStr;
 
 use oci::{Hasher, Image};
 
-use crate::build::{Progress, Size, Writing};
-use crate::ext4::{DataSource, Identity};
+use crate::build::{Progress, Writing};
+use crate::ext4::{Ext4, Size};
+use crate::format::DataSource;
 use crate::initramfs::read_static_binary;
 use crate::layers::Layers;
 use crate::output::Output;
@@ -94,8 +95,8 @@ pub fn bake(
     let layer = image.layers.len() as u32;
     let add = |tree: &mut Tree| add_agent(tree, layer, options, binary.len() as u64);
     let source = Baked { layers: Layers::new(image), layer, binary: &binary };
-    let identity = Identity::derive(seed.as_bytes());
-    let writing = Writing { size: *size, identity, file: Output::create_hashed(output)? };
+    let format = Ext4::new(seed.as_bytes()).size(*size);
+    let writing = Writing { format, file: Output::create_hashed(output)? };
     writing.run(image, add, source, |source| source.layers.finish(), progress)
 }
 

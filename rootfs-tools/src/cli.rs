@@ -1,9 +1,11 @@
 //! The command line.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use oci::ImageReference;
+use oci::{ImageReference, InvalidReference};
 use rootfs_tools::{AgentPath, Size};
 
 const EXIT_CODES: &str = "\
@@ -18,6 +20,7 @@ Examples:
   rootfs-tools build debian:bookworm -o rootfs.ext4          an image of the local store
   rootfs-tools build oci:./layout:v1 -o rootfs.ext4          an OCI image layout in a folder
   rootfs-tools build oci-archive:app.tar -o rootfs.ext4      one in a tar file
+  rootfs-tools build dir:./tree -o rootfs.ext4               an unpacked tree
   rootfs-tools build app -o rootfs.ext4 --free 256           with 256 MiB of room to write
   rootfs-tools build app -o rootfs.ext4 --size 2048 --json   a 2 GiB disk; the report as JSON
 
@@ -66,9 +69,9 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
-    /// The image: a name in the local store, oci:DIR[:TAG], or oci-archive:FILE[:TAG]
+    /// The image: a name in the local store, oci:DIR[:TAG], or oci-archive:FILE[:TAG]; or dir:FOLDER, an unpacked tree
     #[arg(value_name = "IMAGE")]
-    pub(crate) image: ImageReference,
+    pub(crate) image: Input,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
@@ -84,6 +87,35 @@ pub(crate) struct BuildArgs {
     /// Print the report as one line of JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Where a file system comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Input {
+    /// A folder of this machine.
+    Folder(PathBuf),
+    /// An image.
+    Image(ImageReference),
+}
+
+impl FromStr for Input {
+    type Err = InvalidReference;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("dir:") {
+            Some(folder) if !folder.is_empty() => Ok(Self::Folder(folder.into())),
+            _ => text.parse().map(Self::Image),
+        }
+    }
+}
+
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(folder) => write!(f, "dir:{}", folder.display()),
+            Self::Image(image) => image.fmt(f),
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use oci::{Image, Layer};
 use crate::Error;
 use crate::apply::Applier;
 use crate::error::at;
-use crate::ext4::DataSource;
+use crate::format::DataSource;
 use crate::tree::Place;
 
 const READ_BUFFER: usize = 256 << 10;

@@ -14,7 +14,7 @@ use rootfs_tools::{BakeOptions, BuildOptions, BuildReport};
 use serde_json::json;
 use template::DataDir;
 
-use cli::{BakeArgs, BuildArgs, Cli, Command, EmptyArgs, GuestImageArgs};
+use cli::{BakeArgs, BuildArgs, Cli, Command, EmptyArgs, GuestImageArgs, Input};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -43,11 +43,17 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn build(args: BuildArgs) -> anyhow::Result<()> {
-    // An archive's blobs stay as long as this does.
-    let (image, _archive) = open_image(&args)?;
     let options = BuildOptions { size: args.size() };
     let mut shown = show::Shown::new();
-    let report = rootfs_tools::build(&image, &options, &args.output, &mut |progress| shown.update(progress));
+    let mut update = |progress| shown.update(progress);
+    let report = match &args.image {
+        Input::Folder(folder) => rootfs_tools::build_folder(folder, &options, &args.output, &mut update),
+        Input::Image(reference) => {
+            // An archive's blobs stay as long as this does.
+            let (image, _archive) = open_image(&args, reference)?;
+            rootfs_tools::build(&image, &options, &args.output, &mut update)
+        }
+    };
     shown.finish();
     let report = report.with_context(|| format!("building {}", args.image))?;
     if args.json {
@@ -58,7 +64,14 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
 
 fn bake(args: BakeArgs) -> anyhow::Result<()> {
     let BakeArgs { build, envd, path, init_link } = args;
-    let (image, _archive) = open_image(&build)?;
+    let Input::Image(reference) = &build.image else {
+        return Err(rootfs_tools::Error::Invalid {
+            what: build.image.to_string(),
+            reason: "the agent is baked into images only: copy it into the folder, then build".to_owned(),
+        }
+        .into());
+    };
+    let (image, _archive) = open_image(&build, reference)?;
     let options = BakeOptions { size: build.size(), path, init_link };
     let mut shown = show::Shown::new();
     let report =
@@ -71,9 +84,9 @@ fn bake(args: BakeArgs) -> anyhow::Result<()> {
     summarise(&build.output, &report)
 }
 
-fn open_image(args: &BuildArgs) -> anyhow::Result<(Image, Option<Archive>)> {
+fn open_image(args: &BuildArgs, reference: &ImageReference) -> anyhow::Result<(Image, Option<Archive>)> {
     let context = || format!("opening image {}", args.image);
-    match &args.image {
+    match reference {
         ImageReference::Name(name) => {
             let data_dir = DataDir::resolve(args.data_dir.as_deref())
                 .ok_or_else(|| anyhow!("neither --data-dir nor $HOME says where the local images are"))?;
@@ -119,6 +132,9 @@ fn summarise(output: &Path, report: &BuildReport) -> anyhow::Result<()> {
             "rootfs-tools: {} extended attributes were left out: kept are user, trusted (but for trusted.overlay), security and POSIX ACLs",
             report.dropped_xattrs
         );
+    }
+    if report.dropped_sockets > 0 {
+        eprintln!("rootfs-tools: {} sockets were left out", report.dropped_sockets);
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use oci::{Digest, Hasher};
 
 use crate::Error;
 use crate::error::at;
+use crate::format::Sink;
 
 /// Bytes that are written at once.
 const BUFFER: usize = 1 << 20;
@@ -58,52 +59,6 @@ impl Output {
         let mut output = Self::create(target)?;
         output.behind = Some(WriteBehind::start(output.file.as_file()).map_err(at(target))?);
         Ok(output)
-    }
-
-    /// Bytes so far.
-    pub(crate) fn position(&self) -> u64 {
-        self.flushed + self.filled as u64
-    }
-
-    /// Writes bytes.
-    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
-        while !bytes.is_empty() {
-            let room = self.room(bytes.len() as u64)?;
-            let (now, later) = bytes.split_at(room.len());
-            room.copy_from_slice(now);
-            self.advance(now.len());
-            bytes = later;
-        }
-        Ok(())
-    }
-
-    /// Room for the next bytes: at least one and at most `wanted`.
-    pub(crate) fn room(&mut self, wanted: u64) -> Result<&mut [u8], Error> {
-        if self.filled == self.buffer.len() {
-            self.flush()?;
-        }
-        let room = &mut self.buffer[self.filled..];
-        let length = usize::try_from(wanted).unwrap_or(usize::MAX).min(room.len());
-        Ok(&mut room[..length])
-    }
-
-    /// Takes `count` bytes of [`Output::room`] as written.
-    pub(crate) fn advance(&mut self, count: usize) {
-        self.filled += count;
-    }
-
-    /// Zeros up to `position`, which is not behind the last byte; long runs of them take no room on the host.
-    pub(crate) fn seek_forward(&mut self, position: u64) -> Result<(), Error> {
-        let gap = position.saturating_sub(self.position());
-        if gap <= (self.buffer.len() - self.filled) as u64 {
-            let end = self.filled + gap as usize;
-            self.buffer[self.filled..end].fill(0);
-            self.filled = end;
-            return Ok(());
-        }
-        self.flush()?;
-        self.flushed += gap;
-        self.send(Chunk::Zeros(gap))
     }
 
     /// Ends the file and gives it its name. It is left to the page cache: a power cut may take it.
@@ -164,6 +119,38 @@ impl Output {
             Some(Err(error)) => Err(at(&self.target)(error)),
             _ => Ok(()),
         }
+    }
+}
+
+impl Sink for Output {
+    fn position(&self) -> u64 {
+        self.flushed + self.filled as u64
+    }
+
+    fn room(&mut self, wanted: u64) -> Result<&mut [u8], Error> {
+        if self.filled == self.buffer.len() {
+            self.flush()?;
+        }
+        let room = &mut self.buffer[self.filled..];
+        let length = usize::try_from(wanted).unwrap_or(usize::MAX).min(room.len());
+        Ok(&mut room[..length])
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.filled += count;
+    }
+
+    fn zeros_to(&mut self, position: u64) -> Result<(), Error> {
+        let gap = position.saturating_sub(self.position());
+        if gap <= (self.buffer.len() - self.filled) as u64 {
+            let end = self.filled + gap as usize;
+            self.buffer[self.filled..end].fill(0);
+            self.filled = end;
+            return Ok(());
+        }
+        self.flush()?;
+        self.flushed += gap;
+        self.send(Chunk::Zeros(gap))
     }
 }
 
@@ -257,11 +244,11 @@ mod tests {
             let data: Vec<u8> = (0..bytes).map(|n| n as u8 | 1).collect();
             output.write(&data).unwrap();
             expected.extend_from_slice(&data);
-            output.seek_forward(end).unwrap();
+            output.zeros_to(end).unwrap();
             expected.resize(end as usize, 0);
             assert_eq!(output.position(), end);
         }
-        output.seek_forward(64 << 20).unwrap();
+        output.zeros_to(64 << 20).unwrap();
         expected.resize(64 << 20, 0);
         let digest = output.publish_hashed().unwrap();
         let written = fs::read(&path).unwrap();

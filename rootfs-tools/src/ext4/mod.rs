@@ -19,6 +19,7 @@ mod checksum;
 mod device;
 mod directory;
 mod extent;
+mod format;
 mod geometry;
 mod group;
 mod hash;
@@ -29,8 +30,9 @@ mod writer;
 mod xattr;
 
 pub(crate) use checksum::Identity;
-pub(crate) use plan::{Capacity, Plan, PlanError};
-pub(crate) use writer::{DataSource, write};
+pub use format::{Ext4, Size};
+pub use superblock::MAX_LABEL;
+pub(crate) use writer::write;
 pub(crate) use xattr::is_stored as is_stored_xattr;
 
 /// Bytes in a block. The guest's page size; other sizes have no user here.

@@ -13,7 +13,7 @@ use super::{
     BLOCK_SIZE, BLOCKS_PER_GROUP, FIRST_INODE, LOST_FOUND, MAX_BYTES, MAX_INODES_PER_GROUP, ROOT_INODE,
     device,
 };
-use crate::tree::{Content, FileData, NodeId, Run, Tree};
+use crate::tree::{Content, Directory, FileData, NodeId, Run, Tree};
 
 /// How large the file system is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,9 @@ pub(crate) enum PlanError {
 
 /// mke2fs's ratio of bytes to inodes, for file systems that will be written to.
 const BYTES_PER_INODE: u64 = 16384;
+
+/// The longest name in bytes (`EXT4_NAME_LEN`).
+const MAX_NAME: usize = 255;
 
 /// Targets shorter than this live in the inode (`EXT4_N_BLOCKS * 4`, with a NUL).
 pub(super) const FAST_SYMLINK: usize = 60;
@@ -224,11 +227,16 @@ fn number(tree: &Tree, identity: &Identity) -> Result<(Vec<Planned>, Vec<u32>), 
     while let Some(directory) = stack.pop() {
         let place = places[directory.index()] as usize - 1;
         let number = inode_number(place);
-        let children = tree.children(directory).into_iter().flatten();
+        let children = tree.children(directory).into_iter().flat_map(Directory::iter);
         let before = stack.len();
         let mut subdirectories = 0;
-        for (_, child) in children {
+        for (name, child) in children {
             let known = &mut places[child.node.index()];
+            let is_lost_found = directory == NodeId::ROOT && name == LOST_FOUND;
+            if *known != 0 && tree.is_directory(child.node) && !is_lost_found {
+                let reason = "the directory has two names".to_owned();
+                return Err(PlanError::Unsupported { node: child.node, reason });
+            }
             if *known == 0 {
                 inodes.push(planned(child.node, number));
                 *known = inodes.len() as u32;
@@ -254,12 +262,38 @@ fn number(tree: &Tree, identity: &Identity) -> Result<(Vec<Planned>, Vec<u32>), 
     Ok((inodes, numbers))
 }
 
+/// Whether a directory can hold the name.
+fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..")
+        && name.len() <= MAX_NAME
+        && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
+}
+
 /// Finds out what a node takes, and whether it can be stored at all.
 fn measure(tree: &Tree, inode: &mut Planned, identity: &Identity) -> Result<(), PlanError> {
     let node = tree.node(inode.node);
     let unsupported = |reason: String| Err(PlanError::Unsupported { node: inode.node, reason });
+    if let Content::Directory(children) = &node.content
+        && let Some((name, _)) = children.iter().find(|(name, _)| !is_name(name))
+    {
+        let shown = String::from_utf8_lossy(&name[..name.len().min(300)]);
+        return unsupported(format!(
+            "the name {shown:?} has {} bytes, expected 1 to 255 without '/' and NUL, not '.' or '..'",
+            name.len()
+        ));
+    }
+    if let Content::File { size, data: FileData::Sparse(runs) } = &node.content {
+        let mut end = 0;
+        for run in &runs[..] {
+            let behind = run.start.checked_add(run.length).filter(|behind| *behind <= *size);
+            match behind {
+                Some(behind) if run.length > 0 && run.start >= end => end = behind,
+                _ => return unsupported("its runs of data are not ascending parts of the file".to_owned()),
+            }
+        }
+    }
     inode.blocks = match &node.content {
-        Content::Directory(children) => match Packing::new(children.keys().map(|name| &name[..]), identity) {
+        Content::Directory(children) => match Packing::new(children.iter().map(|(name, _)| name), identity) {
             Some(packing) => packing.blocks().into(),
             None => {
                 return unsupported(format!(

@@ -13,7 +13,7 @@ pub(super) const SIZE: usize = 1024;
 pub(super) const PRIMARY_OFFSET: usize = 1024;
 
 /// The longest volume label in bytes.
-pub(crate) const MAX_LABEL: usize = 16;
+pub const MAX_LABEL: usize = 16;
 
 const MAGIC: u16 = 0xef53;
 const STATE_CLEAN: u16 = 1;

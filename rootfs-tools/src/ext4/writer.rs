@@ -13,22 +13,15 @@ use super::{
     xattr,
 };
 use crate::Error;
-use crate::output::Output;
-use crate::tree::{Content, NodeId, Place, Tree};
-
-/// Where file data comes from. Files are read in ascending order of the place of their first byte, each of them from its
-/// first byte to its last, and no byte is asked for twice.
-pub(crate) trait DataSource {
-    /// Fills `buffer` with what begins at `place`.
-    fn read(&mut self, place: Place, buffer: &mut [u8]) -> Result<(), Error>;
-}
+use crate::format::{DataSource, Sink};
+use crate::tree::{Content, Directory, NodeId, Place, Tree};
 
 /// Writes the file system; `progress` is told the number of bytes behind it.
 pub(crate) fn write(
     plan: &Plan,
     tree: &Tree,
     source: &mut dyn DataSource,
-    output: &mut Output,
+    output: &mut dyn Sink,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
     let writer = Writer { plan, tree, identity: plan.identity };
@@ -59,17 +52,17 @@ pub(crate) fn write(
     loop {
         let next_piece = pieces.peek().map_or(u64::MAX, |piece| piece.start);
         if let Some((start, structure)) = structures.next_if(|(start, _)| *start < next_piece) {
-            output.seek_forward(start * BLOCK_SIZE as u64)?;
+            output.zeros_to(start * BLOCK_SIZE as u64)?;
             writer.structure(structure, &superblock, &table, output)?;
         } else if let Some(piece) = pieces.next() {
-            output.seek_forward(piece.start * BLOCK_SIZE as u64)?;
+            output.zeros_to(piece.start * BLOCK_SIZE as u64)?;
             writer.piece(piece, source, output)?;
         } else {
             break;
         }
         progress(output.position());
     }
-    output.seek_forward(plan.length())?;
+    output.zeros_to(plan.length())?;
     progress(plan.length());
     Ok(())
 }
@@ -94,7 +87,7 @@ impl Writer<'_> {
         structure: Structure,
         superblock: &Superblock,
         table: &[u8],
-        output: &mut Output,
+        output: &mut dyn Sink,
     ) -> Result<(), Error> {
         match structure {
             Structure::Copies(group) => {
@@ -219,7 +212,7 @@ impl Writer<'_> {
     }
 
     /// The used part of the group's inode table, in whole blocks. The rest is zeros.
-    fn inode_table(&self, group: u32, output: &mut Output) -> Result<(), Error> {
+    fn inode_table(&self, group: u32, output: &mut dyn Sink) -> Result<(), Error> {
         let first = group * self.plan.geometry.inodes_per_group + 1;
         let used = self.used_inodes_of(group);
         for number in first..first + used.next_multiple_of(INODES_PER_BLOCK) {
@@ -247,7 +240,7 @@ impl Writer<'_> {
         let xattr_inline =
             xattr::encode(&node.attributes.xattrs).map_or([0; xattr::INLINE_SIZE], |it| it.inline);
         let mut inode = Inode {
-            mode: file_type | node.attributes.mode,
+            mode: file_type | node.attributes.mode & 0o7777,
             uid: node.attributes.uid,
             gid: node.attributes.gid,
             links: planned.links as u16,
@@ -287,7 +280,7 @@ impl Writer<'_> {
         inode
     }
 
-    fn piece(&self, piece: &Piece, source: &mut dyn DataSource, output: &mut Output) -> Result<(), Error> {
+    fn piece(&self, piece: &Piece, source: &mut dyn DataSource, output: &mut dyn Sink) -> Result<(), Error> {
         let index = piece.inode as usize;
         let planned = &self.plan.inodes[index];
         let node = self.tree.node(planned.node);
@@ -300,7 +293,7 @@ impl Writer<'_> {
                 let runs = data.runs(*size).skip_while(|run| run.start + run.length <= from);
                 for run in runs.take_while(|run| run.start < end) {
                     let mut at = run.start.max(from);
-                    output.seek_forward(base + (at - from))?;
+                    output.zeros_to(base + (at - from))?;
                     while at < (run.start + run.length).min(end) {
                         let room = output.room((run.start + run.length).min(end) - at)?;
                         source
@@ -335,7 +328,7 @@ impl Writer<'_> {
     }
 
     fn directory(&self, index: usize, planned: &Planned) -> Vec<u8> {
-        let children = self.tree.children(planned.node).into_iter().flatten();
+        let children = self.tree.children(planned.node).into_iter().flat_map(Directory::iter);
         let entries: Vec<DirEntry<'_>> = children
             .map(|(name, child)| DirEntry {
                 name,
@@ -373,7 +366,8 @@ fn types(content: &Content) -> (u16, u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ext4::Capacity;
+    use crate::ext4::plan::Capacity;
+    use crate::output::Output;
     use crate::tree::{Attributes, FileData, Node};
     use std::process::Command;
 

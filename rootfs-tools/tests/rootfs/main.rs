@@ -4,6 +4,7 @@ mod bake;
 mod build;
 mod cli;
 mod empty;
+mod folder;
 mod hostile;
 mod image;
 mod oracle;

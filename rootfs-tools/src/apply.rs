@@ -2,12 +2,12 @@
 
 use std::io::Read;
 
-use oci::layer::{Change, Kind, LayerPath, LayerReader, Metadata, Node as Entry};
+use oci::layer::{Change, DataRun, Kind, LayerPath, LayerReader, Metadata, Node as Entry};
 
 use crate::Error;
 use crate::ext4::is_stored_xattr;
 use crate::tree::{
-    Attributes, Content, Directory, FileData, Name, Node, NodeId, Place, ResolveError, Tree, Xattr,
+    Attributes, Content, Directory, FileData, Name, Node, NodeId, Place, ResolveError, Run, Tree, Xattr,
 };
 
 /// Applies layers, the lowest first.
@@ -105,6 +105,14 @@ impl Applier {
             },
             Kind::File { size, offset } => {
                 Content::File { size, data: FileData::Whole(Place { source: layer, offset }) }
+            }
+            Kind::Sparse { size, runs } => {
+                let run = |run: &DataRun| Run {
+                    start: run.start,
+                    length: run.length,
+                    place: Place { source: layer, offset: run.offset },
+                };
+                Content::File { size, data: FileData::Sparse(runs.iter().map(run).collect()) }
             }
             Kind::Symlink(target) => Content::Symlink(target.into()),
             Kind::CharDevice { major, minor } => Content::CharDevice { major, minor },

@@ -172,13 +172,13 @@ impl Plan {
         self.inodes.len() as u64
     }
 
-    /// Bytes of file data.
+    /// Bytes of file data, without holes.
     pub(crate) fn data_bytes(&self, tree: &Tree) -> u64 {
-        let size = |inode: &Planned| match tree.node(inode.node).content {
-            Content::File { size, .. } => size,
+        let size = |inode: &Planned| match &tree.node(inode.node).content {
+            Content::File { size, data } => data.runs(*size).map(|run| run.length).sum(),
             _ => 0,
         };
-        self.inodes.iter().map(size).sum()
+        self.inodes.iter().map(size).sum::<u64>()
     }
 
     /// The runs of an inode's contents.

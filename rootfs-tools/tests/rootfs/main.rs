@@ -9,4 +9,5 @@ mod hostile;
 mod image;
 mod oracle;
 mod round_trip;
+mod sparse;
 mod umoci;

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use oci::{Hasher, Image};
 
 use crate::build::{Progress, Writing};
-use crate::ext4::{Ext4, Size};
+use crate::ext4::{Ext4, Journal, Size};
 use crate::format::DataSource;
 use crate::initramfs::read_static_binary;
 use crate::layers::Layers;
@@ -72,6 +72,8 @@ impl FromStr for AgentPath {
 pub struct BakeOptions {
     /// How large the file system is.
     pub size: Size,
+    /// Whether it has a journal, which a disk that is written to and kept should have.
+    pub journal: Journal,
     /// Where the agent goes.
     pub path: AgentPath,
     /// Whether `/sbin/init` becomes a link to it, in place of what the image has there.
@@ -89,13 +91,13 @@ pub fn bake(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<BuildReport, Error> {
     let binary = read_static_binary(envd)?;
-    let BakeOptions { size, path, init_link } = options;
+    let BakeOptions { size, journal, path, init_link } = options;
     let seed = format!("{} {} {path} {init_link}", image.digest, Hasher::digest_of(&binary));
     // Layers are bounded far below 2^32 (the manifest's own size).
     let layer = image.layers.len() as u32;
     let add = |tree: &mut Tree| add_agent(tree, layer, options, binary.len() as u64);
     let source = Baked { layers: Layers::new(image), layer, binary: &binary };
-    let format = Ext4::new(seed.as_bytes()).size(*size);
+    let format = Ext4::new(seed.as_bytes()).size(*size).journal(*journal)?;
     let writing = Writing { format, file: Output::create_hashed(output)? };
     writing.run(image, add, source, |source| source.layers.finish(), progress)
 }

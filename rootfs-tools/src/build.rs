@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::apply::Applier;
-use crate::ext4::{Ext4, Size};
+use crate::ext4::{Ext4, Journal, Size};
 use crate::format::{DataSource, Format};
 use crate::layers::{self, Layers};
 use crate::output::Output;
@@ -19,6 +19,8 @@ use crate::tree::Tree;
 pub struct BuildOptions {
     /// How large the file system is.
     pub size: Size,
+    /// Whether it has a journal. One that is mounted read-only needs none.
+    pub journal: Journal,
 }
 
 /// How far [`build()`] is.
@@ -78,7 +80,8 @@ pub fn build(
     output: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<BuildReport, Error> {
-    let format = Ext4::new(image.digest.to_string().as_bytes()).size(options.size);
+    let format =
+        Ext4::new(image.digest.to_string().as_bytes()).size(options.size).journal(options.journal)?;
     // First of all, so that a bad path costs nothing.
     let writing = Writing { format, file: Output::create_hashed(output)? };
     writing.run(image, |_| Ok(()), Layers::new(image), Layers::finish, progress)

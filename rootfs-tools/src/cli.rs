@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use oci::{ImageReference, InvalidReference};
-use rootfs_tools::{AgentPath, Size};
+use rootfs_tools::{AgentPath, Journal, Size};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -60,6 +60,19 @@ pub(crate) enum Command {
          It has no journal: it is meant for data that is thrown away after a crash.\n\n{EXIT_CODES}"
     ))]
     Empty(EmptyArgs),
+    /// Make an ext4 file system larger in its file, without a copy
+    #[command(after_help = "\
+Example:
+  rootfs-tools grow rootfs.ext4 --size 4096
+
+It takes what this program writes, and what mke2fs makes with 4096-byte blocks and metadata_csum; clean and not mounted.
+What it cannot grow is refused before anything is written.
+
+Exit codes:
+  0  the file system has the size
+  1  this machine failed (no room on the disk, no permission, ..)
+  2  it cannot be grown, or not so far")]
+    Grow(GrowArgs),
     /// Write the guest image: an initramfs with the agent as /init
     #[command(after_help = format!(
         "Example:\n  rootfs-tools guest-image --envd target/x86_64-unknown-linux-gnu/agent/envd -o guest.cpio\n\n{EXIT_CODES}"
@@ -81,6 +94,9 @@ pub(crate) struct BuildArgs {
     /// Room for new files in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(0..=MAX_MIB))]
     free: Option<u64>,
+    /// With a journal, of MIB or the size that mke2fs would choose
+    #[arg(long, value_name = "MIB", num_args = 0..=1, require_equals = true, value_parser = clap::value_parser!(u64).range(4..=40_000))]
+    journal: Option<Option<u64>>,
     /// Where local images are [default: $XDG_DATA_HOME/tiffin or ~/.local/share/tiffin]
     #[arg(long, value_name = "DIR", env = "TIFFIN_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
@@ -146,6 +162,16 @@ impl BuildArgs {
     }
 }
 
+impl BuildArgs {
+    pub(crate) fn journal(&self) -> Journal {
+        match self.journal {
+            None => Journal::None,
+            Some(None) => Journal::Auto,
+            Some(Some(mib)) => Journal::Size(mib << 20),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct EmptyArgs {
     /// Size of the file system in MiB
@@ -160,6 +186,19 @@ pub(crate) struct EmptyArgs {
     /// Text that UUID and hash seed follow from; the same text gives the same bytes [default: random]
     #[arg(long)]
     pub(crate) seed: Option<String>,
+    /// Print the result as one line of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GrowArgs {
+    /// The file with the file system
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// New size of the file system in MiB
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MAX_MIB))]
+    pub(crate) size: u64,
     /// Print the result as one line of JSON
     #[arg(long)]
     pub(crate) json: bool,

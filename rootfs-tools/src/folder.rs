@@ -47,7 +47,7 @@ pub fn build_folder(
     // Before the output is there, which may be in the folder.
     let mut folder = Folder::read(from)?;
     let seed = folder.tree.fingerprint().to_string();
-    let format = Ext4::new(seed.as_bytes()).size(options.size);
+    let format = Ext4::new(seed.as_bytes()).size(options.size).journal(options.journal)?;
     let writing = Writing { format, file: Output::create_hashed(output)? };
     let Folder { tree, files, dropped_xattrs, dropped_sockets } = &mut folder;
     let report = writing.write(tree, files, |files| files.finish(), progress)?;

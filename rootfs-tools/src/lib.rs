@@ -30,7 +30,7 @@ pub use build::{BuildOptions, BuildReport, Progress, build};
 pub use cpio::Cpio;
 pub use empty::empty;
 pub use error::Error;
-pub use ext4::{Ext4, MAX_LABEL, Size};
+pub use ext4::{Ext4, GrowReport, Journal, MAX_LABEL, Size, grow};
 pub use folder::{Files, Folder, build_folder};
 pub use format::{DataSource, Format, NoData, Prepared, Sink, WriteReport, write_tree};
 pub use initramfs::{GuestImageReport, guest_image};

@@ -14,7 +14,7 @@ use rootfs_tools::{BakeOptions, BuildOptions, BuildReport};
 use serde_json::json;
 use template::DataDir;
 
-use cli::{BakeArgs, BuildArgs, Cli, Command, EmptyArgs, GuestImageArgs, Input};
+use cli::{BakeArgs, BuildArgs, Cli, Command, EmptyArgs, GrowArgs, GuestImageArgs, Input};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Build(args) => build(args),
         Command::Bake(args) => bake(args),
         Command::Empty(args) => empty(args),
+        Command::Grow(args) => grow(args),
         Command::GuestImage(args) => guest_image(args),
     };
     match result {
@@ -43,7 +44,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn build(args: BuildArgs) -> anyhow::Result<()> {
-    let options = BuildOptions { size: args.size() };
+    let options = BuildOptions { size: args.size(), journal: args.journal() };
     let mut shown = show::Shown::new();
     let mut update = |progress| shown.update(progress);
     let report = match &args.image {
@@ -72,7 +73,7 @@ fn bake(args: BakeArgs) -> anyhow::Result<()> {
         .into());
     };
     let (image, _archive) = open_image(&build, reference)?;
-    let options = BakeOptions { size: build.size(), path, init_link };
+    let options = BakeOptions { size: build.size(), journal: build.journal(), path, init_link };
     let mut shown = show::Shown::new();
     let report =
         rootfs_tools::bake(&image, &envd, &options, &build.output, &mut |progress| shown.update(progress));
@@ -162,6 +163,15 @@ fn fresh_seed() -> anyhow::Result<Vec<u8>> {
         .and_then(|mut file| file.read_exact(&mut seed))
         .with_context(|| source.display().to_string())?;
     Ok(seed)
+}
+
+fn grow(args: GrowArgs) -> anyhow::Result<()> {
+    let report = rootfs_tools::grow(&args.file, args.size << 20).context("growing a file system")?;
+    if args.json {
+        return print_json(&report);
+    }
+    let (before, after) = (report.before.div_ceil(1 << 20), report.after >> 20);
+    print_line(&format!("{}: {before} MiB before, {after} MiB now", args.file.display()))
 }
 
 fn guest_image(args: GuestImageArgs) -> anyhow::Result<()> {

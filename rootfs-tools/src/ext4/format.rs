@@ -1,5 +1,6 @@
 //! ext4 as one of the formats that a tree is written in.
 
+use super::journal::{self, Journal};
 use super::plan::{Capacity, Plan, PlanError};
 use super::superblock::MAX_LABEL;
 use super::{BLOCK_SIZE, Identity, LOST_FOUND, MAX_BYTES, write};
@@ -42,13 +43,19 @@ pub struct Ext4 {
     size: Size,
     identity: Identity,
     label: Vec<u8>,
+    journal: Journal,
 }
 
 impl Ext4 {
     /// As small as its contents, without a label. UUID and hash seed follow from `seed`: the same seed, tree, data and
     /// options give the same bytes.
     pub fn new(seed: &[u8]) -> Self {
-        Self { size: Size::Minimal, identity: Identity::derive(seed), label: Vec::new() }
+        Self {
+            size: Size::Minimal,
+            identity: Identity::derive(seed),
+            label: Vec::new(),
+            journal: Journal::None,
+        }
     }
 
     /// With another size.
@@ -67,11 +74,25 @@ impl Ext4 {
         Ok(Self { label: label.as_bytes().to_vec(), ..self })
     }
 
+    /// With a journal.
+    pub fn journal(self, journal: Journal) -> Result<Self, Error> {
+        let sizes = u64::from(journal::MIN_BLOCKS)..=u64::from(journal::MAX_BLOCKS);
+        if let Journal::Size(bytes) = journal
+            && !(bytes.is_multiple_of(BLOCK_SIZE as u64) && sizes.contains(&(bytes / BLOCK_SIZE as u64)))
+        {
+            return Err(Error::Invalid {
+                what: format!("journal of {bytes} bytes"),
+                reason: format!("expected a multiple of {BLOCK_SIZE}, 4 MiB to 40000 MiB"),
+            });
+        }
+        Ok(Self { journal, ..self })
+    }
+
     /// The plan of `tree`, to which `lost+found` is added.
     pub(crate) fn plan(&self, tree: &mut Tree) -> Result<Plan, Error> {
         let capacity = self.size.capacity()?;
         add_lost_found(tree);
-        Plan::new(tree, capacity, self.identity, &self.label).map_err(|error| match error {
+        Plan::new(tree, capacity, self.identity, &self.label, self.journal).map_err(|error| match error {
             PlanError::TooLarge { needed, asked } => Error::TooLarge { needed, asked },
             PlanError::Unsupported { node, reason } => {
                 Error::Unsupported { path: tree.path_of(node), reason }

@@ -6,15 +6,15 @@ use super::directory::{DirEntry, Packing};
 use super::geometry::has_superblock;
 use super::group::{BLOCK_UNINIT, GroupDescriptor, INODE_UNINIT, INODE_ZEROED};
 use super::inode::{self, Inode, MAX_LINKS};
-use super::plan::{FAST_SYMLINK, Holds, Piece, Plan, Planned, inode_number};
+use super::plan::{FAST_SYMLINK, Holds, JournalPlan, Piece, Plan, Planned, inode_number};
 use super::superblock::{PRIMARY_OFFSET, Superblock};
 use super::{
-    BLOCK_SIZE, BLOCKS_PER_GROUP, FIRST_INODE, INODE_SIZE, INODES_PER_BLOCK, device, directory, extent, put,
-    xattr,
+    BLOCK_SIZE, BLOCKS_PER_GROUP, FIRST_INODE, INODE_SIZE, INODES_PER_BLOCK, device, directory, extent,
+    journal, put, resize, xattr,
 };
 use crate::Error;
 use crate::format::{DataSource, Sink};
-use crate::tree::{Content, Directory, NodeId, Place, Tree};
+use crate::tree::{Content, Directory, NodeId, Place, Timestamp, Tree};
 
 /// Writes the file system; `progress` is told the number of bytes behind it.
 pub(crate) fn write(
@@ -48,7 +48,7 @@ pub(crate) fn write(
     }
     structures.sort_unstable_by_key(|(start, _)| *start);
     let mut structures = structures.into_iter().peekable();
-    let mut pieces = plan.pieces.iter().peekable();
+    let mut pieces = plan.pieces().peekable();
     loop {
         let next_piece = pieces.peek().map_or(u64::MAX, |piece| piece.start);
         if let Some((start, structure)) = structures.next_if(|(start, _)| *start < next_piece) {
@@ -56,7 +56,7 @@ pub(crate) fn write(
             writer.structure(structure, &superblock, &table, output)?;
         } else if let Some(piece) = pieces.next() {
             output.zeros_to(piece.start * BLOCK_SIZE as u64)?;
-            writer.piece(piece, source, output)?;
+            writer.piece(&piece, source, output)?;
         } else {
             break;
         }
@@ -95,7 +95,16 @@ impl Writer<'_> {
                 let at = if group == 0 { PRIMARY_OFFSET } else { 0 };
                 put(&mut block, at, superblock.encode(group));
                 output.write(&block)?;
-                output.write(table)
+                output.write(table)?;
+                if group == 0 {
+                    let geometry = &self.plan.geometry;
+                    let first = geometry.descriptor_blocks;
+                    for slot in first..first + geometry.reserved_descriptor_blocks {
+                        output.zeros_to((1 + slot) * BLOCK_SIZE as u64)?;
+                        output.write(&resize::indirect(slot, geometry.group_count()))?;
+                    }
+                }
+                Ok(())
             }
             Structure::BlockBitmap(group) => output.write(self.block_bitmap(group).bytes()),
             Structure::InodeBitmap(group) => output.write(self.inode_bitmap(group).bytes()),
@@ -172,6 +181,13 @@ impl Writer<'_> {
             inodes_per_group: geometry.inodes_per_group,
             identity: self.identity,
             label: self.plan.label,
+            // At most one for each slot of the resize inode.
+            reserved_descriptor_blocks: geometry.reserved_descriptor_blocks as u16,
+            large_directories: self.plan.large_directories,
+            journal: self.plan.journal.as_ref().map(|plan| {
+                let inode = self.journal_inode(plan);
+                (inode.block, inode.size)
+            }),
         }
     }
 
@@ -216,20 +232,60 @@ impl Writer<'_> {
         let first = group * self.plan.geometry.inodes_per_group + 1;
         let used = self.used_inodes_of(group);
         for number in first..first + used.next_multiple_of(INODES_PER_BLOCK) {
-            // Reserved inodes but the root's are zeros, as mke2fs leaves them.
-            let index = match number {
-                super::ROOT_INODE => Some(0),
-                FIRST_INODE.. => Some((number - FIRST_INODE + 1) as usize),
+            let inode = match number {
+                super::ROOT_INODE => Some(self.inode(0, &self.plan.inodes[0])),
+                resize::INODE => Some(self.resize_inode()),
+                journal::INODE => self.plan.journal.as_ref().map(|plan| self.journal_inode(plan)),
+                FIRST_INODE.. => {
+                    let index = (number - FIRST_INODE + 1) as usize;
+                    self.plan.inodes.get(index).map(|planned| self.inode(index, planned))
+                }
+                // The other reserved inodes are zeros, as mke2fs leaves them.
                 _ => None,
             };
-            match index.and_then(|index| Some((index, self.plan.inodes.get(index)?))) {
-                Some((index, planned)) => {
-                    output.write(&self.inode(index, planned).encode(number, &self.identity))?
-                }
+            match inode {
+                Some(inode) => output.write(&inode.encode(number, &self.identity))?,
                 None => output.write(&[0; INODE_SIZE])?,
             }
         }
         Ok(())
+    }
+
+    /// An inode of the file system's own.
+    fn own_inode(&self, size: u64, blocks: u64) -> Inode {
+        Inode {
+            mode: inode::TYPE_FILE | 0o600,
+            uid: 0,
+            gid: 0,
+            links: 1,
+            size,
+            mtime: Timestamp::default(),
+            blocks,
+            flags: 0,
+            block: [0; extent::ROOT_SIZE],
+            xattr_block: 0,
+            xattr_inline: [0; xattr::INLINE_SIZE],
+        }
+    }
+
+    fn resize_inode(&self) -> Inode {
+        let geometry = &self.plan.geometry;
+        let blocks = resize::owned_blocks(geometry.reserved_descriptor_blocks, geometry.group_count());
+        let mut inode = self.own_inode(resize::LENGTH, blocks);
+        put(&mut inode.block, resize::DOUBLY_INDIRECT * 4, (self.plan.growth as u32).to_le_bytes());
+        inode
+    }
+
+    fn journal_inode(&self, plan: &JournalPlan) -> Inode {
+        let blocks = u64::from(plan.blocks);
+        let mut inode = self.own_inode(blocks * BLOCK_SIZE as u64, blocks + plan.nodes.len() as u64);
+        inode.flags = inode::FLAG_EXTENTS;
+        inode.block = self.journal_extents(plan).root;
+        inode
+    }
+
+    fn journal_extents(&self, plan: &JournalPlan) -> extent::ExtentTree {
+        extent::encode(&plan.extents, &plan.nodes, self.identity.inode_seed(journal::INODE))
     }
 
     fn inode(&self, index: usize, planned: &Planned) -> Inode {
@@ -246,15 +302,15 @@ impl Writer<'_> {
             links: planned.links as u16,
             size: 0,
             mtime: node.attributes.mtime,
-            blocks: planned.blocks + nodes.len() as u64 + u64::from(planned.xattr_block != 0),
+            blocks: u64::from(planned.blocks) + nodes.len() as u64 + u64::from(planned.xattr_block != 0),
             flags: 0,
             block: [0; extent::ROOT_SIZE],
-            xattr_block: planned.xattr_block,
+            xattr_block: planned.xattr_block.into(),
             xattr_inline,
         };
         match &node.content {
             Content::Directory(_) => {
-                inode.size = planned.blocks * BLOCK_SIZE as u64;
+                inode.size = u64::from(planned.blocks) * BLOCK_SIZE as u64;
                 inode.links = if planned.links >= MAX_LINKS { 1 } else { inode.links };
                 inode.flags |= if planned.blocks > 1 { inode::FLAG_INDEX } else { 0 };
             }
@@ -285,6 +341,21 @@ impl Writer<'_> {
         let planned = &self.plan.inodes[index];
         let node = self.tree.node(planned.node);
         match (piece.holds, &node.content) {
+            (Holds::Growth, _) => {
+                let geometry = &self.plan.geometry;
+                let (used, reserved) = (geometry.descriptor_blocks, geometry.reserved_descriptor_blocks);
+                output.write(&resize::doubly_indirect(used, reserved))
+            }
+            (Holds::Journal { first: 0 }, _) => {
+                let blocks = self.plan.journal.as_ref().map_or(0, |journal| journal.blocks);
+                output.write(&journal::superblock(blocks, &self.identity.uuid))
+            }
+            // An empty log.
+            (Holds::Journal { .. }, _) => Ok(()),
+            (Holds::JournalNode { number }, _) => match &self.plan.journal {
+                Some(journal) => output.write(&self.journal_extents(journal).blocks[number as usize]),
+                None => Ok(()),
+            },
             (Holds::Contents { first }, Content::File { size, data }) => {
                 let from = first * BLOCK_SIZE as u64;
                 let end = from + u64::from(piece.length) * BLOCK_SIZE as u64;
@@ -402,7 +473,9 @@ mod tests {
 
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rootfs.ext4");
-        let plan = Plan::new(&tree, Capacity::Free(0), Identity::derive(b"large"), b"").unwrap();
+        let plan =
+            Plan::new(&tree, Capacity::Free(0), Identity::derive(b"large"), b"", crate::ext4::Journal::None)
+                .unwrap();
         let mut output = Output::create(&path).unwrap();
         write(&plan, &tree, &mut Numbered, &mut output, &mut |_| {}).unwrap();
         output.publish().unwrap();

@@ -9,7 +9,7 @@ use crate::image::{Entry, TestImage, layer};
 use crate::oracle::{assert_clean, debugfs, view};
 
 fn build_to(image: &TestImage, size: Size, path: &Path) -> Result<BuildReport, Error> {
-    build(&image.open(), &BuildOptions { size }, path, &mut |_| {})
+    build(&image.open(), &BuildOptions { size, ..Default::default() }, path, &mut |_| {})
 }
 
 fn small() -> TestImage {

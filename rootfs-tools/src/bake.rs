@@ -96,10 +96,10 @@ pub fn bake(
     // Layers are bounded far below 2^32 (the manifest's own size).
     let layer = image.layers.len() as u32;
     let add = |tree: &mut Tree| add_agent(tree, layer, options, binary.len() as u64);
-    let source = Baked { layers: Layers::new(image), layer, binary: &binary };
+    let source = |layers| Baked { layers, layer, binary: &binary };
     let format = Ext4::new(seed.as_bytes()).size(*size).journal(*journal)?;
     let writing = Writing { format, file: Output::create_hashed(output)? };
-    writing.run(image, add, source, |source| source.layers.finish(), progress)
+    writing.run(image, None, add, source, |source| source.layers.finish(), progress)
 }
 
 fn add_agent(tree: &mut Tree, layer: u32, options: &BakeOptions, size: u64) -> Result<(), Error> {

@@ -1,6 +1,8 @@
 //! An image's layers to an ext4 file.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use oci::{Digest, Image};
@@ -21,6 +23,9 @@ pub struct BuildOptions {
     pub size: Size,
     /// Whether it has a journal. One that is mounted read-only needs none.
     pub journal: Journal,
+    /// Layers that are decompressed at the same time; as many as this machine has processors, if it is not said. The result
+    /// does not depend on it.
+    pub threads: Option<NonZeroUsize>,
 }
 
 /// How far [`build()`] is.
@@ -72,8 +77,8 @@ pub struct BuildReport {
 
 /// Writes the file system of `image` to `output`, which appears only when it is whole and on disk.
 ///
-/// The same image and options give the same bytes. The layers are read twice, and each is checked against its digests
-/// before the file gets its name. On an error nothing is left behind.
+/// The same image and options give the same bytes. Compressed layers are decompressed into unnamed files beside the output,
+/// and each layer is checked against its digests before the file gets its name. On an error nothing is left behind.
 pub fn build(
     image: &Image,
     options: &BuildOptions,
@@ -84,7 +89,7 @@ pub fn build(
         Ext4::new(image.digest.to_string().as_bytes()).size(options.size).journal(options.journal)?;
     // First of all, so that a bad path costs nothing.
     let writing = Writing { format, file: Output::create_hashed(output)? };
-    writing.run(image, |_| Ok(()), Layers::new(image), Layers::finish, progress)
+    writing.run(image, options.threads, |_| Ok(()), |layers| layers, Layers::finish, progress)
 }
 
 /// An image on its way to a file.
@@ -94,26 +99,25 @@ pub(crate) struct Writing {
 }
 
 impl Writing {
-    /// Writes `image` with what `add` puts on top of its layers. The data is `source`'s; only after `finish` it is trusted.
-    pub(crate) fn run<S: DataSource>(
+    /// Writes `image` with what `add` puts on top of its layers. The data is that of what `source` makes of the layers';
+    /// only after `finish` it is trusted.
+    pub(crate) fn run<'a, S: DataSource>(
         self,
-        image: &Image,
+        image: &'a Image,
+        threads: Option<NonZeroUsize>,
         add: impl FnOnce(&mut Tree) -> Result<(), Error>,
-        source: S,
+        source: impl FnOnce(Layers<'a>) -> S,
         finish: impl FnOnce(S) -> Result<(), Error>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<BuildReport, Error> {
         let started = Instant::now();
         let mut applier = Applier::new();
-        let layers = image.layers.len();
-        for (layer, number) in image.layers.iter().zip(1..) {
-            progress(Progress::Indexing { layer: number, layers });
-            layers::index(layer, &mut applier)?;
-        }
+        let threads = threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+        let layers = layers::index(image, &mut applier, self.file.folder(), threads, progress)?;
         let (mut tree, dropped_xattrs) = applier.finish();
         add(&mut tree)?;
         let index_ms = milliseconds(started.elapsed());
-        let report = self.write(&mut tree, source, finish, progress)?;
+        let report = self.write(&mut tree, source(layers), finish, progress)?;
         Ok(BuildReport { image: Some(image.digest.clone()), dropped_xattrs, index_ms, ..report })
     }
 

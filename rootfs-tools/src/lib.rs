@@ -23,6 +23,7 @@ mod format;
 mod initramfs;
 mod layers;
 mod output;
+mod spool;
 mod tree;
 
 pub use bake::{AgentPath, BakeOptions, bake};

@@ -44,7 +44,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn build(args: BuildArgs) -> anyhow::Result<()> {
-    let options = BuildOptions { size: args.size(), journal: args.journal() };
+    let options = BuildOptions { size: args.size(), journal: args.journal(), threads: None };
     let mut shown = show::Shown::new();
     let mut update = |progress| shown.update(progress);
     let report = match &args.image {

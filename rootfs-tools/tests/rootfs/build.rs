@@ -38,6 +38,36 @@ fn the_same_image_gives_the_same_bytes() {
 }
 
 #[test]
+fn the_number_of_threads_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let layers: Vec<Vec<u8>> = (0..6u8)
+        .map(|number| {
+            let files = (0..40).map(|n| {
+                Entry::file(
+                    format!("d{}/f{n}", n % 7),
+                    vec![number ^ n as u8; 1000 * n + usize::from(number)],
+                )
+            });
+            layer(&files.collect::<Vec<_>>())
+        })
+        .collect();
+    let image = TestImage::new(&layers);
+    let build_with = |threads| {
+        let path = dir.path().join("rootfs.ext4");
+        let threads = std::num::NonZeroUsize::new(threads);
+        let options = BuildOptions { threads, ..BuildOptions::default() };
+        let report = build(&image.open(), &options, &path, &mut |_| {}).unwrap();
+        assert_clean(&path);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+        (report.digest, fs::read(&path).unwrap())
+    };
+    let one = build_with(1);
+    for threads in [2, 5, 64] {
+        assert!(build_with(threads) == one, "{threads} threads");
+    }
+}
+
+#[test]
 fn plain_and_compressed_layers_give_the_same_tree() {
     let dir = tempfile::tempdir().unwrap();
     let layers = [

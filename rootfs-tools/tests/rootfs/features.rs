@@ -22,7 +22,7 @@ fn image() -> TestImage {
 }
 
 fn with_journal(path: &Path, size: Size, journal: Journal) {
-    build(&image().open(), &BuildOptions { size, journal }, path, &mut |_| {}).unwrap();
+    build(&image().open(), &BuildOptions { size, journal, ..Default::default() }, path, &mut |_| {}).unwrap();
     assert_clean(path);
 }
 

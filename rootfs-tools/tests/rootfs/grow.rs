@@ -18,7 +18,7 @@ fn make(path: &Path, size: Size, journal: Journal) {
         Entry::file("data", vec![b'd'; 5 << 20]),
         Entry::symlink("link", "etc/hostname"),
     ])]);
-    build(&image.open(), &BuildOptions { size, journal }, path, &mut |_| {}).unwrap();
+    build(&image.open(), &BuildOptions { size, journal, ..Default::default() }, path, &mut |_| {}).unwrap();
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! before it is believed and each file's offset is part of the result. What two readers could understand differently
 //! (sizes on entries without data, sparse maps in global headers) is refused rather than guessed.
 
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read, Seek};
 
 use super::path::MAX_PATH;
 use super::pax::{MAX_PAX_HEADER, Records};
@@ -32,11 +32,34 @@ pub struct LayerReader<R> {
     entries: u64,
     global: Records,
     ended: bool,
+    skip: Skip<R>,
+}
+
+/// Moves over that many bytes; says how many there were.
+type Skip<R> = fn(&mut R, u64) -> io::Result<u64>;
+
+impl<R: Read + Seek> LayerReader<BufReader<R>> {
+    /// As [`LayerReader::new`] for a stream that is not checked while it is read: data that nobody asks for is not read.
+    pub fn seeking(inner: BufReader<R>) -> Self {
+        Self::with_skip(inner, |inner, count| {
+            // The last byte is read: seeking alone would go beyond the end without a word.
+            let Some(before_last) = count.checked_sub(1) else { return Ok(0) };
+            inner.seek_relative(i64::try_from(before_last).map_err(io::Error::other)?)?;
+            Ok(match inner.read_exact(&mut [0]) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => before_last,
+                other => other.map(|()| count)?,
+            })
+        })
+    }
 }
 
 impl<R: Read> LayerReader<R> {
     /// Reads from the beginning of a tar stream.
     pub fn new(inner: R) -> Self {
+        Self::with_skip(inner, |inner, count| io::copy(&mut inner.take(count), &mut io::sink()))
+    }
+
+    fn with_skip(inner: R, skip: Skip<R>) -> Self {
         Self {
             inner,
             position: 0,
@@ -45,6 +68,7 @@ impl<R: Read> LayerReader<R> {
             entries: 0,
             global: Records::default(),
             ended: false,
+            skip,
         }
     }
 
@@ -313,7 +337,7 @@ impl<R: Read> LayerReader<R> {
         }
         let skip = self.data_left + self.padding;
         (self.data_left, self.padding) = (0, 0);
-        let skipped = io::copy(&mut (&mut self.inner).take(skip), &mut io::sink());
+        let skipped = (self.skip)(&mut self.inner, skip);
         let skipped = skipped.map_err(|error| self.reading(error))?;
         self.position += skipped;
         if skipped != skip {

@@ -1,10 +1,12 @@
 //! The command line.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
-use oci::ImageReference;
-use rootfs_tools::{AgentPath, Size};
+use oci::{ImageReference, InvalidReference};
+use rootfs_tools::{AgentPath, Journal, Size};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -18,6 +20,7 @@ Examples:
   rootfs-tools build debian:bookworm -o rootfs.ext4          an image of the local store
   rootfs-tools build oci:./layout:v1 -o rootfs.ext4          an OCI image layout in a folder
   rootfs-tools build oci-archive:app.tar -o rootfs.ext4      one in a tar file
+  rootfs-tools build dir:./tree -o rootfs.ext4               an unpacked tree
   rootfs-tools build app -o rootfs.ext4 --free 256           with 256 MiB of room to write
   rootfs-tools build app -o rootfs.ext4 --size 2048 --json   a 2 GiB disk; the report as JSON
 
@@ -57,6 +60,19 @@ pub(crate) enum Command {
          It has no journal: it is meant for data that is thrown away after a crash.\n\n{EXIT_CODES}"
     ))]
     Empty(EmptyArgs),
+    /// Make an ext4 file system larger in its file, without a copy
+    #[command(after_help = "\
+Example:
+  rootfs-tools grow rootfs.ext4 --size 4096
+
+It takes what this program writes, and what mke2fs makes with 4096-byte blocks and metadata_csum; clean and not mounted.
+What it cannot grow is refused before anything is written.
+
+Exit codes:
+  0  the file system has the size
+  1  this machine failed (no room on the disk, no permission, ..)
+  2  it cannot be grown, or not so far")]
+    Grow(GrowArgs),
     /// Write the guest image: an initramfs with the agent as /init
     #[command(after_help = format!(
         "Example:\n  rootfs-tools guest-image --envd target/x86_64-unknown-linux-gnu/agent/envd -o guest.cpio\n\n{EXIT_CODES}"
@@ -66,9 +82,9 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
-    /// The image: a name in the local store, oci:DIR[:TAG], or oci-archive:FILE[:TAG]
+    /// The image: a name in the local store, oci:DIR[:TAG], or oci-archive:FILE[:TAG]; or dir:FOLDER, an unpacked tree
     #[arg(value_name = "IMAGE")]
-    pub(crate) image: ImageReference,
+    pub(crate) image: Input,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
@@ -78,12 +94,44 @@ pub(crate) struct BuildArgs {
     /// Room for new files in MiB
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(0..=MAX_MIB))]
     free: Option<u64>,
+    /// With a journal, of MIB or the size that mke2fs would choose
+    #[arg(long, value_name = "MIB", num_args = 0..=1, require_equals = true, value_parser = clap::value_parser!(u64).range(4..=40_000))]
+    journal: Option<Option<u64>>,
     /// Where local images are [default: $XDG_DATA_HOME/tiffin or ~/.local/share/tiffin]
     #[arg(long, value_name = "DIR", env = "TIFFIN_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// Print the report as one line of JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Where a file system comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Input {
+    /// A folder of this machine.
+    Folder(PathBuf),
+    /// An image.
+    Image(ImageReference),
+}
+
+impl FromStr for Input {
+    type Err = InvalidReference;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("dir:") {
+            Some(folder) if !folder.is_empty() => Ok(Self::Folder(folder.into())),
+            _ => text.parse().map(Self::Image),
+        }
+    }
+}
+
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(folder) => write!(f, "dir:{}", folder.display()),
+            Self::Image(image) => image.fmt(f),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -114,6 +162,16 @@ impl BuildArgs {
     }
 }
 
+impl BuildArgs {
+    pub(crate) fn journal(&self) -> Journal {
+        match self.journal {
+            None => Journal::None,
+            Some(None) => Journal::Auto,
+            Some(Some(mib)) => Journal::Size(mib << 20),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct EmptyArgs {
     /// Size of the file system in MiB
@@ -128,6 +186,19 @@ pub(crate) struct EmptyArgs {
     /// Text that UUID and hash seed follow from; the same text gives the same bytes [default: random]
     #[arg(long)]
     pub(crate) seed: Option<String>,
+    /// Print the result as one line of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GrowArgs {
+    /// The file with the file system
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// New size of the file system in MiB
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=MAX_MIB))]
+    pub(crate) size: u64,
     /// Print the result as one line of JSON
     #[arg(long)]
     pub(crate) json: bool,

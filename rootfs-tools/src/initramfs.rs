@@ -1,7 +1,6 @@
 //! The guest image: an initramfs that holds one static binary.
 //!
-//! The format is the kernel's Documentation/driver-api/early-userspace/buffer-format.rst ("newc" cpio), not compressed:
-//! unpacking would cost more at each boot than reading does.
+//! It is not compressed: unpacking would cost more at each boot than reading does.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,18 +10,13 @@ use oci::Digest;
 use serde::Serialize;
 
 use crate::Error;
+use crate::cpio::Cpio;
 use crate::error::at;
-use crate::output::Output;
+use crate::format::write_tree;
+use crate::tree::{Attributes, Content, Directory, FileData, Node, NodeId, Place, Tree};
 
 /// The largest binary that is taken; the agent has a few MiB, and all of it sits in the guest's RAM at boot.
 const MAX_BINARY: u64 = 512 << 20;
-
-/// The archive ends at a multiple of this, as GNU cpio's does.
-const ARCHIVE_BLOCK: u64 = 512;
-
-const TYPE_DIRECTORY: u32 = 0o040_000;
-const TYPE_CHAR_DEVICE: u32 = 0o020_000;
-const TYPE_FILE: u32 = 0o100_000;
 
 /// What [`guest_image()`] made.
 #[derive(Clone, Debug, Serialize)]
@@ -38,20 +32,29 @@ pub struct GuestImageReport {
 /// The binary must be a statically linked ELF file: the guest image has no loader and no libraries.
 pub fn guest_image(envd: &Path, output: &Path) -> Result<GuestImageReport, Error> {
     let binary = read_static_binary(envd)?;
-    let mut archive = Archive { output: Output::create_hashed(output)?, inode: 0 };
-    archive.entry("dev", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[])?;
+    let mut tree = guest_tree(binary.len() as u64);
+    let mut source: &[&[u8]] = &[&binary];
+    let report = write_tree(&mut tree, &Cpio, &mut source, output)?;
+    Ok(GuestImageReport { digest: report.digest, size: report.size })
+}
+
+/// What is in the guest image: an agent of `size` bytes, which are those of source 0, and where it mounts.
+pub(crate) fn guest_tree(size: u64) -> Tree {
+    let mut tree = Tree::new();
+    let mut add = |parent, name: &[u8], mode, content| {
+        let node = tree.add(Node { attributes: Attributes { mode, ..Attributes::default() }, content });
+        tree.link(parent, name, node, 0);
+        node
+    };
+    let directory = || Content::Directory(Directory::default());
+    let dev = add(NodeId::ROOT, b"dev", 0o755, directory());
     // The kernel opens it as init's stdin, stdout and stderr before anything is mounted.
-    archive.entry("dev/console", TYPE_CHAR_DEVICE | 0o600, 1, (5, 1), &[])?;
-    archive.entry("init", TYPE_FILE | 0o755, 1, (0, 0), &binary)?;
-    archive.entry("proc", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[])?;
-    archive.entry("sys", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[])?;
-    archive.inode = 0;
-    archive.entry("TRAILER!!!", 0, 1, (0, 0), &[])?;
-    let mut file = archive.output;
-    let size = file.position().next_multiple_of(ARCHIVE_BLOCK);
-    file.seek_forward(size)?;
-    let digest = file.publish_hashed()?;
-    Ok(GuestImageReport { digest, size })
+    add(dev, b"console", 0o600, Content::CharDevice { major: 5, minor: 1 });
+    add(NodeId::ROOT, b"proc", 0o755, directory());
+    add(NodeId::ROOT, b"sys", 0o755, directory());
+    let data = FileData::Whole(Place { source: 0, offset: 0 });
+    add(NodeId::ROOT, b"init", 0o755, Content::File { size, data });
+    tree
 }
 
 /// The agent's binary, checked: it runs where there is no loader.
@@ -65,49 +68,6 @@ pub(crate) fn read_static_binary(envd: &Path) -> Result<Vec<u8>, Error> {
     }
     check_static_elf(&binary).map_err(|reason| refuse(reason.to_owned()))?;
     Ok(binary)
-}
-
-struct Archive {
-    output: Output,
-    inode: u32,
-}
-
-impl Archive {
-    fn entry(
-        &mut self,
-        name: &str,
-        mode: u32,
-        links: u32,
-        device: (u32, u32),
-        data: &[u8],
-    ) -> Result<(), Error> {
-        let fields = [
-            self.inode,
-            mode,
-            0,
-            0,
-            links,
-            0,
-            // MAX_BINARY fits the format's 32 bits.
-            data.len() as u32,
-            0,
-            0,
-            device.0,
-            device.1,
-            name.len() as u32 + 1,
-            0,
-        ];
-        self.inode += 1;
-        let header: String = fields.iter().map(|field| format!("{field:08x}")).collect();
-        self.output.write(format!("070701{header}{name}\0").as_bytes())?;
-        self.align()?;
-        self.output.write(data)?;
-        self.align()
-    }
-
-    fn align(&mut self) -> Result<(), Error> {
-        self.output.seek_forward(self.output.position().next_multiple_of(4))
-    }
 }
 
 /// Checks that `binary` is an ELF file that needs no loader (ELF-64, System V ABI).

@@ -14,16 +14,28 @@
 mod apply;
 mod bake;
 mod build;
+mod cpio;
 mod empty;
 mod error;
 mod ext4;
+mod folder;
+mod format;
 mod initramfs;
 mod layers;
 mod output;
+mod spool;
 mod tree;
 
 pub use bake::{AgentPath, BakeOptions, bake};
-pub use build::{BuildOptions, BuildReport, Progress, Size, build};
-pub use empty::{MAX_LABEL, empty};
+pub use build::{BuildOptions, BuildReport, Progress, build};
+pub use cpio::Cpio;
+pub use empty::empty;
 pub use error::Error;
+pub use ext4::{Ext4, GrowReport, Journal, MAX_LABEL, Size, grow};
+pub use folder::{Files, Folder, build_folder};
+pub use format::{DataSource, Format, NoData, Prepared, Sink, WriteReport, write_tree};
 pub use initramfs::{GuestImageReport, guest_image};
+pub use tree::{
+    Attributes, Content, Directory, FileData, Name, Node, NodeId, Place, ResolveError, Run, Timestamp, Tree,
+    Xattr,
+};

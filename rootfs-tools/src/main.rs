@@ -14,7 +14,7 @@ use rootfs_tools::{BakeOptions, BuildOptions, BuildReport};
 use serde_json::json;
 use template::DataDir;
 
-use cli::{BakeArgs, BuildArgs, Cli, Command, EmptyArgs, GuestImageArgs};
+use cli::{BakeArgs, BuildArgs, Cli, Command, EmptyArgs, GrowArgs, GuestImageArgs, Input};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Build(args) => build(args),
         Command::Bake(args) => bake(args),
         Command::Empty(args) => empty(args),
+        Command::Grow(args) => grow(args),
         Command::GuestImage(args) => guest_image(args),
     };
     match result {
@@ -43,11 +44,17 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn build(args: BuildArgs) -> anyhow::Result<()> {
-    // An archive's blobs stay as long as this does.
-    let (image, _archive) = open_image(&args)?;
-    let options = BuildOptions { size: args.size() };
+    let options = BuildOptions { size: args.size(), journal: args.journal(), threads: None };
     let mut shown = show::Shown::new();
-    let report = rootfs_tools::build(&image, &options, &args.output, &mut |progress| shown.update(progress));
+    let mut update = |progress| shown.update(progress);
+    let report = match &args.image {
+        Input::Folder(folder) => rootfs_tools::build_folder(folder, &options, &args.output, &mut update),
+        Input::Image(reference) => {
+            // An archive's blobs stay as long as this does.
+            let (image, _archive) = open_image(&args, reference)?;
+            rootfs_tools::build(&image, &options, &args.output, &mut update)
+        }
+    };
     shown.finish();
     let report = report.with_context(|| format!("building {}", args.image))?;
     if args.json {
@@ -58,8 +65,15 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
 
 fn bake(args: BakeArgs) -> anyhow::Result<()> {
     let BakeArgs { build, envd, path, init_link } = args;
-    let (image, _archive) = open_image(&build)?;
-    let options = BakeOptions { size: build.size(), path, init_link };
+    let Input::Image(reference) = &build.image else {
+        return Err(rootfs_tools::Error::Invalid {
+            what: build.image.to_string(),
+            reason: "the agent is baked into images only: copy it into the folder, then build".to_owned(),
+        }
+        .into());
+    };
+    let (image, _archive) = open_image(&build, reference)?;
+    let options = BakeOptions { size: build.size(), journal: build.journal(), path, init_link };
     let mut shown = show::Shown::new();
     let report =
         rootfs_tools::bake(&image, &envd, &options, &build.output, &mut |progress| shown.update(progress));
@@ -71,9 +85,9 @@ fn bake(args: BakeArgs) -> anyhow::Result<()> {
     summarise(&build.output, &report)
 }
 
-fn open_image(args: &BuildArgs) -> anyhow::Result<(Image, Option<Archive>)> {
+fn open_image(args: &BuildArgs, reference: &ImageReference) -> anyhow::Result<(Image, Option<Archive>)> {
     let context = || format!("opening image {}", args.image);
-    match &args.image {
+    match reference {
         ImageReference::Name(name) => {
             let data_dir = DataDir::resolve(args.data_dir.as_deref())
                 .ok_or_else(|| anyhow!("neither --data-dir nor $HOME says where the local images are"))?;
@@ -120,6 +134,9 @@ fn summarise(output: &Path, report: &BuildReport) -> anyhow::Result<()> {
             report.dropped_xattrs
         );
     }
+    if report.dropped_sockets > 0 {
+        eprintln!("rootfs-tools: {} sockets were left out", report.dropped_sockets);
+    }
     Ok(())
 }
 
@@ -146,6 +163,15 @@ fn fresh_seed() -> anyhow::Result<Vec<u8>> {
         .and_then(|mut file| file.read_exact(&mut seed))
         .with_context(|| source.display().to_string())?;
     Ok(seed)
+}
+
+fn grow(args: GrowArgs) -> anyhow::Result<()> {
+    let report = rootfs_tools::grow(&args.file, args.size << 20).context("growing a file system")?;
+    if args.json {
+        return print_json(&report);
+    }
+    let (before, after) = (report.before.div_ceil(1 << 20), report.after >> 20);
+    print_line(&format!("{}: {before} MiB before, {after} MiB now", args.file.display()))
 }
 
 fn guest_image(args: GuestImageArgs) -> anyhow::Result<()> {

@@ -10,6 +10,11 @@ impl Crc {
     /// The state before any byte.
     pub(super) const START: Self = Self(!0);
 
+    /// The state that was stored somewhere.
+    pub(super) fn resume(state: u32) -> Self {
+        Self(state)
+    }
+
     /// The state after `bytes`.
     pub(super) fn update(self, bytes: &[u8]) -> Self {
         // The crate inverts on the way in and out; ext4 does neither.

@@ -65,6 +65,8 @@ pub(crate) enum Command {
         "Example:\n  rootfs-tools guest-image --envd target/x86_64-unknown-linux-gnu/agent/envd -o guest.cpio\n\n{EXIT_CODES}"
     ))]
     GuestImage(GuestImageArgs),
+    #[command(flatten)]
+    Read(crate::command::Command),
 }
 
 #[derive(Debug, Args)]

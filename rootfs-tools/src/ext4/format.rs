@@ -2,7 +2,7 @@
 
 use super::plan::{Capacity, Plan, PlanError};
 use super::superblock::MAX_LABEL;
-use super::{BLOCK_SIZE, Identity, LOST_FOUND, MAX_BYTES, write};
+use super::{BLOCK_SIZE, Identity, LOST_FOUND, MAX_BYTES, Superblock, write};
 use crate::Error;
 use crate::format::{DataSource, Format, Prepared, Sink};
 use crate::tree::{Attributes, Content, Node, NodeId, Tree};
@@ -49,6 +49,11 @@ impl Ext4 {
     /// options give the same bytes.
     pub fn new(seed: &[u8]) -> Self {
         Self { size: Size::Minimal, identity: Identity::derive(seed), label: Vec::new() }
+    }
+
+    /// With the UUID and the hash seed of another file system.
+    pub fn identity_of(self, other: &Superblock) -> Self {
+        Self { identity: other.identity(), ..self }
     }
 
     /// With another size.

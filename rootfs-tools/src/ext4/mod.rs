@@ -25,12 +25,16 @@ mod group;
 mod hash;
 mod inode;
 mod plan;
+mod read;
 mod superblock;
 mod writer;
 mod xattr;
 
 pub(crate) use checksum::Identity;
 pub use format::{Ext4, Size};
+pub(crate) use inode::clamp_time;
+pub(crate) use read::Findings;
+pub use read::{Checksums, Contents, FileSystem, Finding, ImageData, MAX_FINDINGS, Superblock};
 pub use superblock::MAX_LABEL;
 pub(crate) use writer::write;
 pub(crate) use xattr::is_stored as is_stored_xattr;

@@ -3,11 +3,13 @@
 mod bake;
 mod build;
 mod cli;
+mod corrupt;
 mod empty;
 mod folder;
 mod hostile;
 mod image;
 mod oracle;
+mod read;
 mod round_trip;
 mod sparse;
 mod umoci;

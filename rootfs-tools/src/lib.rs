@@ -48,7 +48,7 @@ pub use initramfs::{GuestImageReport, guest_image};
 pub use insert::{InsertReport, NewContent, Owner, insert};
 pub use inspect::{ImageFacts, LayerFacts, LostFile, SizeOf, Sizes, image_facts, largest};
 pub use list::{Listed, Names, list};
-pub use source::Source;
+pub use source::{Source, tree_of_layers};
 pub use tree::{
     Attributes, Content, Directory, FileData, Name, Node, NodeId, Place, ResolveError, Run, Timestamp, Tree,
     Xattr,

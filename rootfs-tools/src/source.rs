@@ -1,8 +1,10 @@
 //! Whatever has a tree in it: an image, a folder, an ext4 file system.
 
+use std::io::Read;
 use std::path::PathBuf;
 
 use oci::Image;
+use oci::layer::LayerReader;
 
 use crate::Error;
 use crate::apply::Applier;
@@ -71,4 +73,14 @@ impl DataSource for Data<'_> {
             Self::Files(files) => files.read(place, buffer),
         }
     }
+}
+
+/// The tree of uncompressed layers, the lowest first: names, metadata, and the places of the data in them
+/// ([`Place::source`] counts the layers).
+pub fn tree_of_layers<R: Read>(layers: impl IntoIterator<Item = R>) -> Result<Tree, Error> {
+    let mut applier = Applier::new();
+    for (layer, number) in layers.into_iter().zip(1..) {
+        applier.apply(&format!("layer {number}"), &mut LayerReader::new(layer))?;
+    }
+    Ok(applier.finish().0)
 }

@@ -44,6 +44,12 @@ static IMAGES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     images
 });
 
+/// The bytes of each that are worth a change: zeros are mostly free space.
+static USED: LazyLock<Vec<Vec<usize>>> = LazyLock::new(|| {
+    let used = |image: &Vec<u8>| (1024..image.len()).filter(|&at| !matches!(image[at], 0 | b'b')).collect();
+    IMAGES.iter().map(used).collect()
+});
+
 /// Reads all that there is: every name, attribute and byte. Data is bounded by what the image has, not by what it says.
 fn read_everything(fs: &FileSystem) -> Result<u64, Error> {
     let tree = fs.tree()?.tree;
@@ -100,8 +106,7 @@ proptest! {
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
     ) {
         let good = &IMAGES[which];
-        // Zeros are mostly free space; what says something is mostly not zero.
-        let used: Vec<usize> = (1024..good.len()).filter(|&at| good[at] != 0 && good[at] != b'b').collect();
+        let used = &USED[which];
         let mut bytes = good.clone();
         for (index, value) in &changes {
             let at = used[index.index(used.len())];

@@ -78,6 +78,8 @@ Exit codes:
         "Example:\n  rootfs-tools guest-image --envd target/x86_64-unknown-linux-gnu/agent/envd -o guest.cpio\n\n{EXIT_CODES}"
     ))]
     GuestImage(GuestImageArgs),
+    #[command(flatten)]
+    Read(crate::command::Command),
 }
 
 #[derive(Debug, Args)]

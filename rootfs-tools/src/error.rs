@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::ext4::Finding;
+
 /// The error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -43,6 +45,14 @@ pub enum Error {
         path: String,
         /// What was expected and what was found.
         reason: String,
+    },
+    /// A file system contradicts itself.
+    #[error("{path}: damaged file system: {finding}")]
+    Damaged {
+        /// The file with the file system.
+        path: PathBuf,
+        /// The first thing that is wrong.
+        finding: Box<Finding>,
     },
     /// The image could not be read.
     #[error(transparent)]

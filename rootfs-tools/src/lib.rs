@@ -14,28 +14,45 @@
 mod apply;
 mod bake;
 mod build;
+mod compare;
 mod cpio;
 mod empty;
 mod error;
 mod ext4;
+mod extract;
 mod folder;
 mod format;
 mod initramfs;
+mod insert;
+mod inspect;
 mod layers;
+mod list;
 mod output;
+mod source;
 mod spool;
 mod tree;
+mod verify;
 
 pub use bake::{AgentPath, BakeOptions, bake};
 pub use build::{BuildOptions, BuildReport, Progress, build};
+pub use compare::{Change, Difference, diff};
 pub use cpio::Cpio;
 pub use empty::empty;
 pub use error::Error;
-pub use ext4::{Ext4, GrowReport, Journal, MAX_LABEL, Size, grow};
+pub use ext4::{
+    Checksums, Contents, Ext4, FileSystem, Finding, GrowReport, ImageData, Journal, MAX_FINDINGS, MAX_LABEL,
+    Size, Superblock, grow,
+};
+pub use extract::{Extracted, extract, read_file};
 pub use folder::{Files, Folder, build_folder};
 pub use format::{DataSource, Format, NoData, Prepared, Sink, WriteReport, write_tree};
 pub use initramfs::{GuestImageReport, guest_image};
+pub use insert::{InsertReport, NewContent, Owner, insert};
+pub use inspect::{ImageFacts, LayerFacts, LostFile, SizeOf, Sizes, image_facts, largest};
+pub use list::{Listed, Names, list};
+pub use source::{Source, tree_of_layers};
 pub use tree::{
     Attributes, Content, Directory, FileData, Name, Node, NodeId, Place, ResolveError, Run, Timestamp, Tree,
     Xattr,
 };
+pub use verify::{VerifyReport, verify};

@@ -1,6 +1,7 @@
 //! The `rootfs-tools` command.
 
 mod cli;
+mod command;
 mod show;
 
 use std::io::Write;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Command::Empty(args) => empty(args),
         Command::Grow(args) => grow(args),
         Command::GuestImage(args) => guest_image(args),
+        Command::Read(command) => return command::run(command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,10 +88,21 @@ fn bake(args: BakeArgs) -> anyhow::Result<()> {
 }
 
 fn open_image(args: &BuildArgs, reference: &ImageReference) -> anyhow::Result<(Image, Option<Archive>)> {
-    let context = || format!("opening image {}", args.image);
+    // Beside the output, where there is room for an image.
+    let scratch = args.output.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    open_reference(reference, args.data_dir.as_deref(), scratch)
+}
+
+/// The image, and what keeps its blobs for as long as they are read. An archive is unpacked in `scratch`.
+fn open_reference(
+    reference: &ImageReference,
+    data_dir: Option<&Path>,
+    scratch: &Path,
+) -> anyhow::Result<(Image, Option<Archive>)> {
+    let context = || format!("opening image {reference}");
     match reference {
         ImageReference::Name(name) => {
-            let data_dir = DataDir::resolve(args.data_dir.as_deref())
+            let data_dir = DataDir::resolve(data_dir)
                 .ok_or_else(|| anyhow!("neither --data-dir nor $HOME says where the local images are"))?;
             let hint = || {
                 format!(
@@ -107,9 +120,6 @@ fn open_image(args: &BuildArgs, reference: &ImageReference) -> anyhow::Result<(I
             Ok((Image::open(&store, &descriptor).with_context(context)?, None))
         }
         ImageReference::Archive { file, tag } => {
-            // Beside the output, where there is room for an image.
-            let scratch =
-                args.output.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
             let archive = Archive::open(file, scratch).with_context(context)?;
             let descriptor = archive.store().resolve_or_only(tag.as_deref()).with_context(context)?;
             Ok((Image::open(archive.store(), &descriptor).with_context(context)?, Some(archive)))

@@ -10,7 +10,7 @@ impl Crc {
     /// The state before any byte.
     pub(super) const START: Self = Self(!0);
 
-    /// The state that was stored somewhere.
+    /// A state that was stored (`s_checksum_seed`).
     pub(super) fn resume(state: u32) -> Self {
         Self(state)
     }

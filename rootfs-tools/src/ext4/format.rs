@@ -3,7 +3,7 @@
 use super::journal::{self, Journal};
 use super::plan::{Capacity, Plan, PlanError};
 use super::superblock::MAX_LABEL;
-use super::{BLOCK_SIZE, Identity, LOST_FOUND, MAX_BYTES, write};
+use super::{BLOCK_SIZE, Identity, LOST_FOUND, MAX_BYTES, Superblock, write};
 use crate::Error;
 use crate::format::{DataSource, Format, Prepared, Sink};
 use crate::tree::{Attributes, Content, Node, NodeId, Tree};
@@ -56,6 +56,11 @@ impl Ext4 {
             label: Vec::new(),
             journal: Journal::None,
         }
+    }
+
+    /// With the UUID and the hash seed of another file system.
+    pub fn identity_of(self, other: &Superblock) -> Self {
+        Self { identity: other.identity(), ..self }
     }
 
     /// With another size.

@@ -3,6 +3,7 @@
 mod bake;
 mod build;
 mod cli;
+mod corrupt;
 mod empty;
 mod features;
 mod folder;
@@ -10,6 +11,7 @@ mod grow;
 mod hostile;
 mod image;
 mod oracle;
+mod read;
 mod round_trip;
 mod sparse;
 mod umoci;

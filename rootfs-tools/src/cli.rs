@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use oci::ImageReference;
 use rootfs_tools::{AgentPath, Size};
 
+use crate::command::chunk;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  the file is written
@@ -62,6 +64,15 @@ pub(crate) enum Command {
         "Example:\n  rootfs-tools guest-image --envd target/x86_64-unknown-linux-gnu/agent/envd -o guest.cpio\n\n{EXIT_CODES}"
     ))]
     GuestImage(GuestImageArgs),
+    /// Keep files as chunks that they share, each with a manifest
+    #[command(after_help = format!("{}{EXIT_CODES}", chunk::CHUNK_EXAMPLES))]
+    Chunk(chunk::ChunkArgs),
+    /// Make a file of its chunks again
+    #[command(after_help = format!("{}{EXIT_CODES}", chunk::UNCHUNK_EXAMPLES))]
+    Unchunk(chunk::UnchunkArgs),
+    /// Remove the chunks that none of these manifests names
+    #[command(after_help = format!("{}{EXIT_CODES}", chunk::PRUNE_EXAMPLES))]
+    PruneChunks(chunk::PruneChunksArgs),
 }
 
 #[derive(Debug, Args)]

@@ -47,6 +47,9 @@ pub enum Error {
     /// The image could not be read.
     #[error(transparent)]
     Image(#[from] oci::Error),
+    /// Chunks, or a manifest of chunks.
+    #[error(transparent)]
+    Chunk(#[from] crate::chunk::ChunkError),
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {

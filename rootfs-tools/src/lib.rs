@@ -8,12 +8,14 @@
 //! ```
 //!
 //! [`build()`] makes the read-only root file system of a template, [`empty()`] the scratch disk of a sandbox, and
-//! [`guest_image()`] the initramfs that both boot from; [`bake()`] puts the agent into the root file system instead. A layer never touches the host's file system: its paths are keys of
+//! [`guest_image()`] the initramfs that both boot from; [`bake()`] puts the agent into the root file system instead;
+//! [`mod@chunk`] is what the files travel as. A layer never touches the host's file system: its paths are keys of
 //! an in-memory tree, so there is nothing outside to escape to.
 
 mod apply;
 mod bake;
 mod build;
+pub mod chunk;
 mod empty;
 mod error;
 mod ext4;

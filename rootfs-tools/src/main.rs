@@ -1,6 +1,7 @@
 //! The `rootfs-tools` command.
 
 mod cli;
+mod command;
 mod show;
 
 use std::io::Write;
@@ -23,6 +24,9 @@ fn main() -> ExitCode {
         Command::Bake(args) => bake(args),
         Command::Empty(args) => empty(args),
         Command::GuestImage(args) => guest_image(args),
+        Command::Chunk(args) => command::chunk::chunk(args),
+        Command::Unchunk(args) => command::chunk::unchunk(args),
+        Command::PruneChunks(args) => command::chunk::prune(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,6 +2,8 @@
 
 mod bake;
 mod build;
+mod chunk;
+mod chunk_cli;
 mod cli;
 mod empty;
 mod hostile;

@@ -1,0 +1,3 @@
+//! One file for each group of commands.
+
+pub(crate) mod chunk;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mmdebstrap --variant=minbase bookworm /tmp/debian.tar
-//! cargo bench -p rootfs-tools -- /tmp/debian.tar [PAIRS]
+//! cargo bench -p rootfs-tools --bench rootfs -- /tmp/debian.tar [PAIRS]
 //! ```
 //!
 //! Pairs are interleaved, so that what else the machine does hits both. Each side begins with nothing left to write back
@@ -33,7 +33,9 @@ fn main() -> anyhow::Result<()> {
         [layer] => compare(Path::new(layer), PAIRS),
         [layer, pairs] => compare(Path::new(layer), pairs.parse().context("PAIRS must be a number")?),
         _ => {
-            println!("SKIPPED: no layer was given (cargo bench -p rootfs-tools -- LAYER.tar [PAIRS])");
+            println!(
+                "SKIPPED: no layer was given (cargo bench -p rootfs-tools --bench rootfs -- LAYER.tar [PAIRS])"
+            );
             Ok(())
         }
     }

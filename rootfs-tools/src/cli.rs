@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use oci::ImageReference;
-use rootfs_tools::{AgentPath, Size};
+use rootfs_tools::{AgentPath, GuestImageCompression, Size, ZstdLevel};
 
 use crate::command::chunk;
 
@@ -61,7 +61,8 @@ pub(crate) enum Command {
     Empty(EmptyArgs),
     /// Write the guest image: an initramfs with the agent as /init
     #[command(after_help = format!(
-        "Example:\n  rootfs-tools guest-image --envd target/x86_64-unknown-linux-gnu/agent/envd -o guest.cpio\n\n{EXIT_CODES}"
+        "Example:\n  rootfs-tools guest-image --envd target/x86_64-unknown-linux-gnu/agent/envd -o guest.cpio\n  \
+         rootfs-tools guest-image --envd envd -o guest.cpio.zst --compress zstd\n\n{EXIT_CODES}"
     ))]
     GuestImage(GuestImageArgs),
     /// Keep files as chunks that they share, each with a manifest
@@ -149,12 +150,30 @@ pub(crate) struct GuestImageArgs {
     /// The agent's binary, statically linked
     #[arg(long, value_name = "FILE")]
     pub(crate) envd: PathBuf,
+    /// Compress it, for a kernel with CONFIG_RD_ZSTD: zstd, or zstd:LEVEL with a level of 1 to 19 [default: not]
+    #[arg(long, value_name = "zstd[:LEVEL]", value_parser = parse_compression)]
+    compress: Option<GuestImageCompression>,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// Print the result as one line of JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl GuestImageArgs {
+    pub(crate) fn compression(&self) -> GuestImageCompression {
+        self.compress.unwrap_or_default()
+    }
+}
+
+fn parse_compression(text: &str) -> Result<GuestImageCompression, String> {
+    let level = match text.split_once(':') {
+        None if text == "zstd" => Some(ZstdLevel::default()),
+        Some(("zstd", level)) => level.parse().ok().and_then(ZstdLevel::new),
+        _ => None,
+    };
+    level.map(GuestImageCompression::Zstd).ok_or_else(|| "expected zstd, or zstd:1 to zstd:19".to_owned())
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! The guest image: an initramfs that holds one static binary.
 //!
-//! The format is the kernel's Documentation/driver-api/early-userspace/buffer-format.rst ("newc" cpio), not compressed:
-//! unpacking would cost more at each boot than reading does.
+//! The format is the kernel's Documentation/driver-api/early-userspace/buffer-format.rst ("newc" cpio). It is not compressed unless
+//! asked for: unpacking costs more at each boot than reading does, but less travels and lies on a disk.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use oci::Digest;
@@ -18,11 +18,39 @@ use crate::output::Output;
 const MAX_BINARY: u64 = 512 << 20;
 
 /// The archive ends at a multiple of this, as GNU cpio's does.
-const ARCHIVE_BLOCK: u64 = 512;
+const ARCHIVE_BLOCK: usize = 512;
 
 const TYPE_DIRECTORY: u32 = 0o040_000;
 const TYPE_CHAR_DEVICE: u32 = 0o020_000;
 const TYPE_FILE: u32 = 0o100_000;
+
+/// How a guest image is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GuestImageCompression {
+    /// Not at all.
+    #[default]
+    None,
+    /// One zstd frame, for kernels with `CONFIG_RD_ZSTD`.
+    Zstd(ZstdLevel),
+}
+
+/// A level of zstd, from 1 to 19: those above want a window that not every kernel unpacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZstdLevel(i32);
+
+impl ZstdLevel {
+    /// Of 1 to 19.
+    pub fn new(level: u8) -> Option<Self> {
+        (1..=19).contains(&level).then(|| Self(level.into()))
+    }
+}
+
+impl Default for ZstdLevel {
+    /// The highest: it is packed once and unpacked at each boot, which takes the same time at every level.
+    fn default() -> Self {
+        Self(19)
+    }
+}
 
 /// What [`guest_image()`] made.
 #[derive(Clone, Debug, Serialize)]
@@ -33,25 +61,52 @@ pub struct GuestImageReport {
     pub size: u64,
 }
 
-/// Writes an initramfs with the binary `envd` as `/init`. The same binary gives the same bytes.
+/// Writes an initramfs with the binary `envd` as `/init`, not compressed. The same binary gives the same bytes.
 ///
 /// The binary must be a statically linked ELF file: the guest image has no loader and no libraries.
 pub fn guest_image(envd: &Path, output: &Path) -> Result<GuestImageReport, Error> {
+    guest_image_compressed(envd, GuestImageCompression::None, output)
+}
+
+/// As [`guest_image()`]. The same binary and compression give the same bytes (of one version of zstd).
+pub fn guest_image_compressed(
+    envd: &Path,
+    compression: GuestImageCompression,
+    output: &Path,
+) -> Result<GuestImageReport, Error> {
     let binary = read_static_binary(envd)?;
-    let mut archive = Archive { output: Output::create_hashed(output)?, inode: 0 };
-    archive.entry("dev", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[])?;
-    // The kernel opens it as init's stdin, stdout and stderr before anything is mounted.
-    archive.entry("dev/console", TYPE_CHAR_DEVICE | 0o600, 1, (5, 1), &[])?;
-    archive.entry("init", TYPE_FILE | 0o755, 1, (0, 0), &binary)?;
-    archive.entry("proc", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[])?;
-    archive.entry("sys", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[])?;
-    archive.inode = 0;
-    archive.entry("TRAILER!!!", 0, 1, (0, 0), &[])?;
-    let mut file = archive.output;
-    let size = file.position().next_multiple_of(ARCHIVE_BLOCK);
-    file.seek_forward(size)?;
+    let mut file = Output::create_hashed(output)?;
+    let archive = archive_of(&binary);
+    match compression {
+        GuestImageCompression::None => file.write(&archive)?,
+        GuestImageCompression::Zstd(ZstdLevel(level)) => {
+            file.write(&zstd_frame(&archive, level).map_err(at(output))?)?;
+        }
+    }
+    let size = file.position();
     let digest = file.publish_hashed()?;
     Ok(GuestImageReport { digest, size })
+}
+
+fn archive_of(binary: &[u8]) -> Vec<u8> {
+    let mut archive = Archive { bytes: Vec::new(), inode: 0 };
+    archive.entry("dev", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[]);
+    // The kernel opens it as init's stdin, stdout and stderr before anything is mounted.
+    archive.entry("dev/console", TYPE_CHAR_DEVICE | 0o600, 1, (5, 1), &[]);
+    archive.entry("init", TYPE_FILE | 0o755, 1, (0, 0), binary);
+    archive.entry("proc", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[]);
+    archive.entry("sys", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[]);
+    archive.inode = 0;
+    archive.entry("TRAILER!!!", 0, 1, (0, 0), &[]);
+    archive.align(ARCHIVE_BLOCK);
+    archive.bytes
+}
+
+/// One frame with its length and a checksum, made by one thread: more would cut it elsewhere on another machine.
+fn zstd_frame(bytes: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
+    compressor.include_checksum(true)?;
+    compressor.compress(bytes)
 }
 
 /// The agent's binary, checked: it runs where there is no loader.
@@ -68,19 +123,12 @@ pub(crate) fn read_static_binary(envd: &Path) -> Result<Vec<u8>, Error> {
 }
 
 struct Archive {
-    output: Output,
+    bytes: Vec<u8>,
     inode: u32,
 }
 
 impl Archive {
-    fn entry(
-        &mut self,
-        name: &str,
-        mode: u32,
-        links: u32,
-        device: (u32, u32),
-        data: &[u8],
-    ) -> Result<(), Error> {
+    fn entry(&mut self, name: &str, mode: u32, links: u32, device: (u32, u32), data: &[u8]) {
         let fields = [
             self.inode,
             mode,
@@ -99,14 +147,14 @@ impl Archive {
         ];
         self.inode += 1;
         let header: String = fields.iter().map(|field| format!("{field:08x}")).collect();
-        self.output.write(format!("070701{header}{name}\0").as_bytes())?;
-        self.align()?;
-        self.output.write(data)?;
-        self.align()
+        self.bytes.extend_from_slice(format!("070701{header}{name}\0").as_bytes());
+        self.align(4);
+        self.bytes.extend_from_slice(data);
+        self.align(4);
     }
 
-    fn align(&mut self) -> Result<(), Error> {
-        self.output.seek_forward(self.output.position().next_multiple_of(4))
+    fn align(&mut self, to: usize) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(to), 0);
     }
 }
 

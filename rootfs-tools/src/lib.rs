@@ -28,4 +28,6 @@ pub use bake::{AgentPath, BakeOptions, bake};
 pub use build::{BuildOptions, BuildReport, Progress, Size, build};
 pub use empty::{MAX_LABEL, empty};
 pub use error::Error;
-pub use initramfs::{GuestImageReport, guest_image};
+pub use initramfs::{
+    GuestImageCompression, GuestImageReport, ZstdLevel, guest_image, guest_image_compressed,
+};

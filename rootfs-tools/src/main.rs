@@ -153,7 +153,7 @@ fn fresh_seed() -> anyhow::Result<Vec<u8>> {
 }
 
 fn guest_image(args: GuestImageArgs) -> anyhow::Result<()> {
-    let report = rootfs_tools::guest_image(&args.envd, &args.output)
+    let report = rootfs_tools::guest_image_compressed(&args.envd, args.compression(), &args.output)
         .with_context(|| format!("writing the guest image {}", args.output.display()))?;
     if args.json {
         return print_json(&report);

@@ -30,8 +30,8 @@ const VERSION: &str = "tiffin chunk store 1\n";
 const CHUNKS: &str = "sha256";
 const INCOMING: &str = "incoming";
 
-/// Level 3 packs a Debian root to 39 % at 200 MB/s on one core; 1 saves a third of that time and costs 3 %, 9 takes four
-/// times as long and saves 4 %.
+/// In chunks of 64 KiB a Debian root comes to 33.2 % of its size at level 1, to 31.7 % at 3 and to 29.5 % at 9, which takes
+/// some eight times as long as 3.
 const ZSTD_LEVEL: i32 = 3;
 
 /// Chunks that are synced and renamed together: 64 MiB of them at the usual size.

@@ -6,6 +6,7 @@ mod chunk;
 mod chunk_cli;
 mod cli;
 mod empty;
+mod guest_image;
 mod hostile;
 mod image;
 mod oracle;

@@ -20,6 +20,8 @@ Examples:
   rootfs-tools build debian:bookworm -o rootfs.ext4          an image of the local store
   rootfs-tools build oci:./layout:v1 -o rootfs.ext4          an OCI image layout in a folder
   rootfs-tools build oci-archive:app.tar -o rootfs.ext4      one in a tar file
+  rootfs-tools build docker://debian:12 -o rootfs.ext4       of a registry, by skopeo, which must be installed; also
+                                     docker-archive:FILE, docker-daemon:NAME, dir:DIR, containers-storage:NAME
   rootfs-tools build app -o rootfs.ext4 --free 256           with 256 MiB of room to write
   rootfs-tools build app -o rootfs.ext4 --size 2048 --json   a 2 GiB disk; the report as JSON
 
@@ -78,7 +80,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
-    /// The image: a name in the local store, oci:DIR[:TAG], or oci-archive:FILE[:TAG]
+    /// The image: a name in the local store, oci:DIR[:TAG], oci-archive:FILE[:TAG], or what skopeo reads (docker://NAME, ..)
     #[arg(value_name = "IMAGE")]
     pub(crate) image: ImageReference,
     /// The file to write

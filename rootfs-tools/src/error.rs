@@ -63,7 +63,11 @@ pub enum Error {
 impl Error {
     /// Whether the caller's input is at fault, and not this machine.
     pub fn is_bad_input(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::Image(oci::Error::Io { .. }))
+        match self {
+            Self::Io { .. } => false,
+            Self::Image(error) => error.is_bad_input(),
+            _ => true,
+        }
     }
 }
 

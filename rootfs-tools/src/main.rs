@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let bad_input = error.chain().any(|cause| {
         cause.downcast_ref::<rootfs_tools::Error>().is_some_and(rootfs_tools::Error::is_bad_input)
-            || cause.downcast_ref::<oci::Error>().is_some_and(|error| !matches!(error, oci::Error::Io { .. }))
+            || cause.downcast_ref::<oci::Error>().is_some_and(oci::Error::is_bad_input)
     });
     if bad_input { 2 } else { 1 }
 }
@@ -77,13 +77,15 @@ fn bake(args: BakeArgs) -> anyhow::Result<()> {
 
 fn open_image(args: &BuildArgs) -> anyhow::Result<(Image, Option<Archive>)> {
     let context = || format!("opening image {}", args.image);
+    // Beside the output, where there is room for an image.
+    let scratch = args.output.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
     match &args.image {
         ImageReference::Name(name) => {
             let data_dir = DataDir::resolve(args.data_dir.as_deref())
                 .ok_or_else(|| anyhow!("neither --data-dir nor $HOME says where the local images are"))?;
             let hint = || {
                 format!(
-                    "{}: the local store is {} (--data-dir chooses another; oci:DIR:TAG and oci-archive:FILE need none)",
+                    "{}: the local store is {} (--data-dir chooses another; oci:DIR:TAG and oci-archive:FILE need none; docker://NAME fetches it with skopeo)",
                     context(),
                     data_dir.images().display()
                 )
@@ -96,10 +98,12 @@ fn open_image(args: &BuildArgs) -> anyhow::Result<(Image, Option<Archive>)> {
             let descriptor = store.resolve_or_only(tag.as_deref()).with_context(context)?;
             Ok((Image::open(&store, &descriptor).with_context(context)?, None))
         }
+        ImageReference::Skopeo(reference) => {
+            let fetched = reference.fetch(scratch).with_context(context)?;
+            let descriptor = fetched.store().resolve_or_only(None).with_context(context)?;
+            Ok((Image::open(fetched.store(), &descriptor).with_context(context)?, Some(fetched)))
+        }
         ImageReference::Archive { file, tag } => {
-            // Beside the output, where there is room for an image.
-            let scratch =
-                args.output.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
             let archive = Archive::open(file, scratch).with_context(context)?;
             let descriptor = archive.store().resolve_or_only(tag.as_deref()).with_context(context)?;
             Ok((Image::open(archive.store(), &descriptor).with_context(context)?, Some(archive)))

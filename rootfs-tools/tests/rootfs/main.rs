@@ -8,7 +8,10 @@ mod cli;
 mod empty;
 mod guest_image;
 mod hostile;
+mod hostile_layers;
 mod image;
+
 mod oracle;
 mod round_trip;
+mod skopeo;
 mod umoci;

@@ -11,6 +11,7 @@ mod hostile;
 mod hostile_layers;
 mod image;
 
+mod nasty;
 mod oracle;
 mod round_trip;
 mod skopeo;

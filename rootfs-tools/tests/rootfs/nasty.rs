@@ -278,7 +278,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let (first, second) = (dir.path().join("1.ext4"), dir.path().join("2.ext4"));
         for path in [&first, &second] {
-            let options = BuildOptions { size: Size::Free(16 << 20), ..BuildOptions::default() };
+            let options = BuildOptions { size: Size::Free(16 << 20) };
             build(&image.open(), &options, path, &mut |_| {}).unwrap();
         }
         prop_assert!(fs::read(&first).unwrap() == fs::read(&second).unwrap());

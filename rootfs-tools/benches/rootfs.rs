@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! mmdebstrap --variant=minbase bookworm /tmp/debian.tar
-//! cargo bench -p rootfs-tools -- /tmp/debian.tar [ROUNDS]
+//! cargo bench -p rootfs-tools --bench rootfs -- /tmp/debian.tar [ROUNDS]
 //!
 //! plain      a plain layer, against tar -x and mke2fs -d, and against cat > file; both sides synced
 //! gzip       the same layer as four gzip ones, against decompressing them alone on as many threads
@@ -53,7 +53,9 @@ fn main() -> anyhow::Result<()> {
         [layer] => all(Path::new(layer), ROUNDS),
         [layer, rounds] => all(Path::new(layer), rounds.parse().context("ROUNDS must be a number")?),
         _ => {
-            println!("SKIPPED: no layer was given (cargo bench -p rootfs-tools -- LAYER.tar [ROUNDS])");
+            println!(
+                "SKIPPED: no layer was given (cargo bench -p rootfs-tools --bench rootfs -- LAYER.tar [ROUNDS])"
+            );
             Ok(())
         }
     }

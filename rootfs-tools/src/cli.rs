@@ -6,7 +6,12 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use oci::{ImageReference, InvalidReference};
-use rootfs_tools::{AgentPath, Journal, Size};
+use rootfs_tools::{AgentPath, GuestImageCompression, Journal, Size, ZstdLevel};
+
+use crate::command::chunk;
+
+/// What comes before the name of a folder with an unpacked tree. (`dir:` is a transport of skopeo.)
+pub(crate) const TREE: &str = "tree:";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -20,7 +25,9 @@ Examples:
   rootfs-tools build debian:bookworm -o rootfs.ext4          an image of the local store
   rootfs-tools build oci:./layout:v1 -o rootfs.ext4          an OCI image layout in a folder
   rootfs-tools build oci-archive:app.tar -o rootfs.ext4      one in a tar file
-  rootfs-tools build dir:./tree -o rootfs.ext4               an unpacked tree
+  rootfs-tools build tree:./folder -o rootfs.ext4               an unpacked tree
+  rootfs-tools build docker://debian:12 -o rootfs.ext4       of a registry, by skopeo, which must be installed; also
+                                     docker-archive:FILE, docker-daemon:NAME, dir:DIR, containers-storage:NAME
   rootfs-tools build app -o rootfs.ext4 --free 256           with 256 MiB of room to write
   rootfs-tools build app -o rootfs.ext4 --size 2048 --json   a 2 GiB disk; the report as JSON
 
@@ -75,16 +82,27 @@ Exit codes:
     Grow(GrowArgs),
     /// Write the guest image: an initramfs with the agent as /init
     #[command(after_help = format!(
-        "Example:\n  rootfs-tools guest-image --envd target/x86_64-unknown-linux-gnu/agent/envd -o guest.cpio\n\n{EXIT_CODES}"
+        "Example:\n  rootfs-tools guest-image --envd target/x86_64-unknown-linux-gnu/agent/envd -o guest.cpio\n  \
+         rootfs-tools guest-image --envd envd -o guest.cpio.zst --compress zstd\n\n{EXIT_CODES}"
     ))]
     GuestImage(GuestImageArgs),
+    /// Keep files as chunks that they share, each with a manifest
+    #[command(after_help = format!("{}{EXIT_CODES}", chunk::CHUNK_EXAMPLES))]
+    Chunk(chunk::ChunkArgs),
+    /// Make a file of its chunks again
+    #[command(after_help = format!("{}{EXIT_CODES}", chunk::UNCHUNK_EXAMPLES))]
+    Unchunk(chunk::UnchunkArgs),
+    /// Remove the chunks that none of these manifests names
+    #[command(after_help = format!("{}{EXIT_CODES}", chunk::PRUNE_EXAMPLES))]
+    PruneChunks(chunk::PruneChunksArgs),
     #[command(flatten)]
     Read(crate::command::Command),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
-    /// The image: a name in the local store, oci:DIR[:TAG], or oci-archive:FILE[:TAG]; or dir:FOLDER, an unpacked tree
+    /// The image: a name in the local store, oci:DIR[:TAG], oci-archive:FILE[:TAG], what skopeo reads (docker://NAME, ..);
+    /// or tree:FOLDER, an unpacked tree
     #[arg(value_name = "IMAGE")]
     pub(crate) image: Input,
     /// The file to write
@@ -120,7 +138,7 @@ impl FromStr for Input {
     type Err = InvalidReference;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.strip_prefix("dir:") {
+        match text.strip_prefix(TREE) {
             Some(folder) if !folder.is_empty() => Ok(Self::Folder(folder.into())),
             _ => text.parse().map(Self::Image),
         }
@@ -130,7 +148,7 @@ impl FromStr for Input {
 impl fmt::Display for Input {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Folder(folder) => write!(f, "dir:{}", folder.display()),
+            Self::Folder(folder) => write!(f, "{TREE}{}", folder.display()),
             Self::Image(image) => image.fmt(f),
         }
     }
@@ -211,12 +229,30 @@ pub(crate) struct GuestImageArgs {
     /// The agent's binary, statically linked
     #[arg(long, value_name = "FILE")]
     pub(crate) envd: PathBuf,
+    /// Compress it, for a kernel with CONFIG_RD_ZSTD: zstd, or zstd:LEVEL with a level of 1 to 19 [default: not]
+    #[arg(long, value_name = "zstd[:LEVEL]", value_parser = parse_compression)]
+    compress: Option<GuestImageCompression>,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// Print the result as one line of JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl GuestImageArgs {
+    pub(crate) fn compression(&self) -> GuestImageCompression {
+        self.compress.unwrap_or_default()
+    }
+}
+
+fn parse_compression(text: &str) -> Result<GuestImageCompression, String> {
+    let level = match text.split_once(':') {
+        None if text == "zstd" => Some(ZstdLevel::default()),
+        Some(("zstd", level)) => level.parse().ok().and_then(ZstdLevel::new),
+        _ => None,
+    };
+    level.map(GuestImageCompression::Zstd).ok_or_else(|| "expected zstd, or zstd:1 to zstd:19".to_owned())
 }
 
 #[cfg(test)]

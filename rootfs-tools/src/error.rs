@@ -57,6 +57,9 @@ pub enum Error {
     /// The image could not be read.
     #[error(transparent)]
     Image(#[from] oci::Error),
+    /// Chunks, or a manifest of chunks.
+    #[error(transparent)]
+    Chunk(#[from] crate::chunk::ChunkError),
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {
@@ -70,7 +73,11 @@ pub enum Error {
 impl Error {
     /// Whether the caller's input is at fault, and not this machine.
     pub fn is_bad_input(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::Image(oci::Error::Io { .. }))
+        match self {
+            Self::Io { .. } => false,
+            Self::Image(error) => error.is_bad_input(),
+            _ => true,
+        }
     }
 }
 

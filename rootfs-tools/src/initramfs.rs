@@ -1,9 +1,10 @@
 //! The guest image: an initramfs that holds one static binary.
 //!
-//! It is not compressed: unpacking would cost more at each boot than reading does.
+//! It is not compressed unless asked for: unpacking costs more at each boot than reading does, but less travels and lies on a
+//! disk.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use oci::Digest;
@@ -12,11 +13,40 @@ use serde::Serialize;
 use crate::Error;
 use crate::cpio::Cpio;
 use crate::error::at;
-use crate::format::write_tree;
+use crate::format::{Format, Sink, write_tree};
+use crate::output::Output;
 use crate::tree::{Attributes, Content, Directory, FileData, Node, NodeId, Place, Tree};
 
 /// The largest binary that is taken; the agent has a few MiB, and all of it sits in the guest's RAM at boot.
 const MAX_BINARY: u64 = 512 << 20;
+
+/// How a guest image is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GuestImageCompression {
+    /// Not at all.
+    #[default]
+    None,
+    /// One zstd frame, for kernels with `CONFIG_RD_ZSTD`.
+    Zstd(ZstdLevel),
+}
+
+/// A level of zstd, from 1 to 19: those above want a window that not every kernel unpacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZstdLevel(i32);
+
+impl ZstdLevel {
+    /// Of 1 to 19.
+    pub fn new(level: u8) -> Option<Self> {
+        (1..=19).contains(&level).then(|| Self(level.into()))
+    }
+}
+
+impl Default for ZstdLevel {
+    /// The highest: it is packed once and unpacked at each boot, which takes the same time at every level.
+    fn default() -> Self {
+        Self(19)
+    }
+}
 
 /// What [`guest_image()`] made.
 #[derive(Clone, Debug, Serialize)]
@@ -27,15 +57,73 @@ pub struct GuestImageReport {
     pub size: u64,
 }
 
-/// Writes an initramfs with the binary `envd` as `/init`. The same binary gives the same bytes.
+/// Writes an initramfs with the binary `envd` as `/init`, not compressed. The same binary gives the same bytes.
 ///
 /// The binary must be a statically linked ELF file: the guest image has no loader and no libraries.
 pub fn guest_image(envd: &Path, output: &Path) -> Result<GuestImageReport, Error> {
+    guest_image_compressed(envd, GuestImageCompression::None, output)
+}
+
+/// As [`guest_image()`]. The same binary and compression give the same bytes (of one version of zstd).
+pub fn guest_image_compressed(
+    envd: &Path,
+    compression: GuestImageCompression,
+    output: &Path,
+) -> Result<GuestImageReport, Error> {
     let binary = read_static_binary(envd)?;
     let mut tree = guest_tree(binary.len() as u64);
     let mut source: &[&[u8]] = &[&binary];
-    let report = write_tree(&mut tree, &Cpio, &mut source, output)?;
-    Ok(GuestImageReport { digest: report.digest, size: report.size })
+    let level = match compression {
+        GuestImageCompression::None => {
+            let report = write_tree(&mut tree, &Cpio, &mut source, output)?;
+            return Ok(GuestImageReport { digest: report.digest, size: report.size });
+        }
+        GuestImageCompression::Zstd(ZstdLevel(level)) => level,
+    };
+    let mut file = Output::create_hashed(output)?;
+    let mut archive = Memory { bytes: Vec::new(), filled: 0 };
+    Cpio.prepare(&mut tree)?.write(&mut source, &mut archive, &mut |_| {})?;
+    file.write(&zstd_frame(archive.written(), level).map_err(at(output))?)?;
+    let size = file.position();
+    let digest = file.publish_hashed()?;
+    Ok(GuestImageReport { digest, size })
+}
+
+/// An archive that is compressed as a whole.
+struct Memory {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl Memory {
+    fn written(&self) -> &[u8] {
+        &self.bytes[..self.filled]
+    }
+}
+
+impl Sink for Memory {
+    fn position(&self) -> u64 {
+        self.filled as u64
+    }
+
+    fn room(&mut self, wanted: u64) -> Result<&mut [u8], Error> {
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).min(MAX_BINARY as usize);
+        self.bytes.resize(self.filled + wanted, 0);
+        Ok(&mut self.bytes[self.filled..])
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.filled += count;
+    }
+
+    fn zeros_to(&mut self, position: u64) -> Result<(), Error> {
+        // Only what aligns the entries, and the end.
+        let end = self.filled.max(position as usize);
+        self.bytes.truncate(self.filled);
+        self.bytes.resize(end, 0);
+        self.filled = end;
+        Ok(())
+    }
 }
 
 /// What is in the guest image: an agent of `size` bytes, which are those of source 0, and where it mounts.
@@ -55,6 +143,13 @@ pub(crate) fn guest_tree(size: u64) -> Tree {
     let data = FileData::Whole(Place { source: 0, offset: 0 });
     add(NodeId::ROOT, b"init", 0o755, Content::File { size, data });
     tree
+}
+
+/// One frame with its length and a checksum, made by one thread: more would cut it elsewhere on another machine.
+fn zstd_frame(bytes: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
+    compressor.include_checksum(true)?;
+    compressor.compress(bytes)
 }
 
 /// The agent's binary, checked: it runs where there is no loader.

@@ -8,12 +8,14 @@
 //! ```
 //!
 //! [`build()`] makes the read-only root file system of a template, [`empty()`] the scratch disk of a sandbox, and
-//! [`guest_image()`] the initramfs that both boot from; [`bake()`] puts the agent into the root file system instead. A layer never touches the host's file system: its paths are keys of
+//! [`guest_image()`] the initramfs that both boot from; [`bake()`] puts the agent into the root file system instead;
+//! [`mod@chunk`] is what the files travel as. A layer never touches the host's file system: its paths are keys of
 //! an in-memory tree, so there is nothing outside to escape to.
 
 mod apply;
 mod bake;
 mod build;
+pub mod chunk;
 mod compare;
 mod cpio;
 mod empty;
@@ -46,7 +48,9 @@ pub use ext4::{
 pub use extract::{Extracted, extract, read_file};
 pub use folder::{Files, Folder, build_folder};
 pub use format::{DataSource, Format, NoData, Prepared, Sink, WriteReport, write_tree};
-pub use initramfs::{GuestImageReport, guest_image};
+pub use initramfs::{
+    GuestImageCompression, GuestImageReport, ZstdLevel, guest_image, guest_image_compressed,
+};
 pub use insert::{InsertReport, NewContent, Owner, insert};
 pub use inspect::{ImageFacts, LayerFacts, LostFile, SizeOf, Sizes, image_facts, largest};
 pub use list::{Listed, Names, list};

@@ -25,6 +25,9 @@ fn main() -> ExitCode {
         Command::Empty(args) => empty(args),
         Command::Grow(args) => grow(args),
         Command::GuestImage(args) => guest_image(args),
+        Command::Chunk(args) => command::chunk::chunk(args),
+        Command::Unchunk(args) => command::chunk::unchunk(args),
+        Command::PruneChunks(args) => command::chunk::prune(args),
         Command::Read(command) => return command::run(command),
     };
     match result {
@@ -40,7 +43,7 @@ fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let bad_input = error.chain().any(|cause| {
         cause.downcast_ref::<rootfs_tools::Error>().is_some_and(rootfs_tools::Error::is_bad_input)
-            || cause.downcast_ref::<oci::Error>().is_some_and(|error| !matches!(error, oci::Error::Io { .. }))
+            || cause.downcast_ref::<oci::Error>().is_some_and(oci::Error::is_bad_input)
     });
     if bad_input { 2 } else { 1 }
 }
@@ -106,7 +109,7 @@ fn open_reference(
                 .ok_or_else(|| anyhow!("neither --data-dir nor $HOME says where the local images are"))?;
             let hint = || {
                 format!(
-                    "{}: the local store is {} (--data-dir chooses another; oci:DIR:TAG and oci-archive:FILE need none)",
+                    "{}: the local store is {} (--data-dir chooses another; oci:DIR:TAG and oci-archive:FILE need none; docker://NAME fetches it with skopeo)",
                     context(),
                     data_dir.images().display()
                 )
@@ -118,6 +121,11 @@ fn open_reference(
             let store = Store::open(directory).with_context(context)?;
             let descriptor = store.resolve_or_only(tag.as_deref()).with_context(context)?;
             Ok((Image::open(&store, &descriptor).with_context(context)?, None))
+        }
+        ImageReference::Skopeo(reference) => {
+            let fetched = reference.fetch(scratch).with_context(context)?;
+            let descriptor = fetched.store().resolve_or_only(None).with_context(context)?;
+            Ok((Image::open(fetched.store(), &descriptor).with_context(context)?, Some(fetched)))
         }
         ImageReference::Archive { file, tag } => {
             let archive = Archive::open(file, scratch).with_context(context)?;
@@ -185,7 +193,7 @@ fn grow(args: GrowArgs) -> anyhow::Result<()> {
 }
 
 fn guest_image(args: GuestImageArgs) -> anyhow::Result<()> {
-    let report = rootfs_tools::guest_image(&args.envd, &args.output)
+    let report = rootfs_tools::guest_image_compressed(&args.envd, args.compression(), &args.output)
         .with_context(|| format!("writing the guest image {}", args.output.display()))?;
     if args.json {
         return print_json(&report);

@@ -74,10 +74,19 @@ impl Output {
     }
 
     /// Ends the file, syncs it, gives it its name, and says its digest.
-    pub(crate) fn publish_hashed(mut self) -> Result<Digest, Error> {
+    pub(crate) fn publish_hashed(self) -> Result<Digest, Error> {
+        self.publish_checked(|_| Ok(()))
+    }
+
+    /// As [`Output::publish_hashed`], unless `check` refuses the digest.
+    pub(crate) fn publish_checked(
+        mut self,
+        check: impl FnOnce(&Digest) -> Result<(), Error>,
+    ) -> Result<Digest, Error> {
         // A thread that failed is gone; whoever went on after its error ends here.
         let digest = self.end()?.ok_or_else(|| io::Error::other("the hashing thread has ended early"));
         let digest = digest.map_err(at(&self.target))?;
+        check(&digest)?;
         self.file.as_file().sync_all().map_err(at(&self.target))?;
         let folder = folder_of(&self.target).to_owned();
         self.rename()?;

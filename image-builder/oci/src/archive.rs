@@ -81,6 +81,11 @@ impl Archive {
         Ok(Self { store, _folder: folder })
     }
 
+    /// The layout `layout`, which goes with `folder`.
+    pub(crate) fn in_folder(layout: &Path, folder: tempfile::TempDir) -> Result<Self, Error> {
+        Ok(Self { store: Store::open(layout)?, _folder: folder })
+    }
+
     /// The layout that was in the archive.
     pub fn store(&self) -> &Store {
         &self.store

@@ -1,5 +1,6 @@
-//! The commands that read: each says what is in an image, and how it exits.
+//! One file for each group of commands. Those that read say what is in an image, and how they exit.
 
+pub(crate) mod chunk;
 mod cp;
 mod inspect;
 mod ls;
@@ -61,7 +62,7 @@ pub(crate) struct Images {
     data_dir: Option<PathBuf>,
 }
 
-/// What a word on the command line names: a file with an ext4 in it, `dir:FOLDER`, or an image.
+/// What a word on the command line names: a file with an ext4 in it, `tree:FOLDER`, or an image.
 struct Opened {
     source: Source,
     /// Its blobs stay as long as this does.
@@ -80,7 +81,7 @@ impl Images {
 
     /// A folder or an image, whatever files are called.
     fn open_source(&self, word: &str) -> anyhow::Result<Opened> {
-        if let Some(folder) = word.strip_prefix("dir:").filter(|folder| !folder.is_empty()) {
+        if let Some(folder) = word.strip_prefix(crate::cli::TREE).filter(|folder| !folder.is_empty()) {
             return Ok(Opened { source: Source::Folder(folder.into()), _archive: None });
         }
         let reference: ImageReference =

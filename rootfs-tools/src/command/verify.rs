@@ -27,7 +27,7 @@ pub(super) const DIFF_HELP: &str = "\
 Examples:
   rootfs-tools diff old.ext4 new.ext4
   rootfs-tools diff app:v1 app:v2            two images of the local store
-  rootfs-tools diff rootfs.ext4 dir:./tree   a file system and a folder
+  rootfs-tools diff rootfs.ext4 tree:./dir   a file system and a folder
 
 A line begins with + (only in the second), - (only in the first) or ~ (in both, and what differs).
 
@@ -41,7 +41,7 @@ pub(crate) struct VerifyArgs {
     /// The ext4 file system
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// What it should hold: an image as for build, or dir:FOLDER
+    /// What it should hold: an image as for build, or tree:FOLDER
     #[arg(value_name = "IMAGE")]
     image: Option<String>,
     #[command(flatten)]
@@ -53,7 +53,7 @@ pub(crate) struct VerifyArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
-    /// The first: an ext4 file, an image as for build, or dir:FOLDER
+    /// The first: an ext4 file, an image as for build, or tree:FOLDER
     #[arg(value_name = "A")]
     first: String,
     /// The second

@@ -143,7 +143,7 @@ fn the_command_takes_a_folder() {
     plain_tree(&root);
     let image = dir.path().join("rootfs.ext4");
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_rootfs-tools"))
-        .args(["build", &format!("dir:{}", root.display()), "--json", "-o"])
+        .args(["build", &format!("tree:{}", root.display()), "--json", "-o"])
         .arg(&image)
         .output()
         .unwrap();

@@ -204,7 +204,8 @@ fn built(dir: &Path) -> (TestImage, PathBuf) {
 fn built_with(dir: &Path, free: u64) -> (TestImage, PathBuf) {
     let image = sample();
     let path = dir.join("rootfs.ext4");
-    build(&image.open(), &BuildOptions { size: Size::Free(free) }, &path, &mut |_| {}).unwrap();
+    build(&image.open(), &BuildOptions { size: Size::Free(free), ..Default::default() }, &path, &mut |_| {})
+        .unwrap();
     (image, path)
 }
 

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{self, ScopedJoinHandle};
 
-use oci::{DigestMismatch, Hasher, Layer};
+use oci::{Digest, DigestMismatch, Hasher, Layer};
 
 use crate::Error;
 use crate::error::at;
@@ -110,7 +110,11 @@ fn spool(layer: &Layer, folder: &Path) -> Outcome {
         (decompressed, checked)
     });
     let Digests { blob, stream } = checked.map_err(at(folder))?;
-    let (got, size) = blob.finish();
+    let (got, size) = match &decompressed {
+        Ok(()) => blob.finish(),
+        // It may have ended before the blob did.
+        Err(_) => digest_of(&path, layer.descriptor.size()).map_err(at(&path))?,
+    };
     let mismatch = |what: String, expected: String, got: String| {
         let reason = DigestMismatch { what, expected, got }.to_string();
         Error::Image(oci::Error::Corrupt { what: format!("layer {}", layer.descriptor.digest()), reason })
@@ -142,6 +146,21 @@ fn spool(layer: &Layer, folder: &Path) -> Outcome {
         return Err(mismatch(format!("{what} (diff_id)"), layer.diff_id.to_string(), got.to_string()));
     }
     Ok(file)
+}
+
+/// The digest of a blob that promises `size` bytes, and how many it has, one more at the most.
+fn digest_of(path: &Path, size: u64) -> io::Result<(Digest, u64)> {
+    let mut blob = File::open(path)?.take(size.saturating_add(1));
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match blob.read(&mut buffer) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(count) => hasher.update(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 enum Failed {

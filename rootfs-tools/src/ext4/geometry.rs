@@ -217,6 +217,17 @@ impl<'a> Allocator<'a> {
         }
     }
 
+    /// Goes on at a multiple of `blocks`, if there is a free one before the end; the blocks that are passed over.
+    pub(super) fn align(&mut self, blocks: u64) -> Option<Range<u64>> {
+        let end = self.free_run_end();
+        let start = self.cursor;
+        let aligned = start.checked_next_multiple_of(blocks)?;
+        (aligned > start && aligned < end.min(self.geometry.blocks)).then(|| {
+            self.cursor = aligned;
+            start..aligned
+        })
+    }
+
     /// One block.
     pub(super) fn allocate_block(&mut self) -> u64 {
         self.free_run_end();

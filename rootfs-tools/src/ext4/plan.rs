@@ -14,7 +14,7 @@ use super::{
     BLOCK_SIZE, BLOCKS_PER_GROUP, FIRST_INODE, LOST_FOUND, MAX_BYTES, MAX_INODES_PER_GROUP, ROOT_INODE,
     device,
 };
-use crate::tree::{Content, Directory, FileData, NodeId, Run, Tree};
+use crate::tree::{Content, Directory, FileData, NodeId, Place, Run, Tree};
 
 /// How large the file system is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +118,8 @@ pub(crate) struct Plan {
     extents: Vec<Extent>,
     /// The first block behind the contents.
     pub(super) end: u64,
+    /// Free runs before that, in ascending order.
+    pub(super) gaps: Vec<Range<u64>>,
     /// Bytes of the file that holds the file system.
     length: u64,
 }
@@ -155,12 +157,15 @@ impl Plan {
             }
             Capacity::Size(asked) => {
                 let wanted = used.max(asked / BYTES_PER_INODE);
-                let mut fits = |inodes| {
+                let mut fits = |inodes, alignment| {
                     let geometry = Geometry::fit(asked.min(MAX_BYTES) / BLOCK_SIZE as u64, inodes)?;
-                    let layout = draft.lay_out(geometry);
+                    let layout = draft.lay_out(geometry, alignment);
                     (layout.end <= layout.geometry.blocks).then_some(layout)
                 };
-                match fits(wanted).or_else(|| fits(used)) {
+                let fitting = fits(wanted, Alignment::Windows)
+                    .or_else(|| fits(used, Alignment::Windows))
+                    .or_else(|| fits(used, Alignment::None));
+                match fitting {
                     Some(layout) => (layout, asked),
                     None => {
                         let needed = draft.fit_around(used, 0)?.geometry.blocks * BLOCK_SIZE as u64;
@@ -169,7 +174,7 @@ impl Plan {
                 }
             }
         };
-        let Layout { geometry, extents, extent_nodes, growth, journal, end } = layout;
+        let Layout { geometry, extents, extent_nodes, growth, journal, end, gaps } = layout;
         let Draft { inodes, order, .. } = draft;
         Ok(Self {
             geometry,
@@ -184,6 +189,7 @@ impl Plan {
             large_directories,
             extents,
             end,
+            gaps,
             length,
         })
     }
@@ -414,6 +420,22 @@ fn block_runs(size: u64, data: &FileData) -> impl Iterator<Item = Range<u64>> {
     })
 }
 
+/// Where data is put at round places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alignment {
+    /// Once in each [`ALIGNED_WINDOW`] of its source.
+    Windows,
+    /// Nowhere.
+    None,
+}
+
+/// After each of these in a layer the data goes on at a multiple of [`ALIGNMENT`]. Images that share the layer then have the
+/// same chunks, although what is in front of its data has another length in each of them.
+const ALIGNED_WINDOW: u64 = 4 << 20;
+
+/// Blocks of the chunks that images are cut into (`crate::chunk`, 64 KiB).
+const ALIGNMENT: u64 = 16;
+
 /// Inodes, with places for their blocks that can still change.
 struct Draft<'a> {
     tree: &'a Tree,
@@ -429,6 +451,7 @@ struct Layout {
     growth: u64,
     journal: Option<JournalPlan>,
     end: u64,
+    gaps: Vec<Range<u64>>,
 }
 
 impl Draft<'_> {
@@ -452,7 +475,7 @@ impl Draft<'_> {
                 continue;
             };
             let trimmed = geometry.blocks < blocks;
-            let layout = self.lay_out(geometry);
+            let layout = self.lay_out(geometry, Alignment::Windows);
             let taken: u64 = layout
                 .geometry
                 .reserved
@@ -469,7 +492,7 @@ impl Draft<'_> {
     }
 
     /// Gives every block a place, beyond the end of the geometry if it must be.
-    fn lay_out(&mut self, geometry: Geometry) -> Layout {
+    fn lay_out(&mut self, geometry: Geometry, alignment: Alignment) -> Layout {
         let mut extents: Vec<Extent> = Vec::with_capacity(self.order.len());
         let mut extent_nodes = Vec::new();
         let mut allocator = Allocator::new(&geometry);
@@ -487,9 +510,22 @@ impl Draft<'_> {
             let nodes = (0..nodes).map(|_| allocator.allocate_block()).collect();
             JournalPlan { blocks: journal_blocks, extents, nodes }
         });
+        let mut gaps = Vec::new();
+        let mut window: Option<Place> = None;
         for &index in &self.order {
             let inode = &mut self.inodes[index as usize];
             let from = extents.len();
+            if let Content::File { size, data } = &self.tree.node(inode.node).content
+                && let Some(Run { place, .. }) = data.runs(*size).next()
+            {
+                let here = Place { source: place.source, offset: place.offset / ALIGNED_WINDOW };
+                let before = window.replace(here);
+                if alignment == Alignment::Windows
+                    && before.is_some_and(|it| it.source == here.source && it.offset != here.offset)
+                {
+                    gaps.extend(allocator.align(ALIGNMENT));
+                }
+            }
             match &self.tree.node(inode.node).content {
                 Content::File { size, data } => {
                     block_runs(*size, data).for_each(|run| allocator.allocate(run, &mut extents));
@@ -510,6 +546,6 @@ impl Draft<'_> {
         }
         extent_nodes.sort_unstable_by_key(|(index, _)| *index);
         let end = allocator.end();
-        Layout { geometry, extents, extent_nodes, growth, journal, end }
+        Layout { geometry, extents, extent_nodes, growth, journal, end, gaps }
     }
 }

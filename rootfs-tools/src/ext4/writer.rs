@@ -191,14 +191,21 @@ impl Writer<'_> {
         }
     }
 
-    /// The group's blocks in use, as ranges: everything below the end of the contents, and the structures above it.
+    /// The group's blocks in use, as ranges: everything below the end of the contents but the gaps, and the structures above it.
     fn used_ranges(&self, group: u32) -> impl Iterator<Item = std::ops::Range<u64>> {
         let blocks = self.plan.geometry.group_blocks(group);
         let end = self.plan.end.clamp(blocks.start, blocks.end);
         let reserved = &self.plan.geometry.reserved;
         let above = reserved.partition_point(|run| run.end <= end);
         let limit = blocks.end;
-        std::iter::once(blocks.start..end).chain(
+        let gaps = &self.plan.gaps;
+        let first = gaps.partition_point(|gap| gap.end <= blocks.start);
+        let gaps = &gaps[first..gaps.partition_point(|gap| gap.start < end).max(first)];
+        // What is between the gaps: from the end of one to the start of the next.
+        let starts = std::iter::once(blocks.start).chain(gaps.iter().map(move |gap| gap.end.min(end)));
+        let ends = gaps.iter().map(move |gap| gap.start.max(blocks.start)).chain(std::iter::once(end));
+        let used = starts.zip(ends).map(|(start, end)| start..end).filter(|range| !range.is_empty());
+        used.chain(
             reserved[above..]
                 .iter()
                 .take_while(move |run| run.start < limit)

@@ -269,7 +269,7 @@ fn damage_is_found() {
         ("sif /big blocks 8", "bytes on the disk"),
         ("sif /big block[0] 0", "magic number of an extent node"),
         ("sif /big block[4] 70000", "extent"),
-        ("sif /big block[5] 1", "owners of block 1"),
+        ("sif /big block[5] 1", "owners of block"),
         ("sif /etc mode 0100644", "type in the directory"),
         ("sif /slow size 0", "target"),
         ("unlink /etc/passwd", "link count"),
@@ -289,9 +289,11 @@ fn damage_is_found() {
     // A bit of each kind of block.
     let (_, path) = built(dir.path());
     let good = fs::read(&path).unwrap();
-    let block = |number: u64| number * 4096 + 17;
+    // The first two words of the first descriptor are the places of its bitmaps.
+    let word = |at: usize| u32::from_le_bytes(good[at..at + 4].try_into().unwrap());
+    let block = |place: usize| u64::from(word(4096 + place)) * 4096 + 17;
     for (name, at) in
-        [("superblock", 1024 + 0x78), ("descriptor", 4096 + 0x0e), ("bitmap", block(2)), ("bitmap", block(3))]
+        [("superblock", 1024 + 0x78), ("descriptor", 4096 + 0x0e), ("bitmap", block(0)), ("bitmap", block(4))]
     {
         let mut bytes = good.clone();
         bytes[at as usize] ^= 4;

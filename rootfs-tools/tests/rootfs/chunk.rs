@@ -297,3 +297,28 @@ proptest! {
         prop_assert!(fs::read(out).unwrap() == bytes);
     }
 }
+
+/// Two images on one base: what is in front of the base's data has another length in each, and most chunks are the same.
+#[test]
+fn images_share_the_chunks_of_a_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ChunkStore::open_or_create(&dir.path().join("store")).unwrap();
+    let file = |n: u64| {
+        let data: Vec<u8> = (0..40).flat_map(|k| block(n * 100 + k)).skip((n * 37 % 4096) as usize).collect();
+        Entry::file(format!("base/file-{n}"), data)
+    };
+    // 40 MiB of files whose sizes fit nothing.
+    let base = layer(&(0..250).map(file).collect::<Vec<_>>());
+    let own: Vec<Entry> = (0..300).map(|n| Entry::directory(format!("own-{n}"))).collect();
+    let mut new = Vec::new();
+    for (name, layers) in [("one", vec![base.clone()]), ("two", vec![base.clone(), layer(&own)])] {
+        let image = TestImage::plain(&layers);
+        let path = dir.path().join(name);
+        build(&image.open(), &BuildOptions::default(), &path, &mut |_| {}).unwrap();
+        assert_clean(&path);
+        let (_, report) = split(&path, &store, ChunkSize::default()).unwrap();
+        new.push(report.new as f64 / (report.chunks - report.zero) as f64);
+    }
+    assert!(new[0] > 0.95, "{new:?}");
+    assert!(new[1] < 0.3, "{new:?}");
+}

@@ -205,7 +205,12 @@ bench-rootfs: packages ## a Debian base to ext4, against tar and mke2fs
 	[ -f $(CACHE)/debian-base.tar ] || { mkdir -p $(CACHE) && \
 		mmdebstrap --variant=minbase bookworm $(CACHE)/debian-base.tmp.tar && \
 		mv $(CACHE)/debian-base.tmp.tar $(CACHE)/debian-base.tar; }
-	cargo bench --locked -p rootfs-tools -- $(CACHE)/debian-base.tar 10
+	cargo bench --locked -p rootfs-tools --bench rootfs -- $(CACHE)/debian-base.tar 10
+
+.PHONY: bench-chunks
+bench-chunks: packages test-guest ## what the root file systems of the tests' templates share as chunks
+	cargo bench --locked -p rootfs-tools --bench chunks -- \
+		$(CURDIR)/target/e2e/templates/{systemd,clones,base}/rootfs.ext4
 
 .PHONY: fuzz
 fuzz: MORE_PACKAGES := $(FUZZ_PACKAGES)

@@ -13,12 +13,14 @@ pub(crate) fn resolve(store: &Store, reference: &ImageReference, console: &Conso
             Some(descriptor) => descriptor,
             None => pull(store, name, console)?,
         },
-        ImageReference::Layout { .. } | ImageReference::Archive { .. } => import(store, reference)?,
+        ImageReference::Layout { .. } | ImageReference::Archive { .. } | ImageReference::Skopeo(_) => {
+            import(store, reference)?
+        }
     };
     Ok(Image::open(store, &descriptor)?)
 }
 
-/// Copies an image from a layout or an archive into the store, without a name.
+/// Copies an image from a layout, an archive or whatever skopeo reads into the store, without a name.
 pub(crate) fn import(store: &Store, reference: &ImageReference) -> Result<Descriptor, Error> {
     match reference {
         ImageReference::Layout { directory, tag } => {
@@ -31,6 +33,12 @@ pub(crate) fn import(store: &Store, reference: &ImageReference) -> Result<Descri
             let archive = Archive::open(file, scratch.path())?;
             let descriptor = archive.store().resolve_or_only(tag.as_deref())?;
             Ok(copy_image(archive.store(), &descriptor, store)?)
+        }
+        ImageReference::Skopeo(reference) => {
+            let scratch = store.scratch()?;
+            let fetched = reference.fetch(scratch.path())?;
+            let descriptor = fetched.store().resolve_or_only(None)?;
+            Ok(copy_image(fetched.store(), &descriptor, store)?)
         }
         ImageReference::Name(name) => Err(Error::Invalid {
             what: name.to_string(),

@@ -66,7 +66,7 @@ enum Command {
         "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input."
     ))]
     Load {
-        /// oci:DIR[:TAG], oci-archive:FILE[:TAG], or a name
+        /// A name, oci:DIR[:TAG], oci-archive:FILE[:TAG], or what skopeo reads: docker://NAME, docker-archive:FILE, dir:DIR, ..
         source: ImageReference,
         /// The name that it gets
         #[arg(long, short, value_name = "NAME")]

@@ -216,7 +216,7 @@ impl Rooted {
                 Err(Errno::EXIST) => Ok(()),
                 other => other,
             },
-            Kind::File { .. } => return self.create(path).map(drop),
+            Kind::File { .. } | Kind::Sparse { .. } => return self.create(path).map(drop),
             Kind::Symlink(target) => rustix::fs::symlinkat(OsStr::from_bytes(target), &parent, name),
             Kind::HardLink(target) => {
                 let (from, from_name) = self.parent(target)?;

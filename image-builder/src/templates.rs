@@ -88,7 +88,7 @@ pub fn create(
             reason: "that is more MiB than a file can have".to_owned(),
         })?),
     };
-    let build_options = rootfs_tools::BuildOptions { size };
+    let build_options = rootfs_tools::BuildOptions { size, ..Default::default() };
     let mut work = None;
     let mut written = 0;
     let report =

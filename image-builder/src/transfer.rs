@@ -68,7 +68,7 @@ pub fn save(
         ImageReference::Archive { file, tag } => {
             write_archive(store, &descriptor, tag.as_deref().or(name.tag()), file)?;
         }
-        ImageReference::Name(_) => {
+        ImageReference::Name(_) | ImageReference::Skopeo(_) => {
             return Err(Error::Invalid {
                 what: format!("destination {destination}"),
                 reason: "expected oci:DIR[:TAG] or oci-archive:FILE[:TAG]".to_owned(),

@@ -4,7 +4,8 @@
 //! so a symbolic link leads nowhere but into the tree.
 
 use std::collections::HashSet;
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 
 use oci::layer::{Change, Kind, LayerPath, LayerReader, Metadata, Node};
 use rustix::fs::FileType;
@@ -93,9 +94,9 @@ impl State<'_> {
         }
         self.ours.insert(path.clone());
         match &node.kind {
-            Kind::File { .. } => {
+            Kind::File { .. } | Kind::Sparse { .. } => {
                 let mut file = self.root.create(&path)?;
-                io::copy(data, &mut file).map_err(|source| match source.kind() {
+                copy_data(&node.kind, data, &mut file).map_err(|source| match source.kind() {
                     io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
                         Error::Oci(oci::Error::Corrupt {
                             what: format!("layer entry {}", node.path),
@@ -137,6 +138,18 @@ impl State<'_> {
     fn real(&self, path: &LayerPath) -> Result<LayerPath, Error> {
         self.root.resolve(path.as_bytes(), Last::Keep, Escape::Clamp)
     }
+}
+
+/// Writes a file's data; the holes of a sparse one stay holes.
+fn copy_data(kind: &Kind, data: &mut impl Read, file: &mut File) -> io::Result<()> {
+    let Kind::Sparse { size, runs } = kind else { return io::copy(data, file).map(drop) };
+    for run in runs {
+        file.seek(SeekFrom::Start(run.start))?;
+        if io::copy(&mut data.take(run.length), file)? != run.length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    file.set_len(*size)
 }
 
 #[cfg(test)]
@@ -267,5 +280,34 @@ mod tests {
             .unwrap();
         assert!(!root.join("d/lower").exists() && !root.join("d/sub/lower").exists());
         assert!(root.join("d/sub/ours").exists(), "the marker may stand after the layer's own entries");
+    }
+
+    #[test]
+    fn holes_stay_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Rooted::open(dir.path()).unwrap();
+        // GNU tar's old form: one run of 4096 bytes in a file of 1 MiB.
+        let mut stream = vec![0; 512];
+        let mut field = |at: usize, text: &[u8]| stream[at..at + text.len()].copy_from_slice(text);
+        field(0, b"sparse");
+        field(100, b"0000644");
+        field(124, b"00000010000");
+        field(156, b"S");
+        field(257, b"ustar  ");
+        field(386, b"00001000000");
+        field(398, b"00000010000");
+        field(483, b"00004000000");
+        field(148, b"        ");
+        let sum: u32 = stream.iter().map(|byte| u32::from(*byte)).sum();
+        stream[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        stream.extend([7; 4096]);
+        apply(&stream[..], &root).unwrap();
+        let sparse = dir.path().join("sparse");
+        let contents = fs::read(&sparse).unwrap();
+        let mut expected = vec![0; 1 << 20];
+        expected[1 << 18..][..4096].fill(7);
+        assert!(contents == expected);
+        assert!(fs::metadata(&sparse).unwrap().blocks() <= 16);
+        assert!(apply(&stream[..4000], &root).is_err(), "cut off");
     }
 }

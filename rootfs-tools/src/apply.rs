@@ -1,13 +1,14 @@
 //! Layers onto a tree, by the rules of the OCI image-spec 1.1, layer.md.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 
-use oci::layer::{Change, Kind, LayerPath, LayerReader, Metadata, Node as Entry};
+use oci::layer::{Change, DataRun, Kind, LayerPath, LayerReader, Metadata, Node as Entry};
 
 use crate::Error;
 use crate::ext4::is_stored_xattr;
-use crate::tree::{Attributes, Content, Name, Node, NodeId, ResolveError, Tree, Xattr};
+use crate::tree::{
+    Attributes, Content, Directory, FileData, Name, Node, NodeId, Place, ResolveError, Run, Tree, Xattr,
+};
 
 /// Applies layers, the lowest first.
 pub(crate) struct Applier {
@@ -64,7 +65,7 @@ impl Applier {
     fn whiteout(&mut self, layer: u32, path: &LayerPath) -> Result<(), Refused> {
         let (Some(found), Some((_, name))) = (self.find(path, path)?, path.split()) else { return Ok(()) };
         self.tree.prune(found.entry.node, layer);
-        let empty = self.tree.children(found.entry.node).is_none_or(BTreeMap::is_empty);
+        let empty = self.tree.children(found.entry.node).is_none_or(Directory::is_empty);
         if found.entry.layer != layer && empty {
             self.tree.unlink(found.directory, name);
         }
@@ -100,9 +101,19 @@ impl Applier {
                     self.tree.link(directory, name, existing.node, layer);
                     return Ok(());
                 }
-                _ => Content::Directory(BTreeMap::new()),
+                _ => Content::Directory(Directory::default()),
             },
-            Kind::File { size, offset } => Content::File { size, layer, offset },
+            Kind::File { size, offset } => {
+                Content::File { size, data: FileData::Whole(Place { source: layer, offset }) }
+            }
+            Kind::Sparse { size, runs } => {
+                let run = |run: &DataRun| Run {
+                    start: run.start,
+                    length: run.length,
+                    place: Place { source: layer, offset: run.offset },
+                };
+                Content::File { size, data: FileData::Sparse(runs.iter().map(run).collect()) }
+            }
             Kind::Symlink(target) => Content::Symlink(target.into()),
             Kind::CharDevice { major, minor } => Content::CharDevice { major, minor },
             Kind::BlockDevice { major, minor } => Content::BlockDevice { major, minor },

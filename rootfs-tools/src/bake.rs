@@ -9,12 +9,13 @@ use std::str::FromStr;
 
 use oci::{Hasher, Image};
 
-use crate::build::{Progress, Size, Writing};
-use crate::ext4::{DataSource, Identity};
+use crate::build::{Progress, Writing};
+use crate::ext4::{Ext4, Journal, Size};
+use crate::format::DataSource;
 use crate::initramfs::read_static_binary;
 use crate::layers::Layers;
 use crate::output::Output;
-use crate::tree::{Attributes, Content, Node, NodeId, ResolveError, Tree};
+use crate::tree::{Attributes, Content, FileData, Node, NodeId, Place, ResolveError, Tree};
 use crate::{BuildReport, Error};
 
 /// Where the agent mounts what a kernel gives for nothing; on a read-only root it could not make them.
@@ -71,6 +72,8 @@ impl FromStr for AgentPath {
 pub struct BakeOptions {
     /// How large the file system is.
     pub size: Size,
+    /// Whether it has a journal, which a disk that is written to and kept should have.
+    pub journal: Journal,
     /// Where the agent goes.
     pub path: AgentPath,
     /// Whether `/sbin/init` becomes a link to it, in place of what the image has there.
@@ -88,15 +91,15 @@ pub fn bake(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<BuildReport, Error> {
     let binary = read_static_binary(envd)?;
-    let BakeOptions { size, path, init_link } = options;
+    let BakeOptions { size, journal, path, init_link } = options;
     let seed = format!("{} {} {path} {init_link}", image.digest, Hasher::digest_of(&binary));
     // Layers are bounded far below 2^32 (the manifest's own size).
     let layer = image.layers.len() as u32;
     let add = |tree: &mut Tree| add_agent(tree, layer, options, binary.len() as u64);
-    let source = Baked { layers: Layers::new(image), layer, binary: &binary };
-    let identity = Identity::derive(seed.as_bytes());
-    let writing = Writing { size: *size, identity, file: Output::create_hashed(output)? };
-    writing.run(image, add, source, |source| source.layers.finish(), progress)
+    let source = |layers| Baked { layers, layer, binary: &binary };
+    let format = Ext4::new(seed.as_bytes()).size(*size).journal(*journal)?;
+    let writing = Writing { format, file: Output::create_hashed(output)? };
+    writing.run(image, None, add, source, |source| source.layers.finish(), progress)
 }
 
 fn add_agent(tree: &mut Tree, layer: u32, options: &BakeOptions, size: u64) -> Result<(), Error> {
@@ -111,7 +114,13 @@ fn add_agent(tree: &mut Tree, layer: u32, options: &BakeOptions, size: u64) -> R
         }
     }
     let path = options.path.to_string();
-    add(tree, &path, layer, 0o755, Content::File { size, layer, offset: 0 })?;
+    add(
+        tree,
+        &path,
+        layer,
+        0o755,
+        Content::File { size, data: FileData::Whole(Place { source: layer, offset: 0 }) },
+    )?;
     if options.init_link && path != INIT {
         add(tree, INIT, layer, 0o777, Content::Symlink(path.as_bytes().into()))?;
     }
@@ -160,12 +169,12 @@ struct Baked<'a> {
 }
 
 impl DataSource for Baked<'_> {
-    fn read(&mut self, layer: u32, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
-        if layer != self.layer {
-            return self.layers.read(layer, offset, buffer);
+    fn read(&mut self, place: Place, buffer: &mut [u8]) -> Result<(), Error> {
+        if place.source != self.layer {
+            return self.layers.read(place, buffer);
         }
         // The plan asks for what the node says that it has, and that is the binary's own length.
-        let offset = offset as usize;
+        let offset = place.offset as usize;
         buffer.copy_from_slice(&self.binary[offset..offset + buffer.len()]);
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! An image's layers to an ext4 file.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use oci::{Digest, Image};
@@ -8,45 +10,22 @@ use serde::Serialize;
 
 use crate::Error;
 use crate::apply::Applier;
-use crate::ext4::{self, BLOCK_SIZE, Capacity, DataSource, Identity, LOST_FOUND, Plan, PlanError};
+use crate::ext4::{Ext4, Journal, Size};
+use crate::format::{DataSource, Format};
 use crate::layers::{self, Layers};
 use crate::output::Output;
-use crate::tree::{Attributes, Content, Node, NodeId, Tree};
-
-/// How large the file system is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Size {
-    /// As small as the contents allow.
-    #[default]
-    Minimal,
-    /// As small as the contents and this many bytes of new files allow.
-    Free(u64),
-    /// This many bytes: a multiple of 4096. It is an error when the contents need more.
-    Exact(u64),
-}
-
-impl Size {
-    /// Checked, as the plan takes it.
-    pub(crate) fn capacity(self) -> Result<Capacity, Error> {
-        match self {
-            Self::Minimal => Ok(Capacity::Free(0)),
-            Self::Free(bytes) if bytes <= ext4::MAX_BYTES => Ok(Capacity::Free(bytes)),
-            Self::Exact(bytes) if bytes <= ext4::MAX_BYTES && bytes.is_multiple_of(BLOCK_SIZE as u64) => {
-                Ok(Capacity::Size(bytes))
-            }
-            Self::Free(bytes) | Self::Exact(bytes) => Err(Error::Invalid {
-                what: format!("size of {bytes} bytes"),
-                reason: format!("expected a multiple of {BLOCK_SIZE} of at most 16 TiB"),
-            }),
-        }
-    }
-}
+use crate::tree::Tree;
 
 /// What [`build()`] may be told.
 #[derive(Clone, Debug, Default)]
 pub struct BuildOptions {
     /// How large the file system is.
     pub size: Size,
+    /// Whether it has a journal. One that is mounted read-only needs none.
+    pub journal: Journal,
+    /// Layers that are decompressed at the same time; as many as this machine has processors, if it is not said. The result
+    /// does not depend on it.
+    pub threads: Option<NonZeroUsize>,
 }
 
 /// How far [`build()`] is.
@@ -73,8 +52,9 @@ pub enum Progress {
 /// What [`build()`] made.
 #[derive(Clone, Debug, Serialize)]
 pub struct BuildReport {
-    /// Digest of the image's manifest.
-    pub image: Digest,
+    /// Digest of the image's manifest; a folder has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<Digest>,
     /// Digest of the file.
     pub digest: Digest,
     /// Length of the file in bytes.
@@ -85,6 +65,8 @@ pub struct BuildReport {
     pub data: u64,
     /// Extended attributes that were left out: of no namespace that Linux knows, or meant for overlayfs.
     pub dropped_xattrs: u64,
+    /// Sockets that were left out; only folders have some.
+    pub dropped_sockets: u64,
     /// Time of the first pass over the layers, in milliseconds.
     pub index_ms: u64,
     /// Time of planning and of the second pass, in milliseconds.
@@ -95,90 +77,80 @@ pub struct BuildReport {
 
 /// Writes the file system of `image` to `output`, which appears only when it is whole and on disk.
 ///
-/// The same image and options give the same bytes. The layers are read twice, and each is checked against its digests
-/// before the file gets its name. On an error nothing is left behind.
+/// The same image and options give the same bytes. Compressed layers are decompressed into unnamed files beside the output,
+/// and each layer is checked against its digests before the file gets its name. On an error nothing is left behind.
 pub fn build(
     image: &Image,
     options: &BuildOptions,
     output: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<BuildReport, Error> {
-    let identity = Identity::derive(image.digest.to_string().as_bytes());
+    let format =
+        Ext4::new(image.digest.to_string().as_bytes()).size(options.size).journal(options.journal)?;
     // First of all, so that a bad path costs nothing.
-    let file = Output::create_hashed(output)?;
-    let writing = Writing { size: options.size, identity, file };
-    writing.run(image, |_| Ok(()), Layers::new(image), Layers::finish, progress)
+    let writing = Writing { format, file: Output::create_hashed(output)? };
+    writing.run(image, options.threads, |_| Ok(()), |layers| layers, Layers::finish, progress)
 }
 
 /// An image on its way to a file.
 pub(crate) struct Writing {
-    pub(crate) size: Size,
-    pub(crate) identity: Identity,
+    pub(crate) format: Ext4,
     pub(crate) file: Output,
 }
 
 impl Writing {
-    /// Writes `image` with what `add` puts on top of its layers. The data is `source`'s; only after `finish` it is trusted.
-    pub(crate) fn run<S: DataSource>(
+    /// Writes `image` with what `add` puts on top of its layers. The data is that of what `source` makes of the layers';
+    /// only after `finish` it is trusted.
+    pub(crate) fn run<'a, S: DataSource>(
         self,
-        image: &Image,
+        image: &'a Image,
+        threads: Option<NonZeroUsize>,
         add: impl FnOnce(&mut Tree) -> Result<(), Error>,
+        source: impl FnOnce(Layers<'a>) -> S,
+        finish: impl FnOnce(S) -> Result<(), Error>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<BuildReport, Error> {
+        let started = Instant::now();
+        let mut applier = Applier::new();
+        let threads = threads.or_else(|| thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+        let layers = layers::index(image, &mut applier, self.file.folder(), threads, progress)?;
+        let (mut tree, dropped_xattrs) = applier.finish();
+        add(&mut tree)?;
+        let index_ms = milliseconds(started.elapsed());
+        let report = self.write(&mut tree, source(layers), finish, progress)?;
+        Ok(BuildReport { image: Some(image.digest.clone()), dropped_xattrs, index_ms, ..report })
+    }
+
+    /// Writes `tree`.
+    pub(crate) fn write<S: DataSource>(
+        self,
+        tree: &mut Tree,
         mut source: S,
         finish: impl FnOnce(S) -> Result<(), Error>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<BuildReport, Error> {
         let started = Instant::now();
-        let Self { size, identity, mut file } = self;
-        let capacity = size.capacity()?;
-        let mut applier = Applier::new();
-        let layers = image.layers.len();
-        for (layer, number) in image.layers.iter().zip(1..) {
-            progress(Progress::Indexing { layer: number, layers });
-            layers::index(layer, &mut applier)?;
-        }
-        let (mut tree, dropped_xattrs) = applier.finish();
-        add(&mut tree)?;
-        add_lost_found(&mut tree);
-        let indexed = Instant::now();
-
-        let plan = Plan::new(&tree, capacity, identity, b"").map_err(|error| explain(&tree, error))?;
-        let total = plan.length();
-        ext4::write(&plan, &tree, &mut source, &mut file, &mut |done| {
-            progress(Progress::Writing { done, total })
-        })?;
+        let Self { format, mut file } = self;
+        let prepared = format.prepare(tree)?;
+        let total = prepared.length();
+        prepared.write(&mut source, &mut file, &mut |done| progress(Progress::Writing { done, total }))?;
         finish(source)?;
         let written = Instant::now();
 
         progress(Progress::Syncing);
         let digest = file.publish_hashed()?;
         Ok(BuildReport {
-            image: image.digest.clone(),
+            image: None,
             digest,
             size: total,
-            entries: plan.entries(),
-            data: plan.data_bytes(&tree),
-            dropped_xattrs,
-            index_ms: milliseconds(indexed - started),
-            write_ms: milliseconds(written - indexed),
+            entries: prepared.entries(),
+            data: prepared.data(),
+            dropped_xattrs: 0,
+            dropped_sockets: 0,
+            index_ms: 0,
+            write_ms: milliseconds(written - started),
             sync_ms: milliseconds(written.elapsed()),
         })
-    }
-}
-
-/// e2fsck wants the directory; an image that has one keeps its own.
-pub(crate) fn add_lost_found(tree: &mut Tree) {
-    if tree.child(NodeId::ROOT, LOST_FOUND).is_none() {
-        let attributes = Attributes { mode: 0o700, ..Attributes::default() };
-        let node = tree.add(Node { attributes, content: Content::Directory(Default::default()) });
-        tree.link(NodeId::ROOT, LOST_FOUND, node, 0);
-    }
-}
-
-/// The plan's error with the path that it is about.
-pub(crate) fn explain(tree: &Tree, error: PlanError) -> Error {
-    match error {
-        PlanError::TooLarge { needed, asked } => Error::TooLarge { needed, asked },
-        PlanError::Unsupported { node, reason } => Error::Unsupported { path: tree.path_of(node), reason },
     }
 }
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::ext4::Finding;
+
 /// The error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -44,9 +46,20 @@ pub enum Error {
         /// What was expected and what was found.
         reason: String,
     },
+    /// A file system contradicts itself.
+    #[error("{path}: damaged file system: {finding}")]
+    Damaged {
+        /// The file with the file system.
+        path: PathBuf,
+        /// The first thing that is wrong.
+        finding: Box<Finding>,
+    },
     /// The image could not be read.
     #[error(transparent)]
     Image(#[from] oci::Error),
+    /// Chunks, or a manifest of chunks.
+    #[error(transparent)]
+    Chunk(#[from] crate::chunk::ChunkError),
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {
@@ -60,7 +73,11 @@ pub enum Error {
 impl Error {
     /// Whether the caller's input is at fault, and not this machine.
     pub fn is_bad_input(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::Image(oci::Error::Io { .. }))
+        match self {
+            Self::Io { .. } => false,
+            Self::Image(error) => error.is_bad_input(),
+            _ => true,
+        }
     }
 }
 

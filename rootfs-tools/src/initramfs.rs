@@ -1,28 +1,52 @@
 //! The guest image: an initramfs that holds one static binary.
 //!
-//! The format is the kernel's Documentation/driver-api/early-userspace/buffer-format.rst ("newc" cpio), not compressed:
-//! unpacking would cost more at each boot than reading does.
+//! It is not compressed unless asked for: unpacking costs more at each boot than reading does, but less travels and lies on a
+//! disk.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use oci::Digest;
 use serde::Serialize;
 
 use crate::Error;
+use crate::cpio::Cpio;
 use crate::error::at;
+use crate::format::{Format, Sink, write_tree};
 use crate::output::Output;
+use crate::tree::{Attributes, Content, Directory, FileData, Node, NodeId, Place, Tree};
 
 /// The largest binary that is taken; the agent has a few MiB, and all of it sits in the guest's RAM at boot.
 const MAX_BINARY: u64 = 512 << 20;
 
-/// The archive ends at a multiple of this, as GNU cpio's does.
-const ARCHIVE_BLOCK: u64 = 512;
+/// How a guest image is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GuestImageCompression {
+    /// Not at all.
+    #[default]
+    None,
+    /// One zstd frame, for kernels with `CONFIG_RD_ZSTD`.
+    Zstd(ZstdLevel),
+}
 
-const TYPE_DIRECTORY: u32 = 0o040_000;
-const TYPE_CHAR_DEVICE: u32 = 0o020_000;
-const TYPE_FILE: u32 = 0o100_000;
+/// A level of zstd, from 1 to 19: those above want a window that not every kernel unpacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZstdLevel(i32);
+
+impl ZstdLevel {
+    /// Of 1 to 19.
+    pub fn new(level: u8) -> Option<Self> {
+        (1..=19).contains(&level).then(|| Self(level.into()))
+    }
+}
+
+impl Default for ZstdLevel {
+    /// The highest: it is packed once and unpacked at each boot, which takes the same time at every level.
+    fn default() -> Self {
+        Self(19)
+    }
+}
 
 /// What [`guest_image()`] made.
 #[derive(Clone, Debug, Serialize)]
@@ -33,25 +57,99 @@ pub struct GuestImageReport {
     pub size: u64,
 }
 
-/// Writes an initramfs with the binary `envd` as `/init`. The same binary gives the same bytes.
+/// Writes an initramfs with the binary `envd` as `/init`, not compressed. The same binary gives the same bytes.
 ///
 /// The binary must be a statically linked ELF file: the guest image has no loader and no libraries.
 pub fn guest_image(envd: &Path, output: &Path) -> Result<GuestImageReport, Error> {
+    guest_image_compressed(envd, GuestImageCompression::None, output)
+}
+
+/// As [`guest_image()`]. The same binary and compression give the same bytes (of one version of zstd).
+pub fn guest_image_compressed(
+    envd: &Path,
+    compression: GuestImageCompression,
+    output: &Path,
+) -> Result<GuestImageReport, Error> {
     let binary = read_static_binary(envd)?;
-    let mut archive = Archive { output: Output::create_hashed(output)?, inode: 0 };
-    archive.entry("dev", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[])?;
-    // The kernel opens it as init's stdin, stdout and stderr before anything is mounted.
-    archive.entry("dev/console", TYPE_CHAR_DEVICE | 0o600, 1, (5, 1), &[])?;
-    archive.entry("init", TYPE_FILE | 0o755, 1, (0, 0), &binary)?;
-    archive.entry("proc", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[])?;
-    archive.entry("sys", TYPE_DIRECTORY | 0o755, 2, (0, 0), &[])?;
-    archive.inode = 0;
-    archive.entry("TRAILER!!!", 0, 1, (0, 0), &[])?;
-    let mut file = archive.output;
-    let size = file.position().next_multiple_of(ARCHIVE_BLOCK);
-    file.seek_forward(size)?;
+    let mut tree = guest_tree(binary.len() as u64);
+    let mut source: &[&[u8]] = &[&binary];
+    let level = match compression {
+        GuestImageCompression::None => {
+            let report = write_tree(&mut tree, &Cpio, &mut source, output)?;
+            return Ok(GuestImageReport { digest: report.digest, size: report.size });
+        }
+        GuestImageCompression::Zstd(ZstdLevel(level)) => level,
+    };
+    let mut file = Output::create_hashed(output)?;
+    let mut archive = Memory { bytes: Vec::new(), filled: 0 };
+    Cpio.prepare(&mut tree)?.write(&mut source, &mut archive, &mut |_| {})?;
+    file.write(&zstd_frame(archive.written(), level).map_err(at(output))?)?;
+    let size = file.position();
     let digest = file.publish_hashed()?;
     Ok(GuestImageReport { digest, size })
+}
+
+/// An archive that is compressed as a whole.
+struct Memory {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl Memory {
+    fn written(&self) -> &[u8] {
+        &self.bytes[..self.filled]
+    }
+}
+
+impl Sink for Memory {
+    fn position(&self) -> u64 {
+        self.filled as u64
+    }
+
+    fn room(&mut self, wanted: u64) -> Result<&mut [u8], Error> {
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).min(MAX_BINARY as usize);
+        self.bytes.resize(self.filled + wanted, 0);
+        Ok(&mut self.bytes[self.filled..])
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.filled += count;
+    }
+
+    fn zeros_to(&mut self, position: u64) -> Result<(), Error> {
+        // Only what aligns the entries, and the end.
+        let end = self.filled.max(position as usize);
+        self.bytes.truncate(self.filled);
+        self.bytes.resize(end, 0);
+        self.filled = end;
+        Ok(())
+    }
+}
+
+/// What is in the guest image: an agent of `size` bytes, which are those of source 0, and where it mounts.
+pub(crate) fn guest_tree(size: u64) -> Tree {
+    let mut tree = Tree::new();
+    let mut add = |parent, name: &[u8], mode, content| {
+        let node = tree.add(Node { attributes: Attributes { mode, ..Attributes::default() }, content });
+        tree.link(parent, name, node, 0);
+        node
+    };
+    let directory = || Content::Directory(Directory::default());
+    let dev = add(NodeId::ROOT, b"dev", 0o755, directory());
+    // The kernel opens it as init's stdin, stdout and stderr before anything is mounted.
+    add(dev, b"console", 0o600, Content::CharDevice { major: 5, minor: 1 });
+    add(NodeId::ROOT, b"proc", 0o755, directory());
+    add(NodeId::ROOT, b"sys", 0o755, directory());
+    let data = FileData::Whole(Place { source: 0, offset: 0 });
+    add(NodeId::ROOT, b"init", 0o755, Content::File { size, data });
+    tree
+}
+
+/// One frame with its length and a checksum, made by one thread: more would cut it elsewhere on another machine.
+fn zstd_frame(bytes: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
+    compressor.include_checksum(true)?;
+    compressor.compress(bytes)
 }
 
 /// The agent's binary, checked: it runs where there is no loader.
@@ -65,49 +163,6 @@ pub(crate) fn read_static_binary(envd: &Path) -> Result<Vec<u8>, Error> {
     }
     check_static_elf(&binary).map_err(|reason| refuse(reason.to_owned()))?;
     Ok(binary)
-}
-
-struct Archive {
-    output: Output,
-    inode: u32,
-}
-
-impl Archive {
-    fn entry(
-        &mut self,
-        name: &str,
-        mode: u32,
-        links: u32,
-        device: (u32, u32),
-        data: &[u8],
-    ) -> Result<(), Error> {
-        let fields = [
-            self.inode,
-            mode,
-            0,
-            0,
-            links,
-            0,
-            // MAX_BINARY fits the format's 32 bits.
-            data.len() as u32,
-            0,
-            0,
-            device.0,
-            device.1,
-            name.len() as u32 + 1,
-            0,
-        ];
-        self.inode += 1;
-        let header: String = fields.iter().map(|field| format!("{field:08x}")).collect();
-        self.output.write(format!("070701{header}{name}\0").as_bytes())?;
-        self.align()?;
-        self.output.write(data)?;
-        self.align()
-    }
-
-    fn align(&mut self) -> Result<(), Error> {
-        self.output.seek_forward(self.output.position().next_multiple_of(4))
-    }
 }
 
 /// Checks that `binary` is an ELF file that needs no loader (ELF-64, System V ABI).

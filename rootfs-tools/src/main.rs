@@ -1,6 +1,7 @@
 //! The `rootfs-tools` command.
 
 mod cli;
+mod command;
 mod show;
 
 use std::io::Write;
@@ -14,7 +15,7 @@ use rootfs_tools::{BakeOptions, BuildOptions, BuildReport};
 use serde_json::json;
 use template::DataDir;
 
-use cli::{BakeArgs, BuildArgs, Cli, Command, EmptyArgs, GuestImageArgs};
+use cli::{BakeArgs, BuildArgs, Cli, Command, EmptyArgs, GrowArgs, GuestImageArgs, Input};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -22,7 +23,12 @@ fn main() -> ExitCode {
         Command::Build(args) => build(args),
         Command::Bake(args) => bake(args),
         Command::Empty(args) => empty(args),
+        Command::Grow(args) => grow(args),
         Command::GuestImage(args) => guest_image(args),
+        Command::Chunk(args) => command::chunk::chunk(args),
+        Command::Unchunk(args) => command::chunk::unchunk(args),
+        Command::PruneChunks(args) => command::chunk::prune(args),
+        Command::Read(command) => return command::run(command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -37,17 +43,23 @@ fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let bad_input = error.chain().any(|cause| {
         cause.downcast_ref::<rootfs_tools::Error>().is_some_and(rootfs_tools::Error::is_bad_input)
-            || cause.downcast_ref::<oci::Error>().is_some_and(|error| !matches!(error, oci::Error::Io { .. }))
+            || cause.downcast_ref::<oci::Error>().is_some_and(oci::Error::is_bad_input)
     });
     if bad_input { 2 } else { 1 }
 }
 
 fn build(args: BuildArgs) -> anyhow::Result<()> {
-    // An archive's blobs stay as long as this does.
-    let (image, _archive) = open_image(&args)?;
-    let options = BuildOptions { size: args.size() };
+    let options = BuildOptions { size: args.size(), journal: args.journal(), threads: None };
     let mut shown = show::Shown::new();
-    let report = rootfs_tools::build(&image, &options, &args.output, &mut |progress| shown.update(progress));
+    let mut update = |progress| shown.update(progress);
+    let report = match &args.image {
+        Input::Folder(folder) => rootfs_tools::build_folder(folder, &options, &args.output, &mut update),
+        Input::Image(reference) => {
+            // An archive's blobs stay as long as this does.
+            let (image, _archive) = open_image(&args, reference)?;
+            rootfs_tools::build(&image, &options, &args.output, &mut update)
+        }
+    };
     shown.finish();
     let report = report.with_context(|| format!("building {}", args.image))?;
     if args.json {
@@ -58,8 +70,15 @@ fn build(args: BuildArgs) -> anyhow::Result<()> {
 
 fn bake(args: BakeArgs) -> anyhow::Result<()> {
     let BakeArgs { build, envd, path, init_link } = args;
-    let (image, _archive) = open_image(&build)?;
-    let options = BakeOptions { size: build.size(), path, init_link };
+    let Input::Image(reference) = &build.image else {
+        return Err(rootfs_tools::Error::Invalid {
+            what: build.image.to_string(),
+            reason: "the agent is baked into images only: copy it into the folder, then build".to_owned(),
+        }
+        .into());
+    };
+    let (image, _archive) = open_image(&build, reference)?;
+    let options = BakeOptions { size: build.size(), journal: build.journal(), path, init_link };
     let mut shown = show::Shown::new();
     let report =
         rootfs_tools::bake(&image, &envd, &options, &build.output, &mut |progress| shown.update(progress));
@@ -71,15 +90,26 @@ fn bake(args: BakeArgs) -> anyhow::Result<()> {
     summarise(&build.output, &report)
 }
 
-fn open_image(args: &BuildArgs) -> anyhow::Result<(Image, Option<Archive>)> {
-    let context = || format!("opening image {}", args.image);
-    match &args.image {
+fn open_image(args: &BuildArgs, reference: &ImageReference) -> anyhow::Result<(Image, Option<Archive>)> {
+    // Beside the output, where there is room for an image.
+    let scratch = args.output.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    open_reference(reference, args.data_dir.as_deref(), scratch)
+}
+
+/// The image, and what keeps its blobs for as long as they are read. An archive is unpacked in `scratch`.
+fn open_reference(
+    reference: &ImageReference,
+    data_dir: Option<&Path>,
+    scratch: &Path,
+) -> anyhow::Result<(Image, Option<Archive>)> {
+    let context = || format!("opening image {reference}");
+    match reference {
         ImageReference::Name(name) => {
-            let data_dir = DataDir::resolve(args.data_dir.as_deref())
+            let data_dir = DataDir::resolve(data_dir)
                 .ok_or_else(|| anyhow!("neither --data-dir nor $HOME says where the local images are"))?;
             let hint = || {
                 format!(
-                    "{}: the local store is {} (--data-dir chooses another; oci:DIR:TAG and oci-archive:FILE need none)",
+                    "{}: the local store is {} (--data-dir chooses another; oci:DIR:TAG and oci-archive:FILE need none; docker://NAME fetches it with skopeo)",
                     context(),
                     data_dir.images().display()
                 )
@@ -92,10 +122,12 @@ fn open_image(args: &BuildArgs) -> anyhow::Result<(Image, Option<Archive>)> {
             let descriptor = store.resolve_or_only(tag.as_deref()).with_context(context)?;
             Ok((Image::open(&store, &descriptor).with_context(context)?, None))
         }
+        ImageReference::Skopeo(reference) => {
+            let fetched = reference.fetch(scratch).with_context(context)?;
+            let descriptor = fetched.store().resolve_or_only(None).with_context(context)?;
+            Ok((Image::open(fetched.store(), &descriptor).with_context(context)?, Some(fetched)))
+        }
         ImageReference::Archive { file, tag } => {
-            // Beside the output, where there is room for an image.
-            let scratch =
-                args.output.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
             let archive = Archive::open(file, scratch).with_context(context)?;
             let descriptor = archive.store().resolve_or_only(tag.as_deref()).with_context(context)?;
             Ok((Image::open(archive.store(), &descriptor).with_context(context)?, Some(archive)))
@@ -119,6 +151,9 @@ fn summarise(output: &Path, report: &BuildReport) -> anyhow::Result<()> {
             "rootfs-tools: {} extended attributes were left out: kept are user, trusted (but for trusted.overlay), security and POSIX ACLs",
             report.dropped_xattrs
         );
+    }
+    if report.dropped_sockets > 0 {
+        eprintln!("rootfs-tools: {} sockets were left out", report.dropped_sockets);
     }
     Ok(())
 }
@@ -148,8 +183,17 @@ fn fresh_seed() -> anyhow::Result<Vec<u8>> {
     Ok(seed)
 }
 
+fn grow(args: GrowArgs) -> anyhow::Result<()> {
+    let report = rootfs_tools::grow(&args.file, args.size << 20).context("growing a file system")?;
+    if args.json {
+        return print_json(&report);
+    }
+    let (before, after) = (report.before.div_ceil(1 << 20), report.after >> 20);
+    print_line(&format!("{}: {before} MiB before, {after} MiB now", args.file.display()))
+}
+
 fn guest_image(args: GuestImageArgs) -> anyhow::Result<()> {
-    let report = rootfs_tools::guest_image(&args.envd, &args.output)
+    let report = rootfs_tools::guest_image_compressed(&args.envd, args.compression(), &args.output)
         .with_context(|| format!("writing the guest image {}", args.output.display()))?;
     if args.json {
         return print_json(&report);

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
@@ -11,6 +12,7 @@ use oci::{Digest, Hasher};
 
 use crate::Error;
 use crate::error::at;
+use crate::format::Sink;
 
 /// Bytes that are written at once.
 const BUFFER: usize = 1 << 20;
@@ -31,7 +33,7 @@ pub(crate) struct Output {
     filled: usize,
     /// Where the buffer's first byte belongs.
     flushed: u64,
-    /// Writes and hashes full buffers; without it they are written at once and not hashed.
+    /// Writes and hashes full buffers, each on a thread of its own; without it they are written at once and not hashed.
     behind: Option<WriteBehind>,
 }
 
@@ -52,58 +54,17 @@ impl Output {
         Ok(Self { file, target, buffer: vec![0; BUFFER], filled: 0, flushed: 0, behind: None })
     }
 
-    /// As [`Output::create`]; the file is written and hashed on a thread of its own, beside the reading and checking of
-    /// the layers.
+    /// As [`Output::create`]; the file is written and hashed on threads of their own, beside the reading and checking of the
+    /// layers.
     pub(crate) fn create_hashed(target: &Path) -> Result<Self, Error> {
         let mut output = Self::create(target)?;
         output.behind = Some(WriteBehind::start(output.file.as_file()).map_err(at(target))?);
         Ok(output)
     }
 
-    /// Bytes so far.
-    pub(crate) fn position(&self) -> u64 {
-        self.flushed + self.filled as u64
-    }
-
-    /// Writes bytes.
-    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
-        while !bytes.is_empty() {
-            let room = self.room(bytes.len() as u64)?;
-            let (now, later) = bytes.split_at(room.len());
-            room.copy_from_slice(now);
-            self.advance(now.len());
-            bytes = later;
-        }
-        Ok(())
-    }
-
-    /// Room for the next bytes: at least one and at most `wanted`.
-    pub(crate) fn room(&mut self, wanted: u64) -> Result<&mut [u8], Error> {
-        if self.filled == self.buffer.len() {
-            self.flush()?;
-        }
-        let room = &mut self.buffer[self.filled..];
-        let length = usize::try_from(wanted).unwrap_or(usize::MAX).min(room.len());
-        Ok(&mut room[..length])
-    }
-
-    /// Takes `count` bytes of [`Output::room`] as written.
-    pub(crate) fn advance(&mut self, count: usize) {
-        self.filled += count;
-    }
-
-    /// Zeros up to `position`, which is not behind the last byte; long runs of them take no room on the host.
-    pub(crate) fn seek_forward(&mut self, position: u64) -> Result<(), Error> {
-        let gap = position.saturating_sub(self.position());
-        if gap <= (self.buffer.len() - self.filled) as u64 {
-            let end = self.filled + gap as usize;
-            self.buffer[self.filled..end].fill(0);
-            self.filled = end;
-            return Ok(());
-        }
-        self.flush()?;
-        self.flushed += gap;
-        self.send(Chunk::Zeros(gap))
+    /// Where the file will be: a place for what is needed on the way to it.
+    pub(crate) fn folder(&self) -> &Path {
+        folder_of(&self.target)
     }
 
     /// Ends the file and gives it its name. It is left to the page cache: a power cut may take it.
@@ -113,10 +74,19 @@ impl Output {
     }
 
     /// Ends the file, syncs it, gives it its name, and says its digest.
-    pub(crate) fn publish_hashed(mut self) -> Result<Digest, Error> {
+    pub(crate) fn publish_hashed(self) -> Result<Digest, Error> {
+        self.publish_checked(|_| Ok(()))
+    }
+
+    /// As [`Output::publish_hashed`], unless `check` refuses the digest.
+    pub(crate) fn publish_checked(
+        mut self,
+        check: impl FnOnce(&Digest) -> Result<(), Error>,
+    ) -> Result<Digest, Error> {
         // A thread that failed is gone; whoever went on after its error ends here.
         let digest = self.end()?.ok_or_else(|| io::Error::other("the hashing thread has ended early"));
         let digest = digest.map_err(at(&self.target))?;
+        check(&digest)?;
         self.file.as_file().sync_all().map_err(at(&self.target))?;
         let folder = folder_of(&self.target).to_owned();
         self.rename()?;
@@ -145,7 +115,7 @@ impl Output {
                 spare.resize(BUFFER, 0);
                 let mut full = std::mem::replace(&mut self.buffer, spare);
                 full.truncate(self.filled);
-                self.send(Chunk::Bytes(full, self.flushed))?;
+                self.send(Chunk::Bytes(Arc::new(full), self.flushed))?;
             }
             None => {
                 let bytes = &self.buffer[..self.filled];
@@ -158,12 +128,44 @@ impl Output {
     }
 
     fn send(&mut self, chunk: Chunk) -> Result<(), Error> {
-        let refused = self.behind.as_ref().is_some_and(|behind| behind.chunks.send(chunk).is_err());
+        let refused = self.behind.as_ref().is_some_and(|behind| !behind.send(chunk));
         // Only a thread that failed refuses; its end says why.
         match self.behind.take_if(|_| refused).map(WriteBehind::finish) {
             Some(Err(error)) => Err(at(&self.target)(error)),
             _ => Ok(()),
         }
+    }
+}
+
+impl Sink for Output {
+    fn position(&self) -> u64 {
+        self.flushed + self.filled as u64
+    }
+
+    fn room(&mut self, wanted: u64) -> Result<&mut [u8], Error> {
+        if self.filled == self.buffer.len() {
+            self.flush()?;
+        }
+        let room = &mut self.buffer[self.filled..];
+        let length = usize::try_from(wanted).unwrap_or(usize::MAX).min(room.len());
+        Ok(&mut room[..length])
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.filled += count;
+    }
+
+    fn zeros_to(&mut self, position: u64) -> Result<(), Error> {
+        let gap = position.saturating_sub(self.position());
+        if gap <= (self.buffer.len() - self.filled) as u64 {
+            let end = self.filled + gap as usize;
+            self.buffer[self.filled..end].fill(0);
+            self.filled = end;
+            return Ok(());
+        }
+        self.flush()?;
+        self.flushed += gap;
+        self.send(Chunk::Zeros(gap))
     }
 }
 
@@ -189,47 +191,68 @@ fn write_sparse(file: &File, bytes: &[u8], position: u64) -> io::Result<()> {
     Ok(())
 }
 
+#[derive(Clone)]
 enum Chunk {
     /// Bytes, and where they belong.
-    Bytes(Vec<u8>, u64),
+    Bytes(Arc<Vec<u8>>, u64),
     Zeros(u64),
 }
 
-/// A thread that writes and hashes chunks in the order in which they are sent.
+/// Two threads that write and hash chunks in the order in which they are sent.
 struct WriteBehind {
-    chunks: SyncSender<Chunk>,
-    /// Buffers that it is done with.
+    to_writer: SyncSender<Chunk>,
+    to_hasher: SyncSender<Chunk>,
+    /// Buffers that both are done with.
     spare: Receiver<Vec<u8>>,
-    thread: JoinHandle<io::Result<Digest>>,
+    writer: JoinHandle<io::Result<()>>,
+    hasher: JoinHandle<Digest>,
 }
 
 impl WriteBehind {
     fn start(file: &File) -> io::Result<Self> {
         let file = file.try_clone()?;
-        let (chunks, received) = sync_channel(QUEUE);
+        let (to_writer, for_writer) = sync_channel(QUEUE);
+        let (to_hasher, for_hasher) = sync_channel(QUEUE);
         let (returned, spare) = channel();
-        let thread = std::thread::Builder::new()
-            .name("write".to_owned())
-            .spawn(move || write_and_hash(&file, &received, &returned))?;
-        Ok(Self { chunks, spare, thread })
+        let also_returned = returned.clone();
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let writer = thread("write").spawn(move || write_all(&file, &for_writer, &returned))?;
+        let hasher = thread("hash").spawn(move || hash_all(&for_hasher, &also_returned))?;
+        Ok(Self { to_writer, to_hasher, spare, writer, hasher })
+    }
+
+    /// Whether both took it.
+    fn send(&self, chunk: Chunk) -> bool {
+        self.to_hasher.send(chunk.clone()).is_ok() && self.to_writer.send(chunk).is_ok()
     }
 
     /// Waits for what was sent; the digest of all of it.
     fn finish(self) -> io::Result<Digest> {
-        drop(self.chunks);
-        self.thread.join().map_err(|_| io::Error::other("the writing thread has panicked"))?
+        drop((self.to_writer, self.to_hasher));
+        let panicked = || io::Error::other("a writing thread has panicked");
+        let digest = self.hasher.join().map_err(|_| panicked());
+        self.writer.join().map_err(|_| panicked())??;
+        digest
     }
 }
 
-fn write_and_hash(file: &File, chunks: &Receiver<Chunk>, returned: &Sender<Vec<u8>>) -> io::Result<Digest> {
+fn write_all(file: &File, chunks: &Receiver<Chunk>, returned: &Sender<Vec<u8>>) -> io::Result<()> {
+    for chunk in chunks {
+        if let Chunk::Bytes(bytes, position) = chunk {
+            write_sparse(file, &bytes, position)?;
+            give_back(bytes, returned);
+        }
+    }
+    Ok(())
+}
+
+fn hash_all(chunks: &Receiver<Chunk>, returned: &Sender<Vec<u8>>) -> Digest {
     let mut hasher = Hasher::new();
     for chunk in chunks {
         match chunk {
-            Chunk::Bytes(bytes, position) => {
-                write_sparse(file, &bytes, position)?;
+            Chunk::Bytes(bytes, _) => {
                 hasher.update(&bytes);
-                // Nobody wants it back when the sender has failed.
-                let _ = returned.send(bytes);
+                give_back(bytes, returned);
             }
             Chunk::Zeros(mut count) => {
                 while count > 0 {
@@ -240,7 +263,15 @@ fn write_and_hash(file: &File, chunks: &Receiver<Chunk>, returned: &Sender<Vec<u
             }
         }
     }
-    Ok(hasher.finish().0)
+    hasher.finish().0
+}
+
+/// The last one that has the buffer returns it.
+fn give_back(bytes: Arc<Vec<u8>>, returned: &Sender<Vec<u8>>) {
+    if let Some(bytes) = Arc::into_inner(bytes) {
+        // Nobody wants it back when the sender has failed.
+        let _ = returned.send(bytes);
+    }
 }
 
 #[cfg(test)]
@@ -257,11 +288,11 @@ mod tests {
             let data: Vec<u8> = (0..bytes).map(|n| n as u8 | 1).collect();
             output.write(&data).unwrap();
             expected.extend_from_slice(&data);
-            output.seek_forward(end).unwrap();
+            output.zeros_to(end).unwrap();
             expected.resize(end as usize, 0);
             assert_eq!(output.position(), end);
         }
-        output.seek_forward(64 << 20).unwrap();
+        output.zeros_to(64 << 20).unwrap();
         expected.resize(64 << 20, 0);
         let digest = output.publish_hashed().unwrap();
         let written = fs::read(&path).unwrap();

@@ -39,6 +39,12 @@ impl Archive {
                 reader.next_change().map_err(|error| Error::corrupt(what.clone(), error.to_string()))?;
             let Some(change) = change else { break };
             let Change::Node(node) = change else { continue };
+            if matches!(node.kind, Kind::Sparse { .. }) {
+                return Err(Error::unsupported(
+                    format!("{what}: sparse file {}", node.path),
+                    "write the archive without --sparse",
+                ));
+            }
             let Kind::File { size, .. } = node.kind else { continue };
             let name = node.path.as_bytes();
             if name == b"index.json" || name == b"oci-layout" {
@@ -73,6 +79,11 @@ impl Archive {
             });
         }
         Ok(Self { store, _folder: folder })
+    }
+
+    /// The layout `layout`, which goes with `folder`.
+    pub(crate) fn in_folder(layout: &Path, folder: tempfile::TempDir) -> Result<Self, Error> {
+        Ok(Self { store: Store::open(layout)?, _folder: folder })
     }
 
     /// The layout that was in the archive.

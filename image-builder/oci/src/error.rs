@@ -38,6 +38,14 @@ pub enum Error {
         /// Where it was looked for.
         place: String,
     },
+    /// A program that is needed is missing or failed.
+    #[error("{program}: {reason}")]
+    Program {
+        /// The program.
+        program: String,
+        /// What it said, or which package has it.
+        reason: String,
+    },
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {
@@ -49,6 +57,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the caller's input is at fault, and not this machine.
+    pub fn is_bad_input(&self) -> bool {
+        !matches!(self, Self::Io { .. } | Self::Program { .. })
+    }
+
     pub(crate) fn corrupt(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Corrupt { what: what.into(), reason: reason.into() }
     }

@@ -146,14 +146,20 @@ impl Layer {
     /// a mismatch is an `InvalidData` error with [`DigestMismatch`] inside. A consumer that stops earlier has checked
     /// nothing.
     pub fn open(&self) -> Result<impl Read + Send + use<>, Error> {
-        let what = format!("layer {}", self.descriptor.digest());
         let blob = self.store.open_blob(&self.descriptor)?;
+        let what = format!("layer {} (diff_id)", self.descriptor.digest());
+        VerifyingReader::new(self.decompress(blob)?, what, self.diff_id.clone(), None)
+    }
+
+    /// The uncompressed stream of `blob`, which must be this layer's, within the bounds of [`Layer::open`] but unchecked: the
+    /// caller compares the digests. Reading it to its end, or to an error, reads the blob to its end.
+    pub fn decompress<R: Read + Send + 'static>(&self, blob: R) -> Result<impl Read + Send + use<R>, Error> {
+        let what = format!("layer {}", self.descriptor.digest());
         let decoder = self.compression.decoder(blob).map_err(|error| Error::reading(&what, error))?;
         let limit = MAX_UNCOMPRESSED_LAYER
             .min(self.descriptor.size().saturating_mul(MAX_RATIO))
             .max(RATIO_FLOOR.min(MAX_UNCOMPRESSED_LAYER));
-        let bounded = Bounded { inner: decoder, left: limit, limit, what: what.clone() };
-        VerifyingReader::new(bounded, format!("{what} (diff_id)"), self.diff_id.clone(), None)
+        Ok(Bounded { inner: decoder, left: limit, limit, what })
     }
 }
 

@@ -19,6 +19,7 @@ mod image;
 mod json;
 pub mod layer;
 mod reference;
+mod skopeo;
 mod store;
 
 pub use archive::{Archive, write_archive};
@@ -34,4 +35,5 @@ pub use oci_spec::image::{
     Platform,
 };
 pub use reference::{ImageName, ImageReference, InvalidReference};
+pub use skopeo::SkopeoReference;
 pub use store::{BlobWriter, Scratch, Store, Tagged, copy_image};

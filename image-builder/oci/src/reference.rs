@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use oci_spec::image::Digest;
 
+use crate::SkopeoReference;
+
 /// The registry of a name that does not begin with one.
 const DEFAULT_REGISTRY: &str = "docker.io";
 /// The longest name: the distribution specification's limit of 255 for a repository, with room for host, tag and digest.
@@ -125,13 +127,7 @@ impl FromStr for ImageName {
                 || !edge(component.bytes().last())
                 || !component.bytes().all(inner)
             {
-                let hint = match text.split_once(':') {
-                    Some((
-                        "docker" | "docker-archive" | "docker-daemon" | "dir" | "containers-storage",
-                        _,
-                    )) => "; supported transports are oci:DIR[:TAG] and oci-archive:FILE[:TAG]",
-                    _ => "",
-                };
+                let hint = if text.starts_with("docker:") { "; did you mean docker://?" } else { "" };
                 return Err(invalid(format!(
                     "repository component {component:?} must be lowercase letters and digits, with '.', '_' or '-' \
                      between them{hint}"
@@ -149,7 +145,7 @@ impl FromStr for ImageName {
     }
 }
 
-/// Where an image is: a name (local store, registry), or one of skopeo's transports for files.
+/// Where an image is: a name (local store, registry), or one of skopeo's transports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageReference {
     /// A name, for the local store first and then for its registry.
@@ -168,6 +164,8 @@ pub enum ImageReference {
         /// As for a layout.
         tag: Option<String>,
     },
+    /// One of the transports that skopeo reads for us.
+    Skopeo(SkopeoReference),
 }
 
 impl FromStr for ImageReference {
@@ -194,6 +192,8 @@ impl FromStr for ImageReference {
         } else if let Some(rest) = text.strip_prefix("oci-archive:") {
             let (file, tag) = split(rest)?;
             Ok(Self::Archive { file, tag })
+        } else if let Some(reference) = SkopeoReference::parse(text) {
+            reference.map(Self::Skopeo)
         } else {
             text.parse().map(Self::Name)
         }
@@ -204,6 +204,7 @@ impl fmt::Display for ImageReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (transport, path, tag) = match self {
             Self::Name(name) => return name.fmt(f),
+            Self::Skopeo(reference) => return reference.fmt(f),
             Self::Layout { directory, tag } => ("oci", directory, tag),
             Self::Archive { file, tag } => ("oci-archive", file, tag),
         };

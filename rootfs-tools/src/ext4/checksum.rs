@@ -10,6 +10,11 @@ impl Crc {
     /// The state before any byte.
     pub(super) const START: Self = Self(!0);
 
+    /// A state that was stored (`s_checksum_seed`).
+    pub(super) fn resume(state: u32) -> Self {
+        Self(state)
+    }
+
     /// The state after `bytes`.
     pub(super) fn update(self, bytes: &[u8]) -> Self {
         // The crate inverts on the way in and out; ext4 does neither.

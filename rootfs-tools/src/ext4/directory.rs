@@ -49,7 +49,8 @@ pub(super) struct Leaf {
 }
 
 impl Packing {
-    /// Chooses the layout for `names`. `None` when two levels of index are not enough, at some four million long names.
+    /// Chooses the layout for `names`. `None` when three levels of index are not enough, at some
+    /// two thousand million long names.
     pub(super) fn new<'a>(
         names: impl Iterator<Item = &'a [u8]> + Clone,
         identity: &Identity,
@@ -78,7 +79,7 @@ impl Packing {
                 leaf.entries.push(index);
             }
         }
-        (leaves.len() <= ROOT_RECORDS * NODE_RECORDS).then_some(Self::Indexed(leaves))
+        (leaves.len() <= ROOT_RECORDS * NODE_RECORDS * NODE_RECORDS).then_some(Self::Indexed(leaves))
     }
 
     /// Blocks that the directory takes.
@@ -87,6 +88,11 @@ impl Packing {
             Self::Linear => 1,
             Self::Indexed(leaves) => (1 + inner_nodes(leaves.len()) + leaves.len()) as u32,
         }
+    }
+
+    /// Whether it has three levels of index, which only file systems with `large_dir` may have.
+    pub(super) fn is_large(&self) -> bool {
+        matches!(self, Self::Indexed(leaves) if leaves.len() > ROOT_RECORDS * NODE_RECORDS)
     }
 
     /// The directory's blocks.
@@ -140,29 +146,39 @@ impl Packing {
             let checksum = seed.update(&block[..used]).update(&[0; INDEX_TAIL]).value();
             put(block, header + limit * INDEX_RECORD + 4, checksum.to_le_bytes());
         };
-        if inner > 0 {
-            let mut above = Vec::with_capacity(inner);
-            for ((block, chunk), number) in
-                nodes.chunks_exact_mut(BLOCK_SIZE).zip(records.chunks(NODE_RECORDS)).zip(1u32..)
-            {
+        let mut levels = 0;
+        let mut unused = nodes;
+        let mut number = 1;
+        while records.len() > ROOT_RECORDS {
+            let mut above = Vec::with_capacity(records.len().div_ceil(NODE_RECORDS));
+            let (level, rest) = unused.split_at_mut(records.len().div_ceil(NODE_RECORDS) * BLOCK_SIZE);
+            for (block, chunk) in level.chunks_exact_mut(BLOCK_SIZE).zip(records.chunks(NODE_RECORDS)) {
                 put(block, 4, (BLOCK_SIZE as u16).to_le_bytes());
                 seal_index(block, NODE_HEADER, NODE_RECORDS, chunk);
                 above.push((chunk[0].0, number));
+                number += 1;
             }
-            records = above;
+            (records, unused) = (above, rest);
+            levels += 1;
         }
         // `..` spans the rest of the root, so that readers without the feature see an empty block.
         write_entries_within(root, BLOCK_SIZE, [dot, dots].into_iter());
         root[0x1c] = hash::HALF_MD4;
         root[0x1d] = 8;
-        root[0x1e] = u8::from(inner > 0);
+        root[0x1e] = levels;
         seal_index(root, ROOT_HEADER, ROOT_RECORDS, &records);
         out
     }
 }
 
+/// Blocks of index between the root and the leaves, on all levels.
 fn inner_nodes(leaves: usize) -> usize {
-    if leaves <= ROOT_RECORDS { 0 } else { leaves.div_ceil(NODE_RECORDS) }
+    let (mut total, mut records) = (0, leaves);
+    while records > ROOT_RECORDS {
+        records = records.div_ceil(NODE_RECORDS);
+        total += records;
+    }
+    total
 }
 
 fn entry_size(name: &[u8]) -> usize {
@@ -211,6 +227,21 @@ mod tests {
         let Packing::Indexed(leaves) = &deep else { panic!("not indexed") };
         assert_eq!(leaves.len(), 20_000usize.div_ceil(15));
         assert_eq!(deep.blocks() as usize, 1 + leaves.len().div_ceil(NODE_RECORDS) + leaves.len());
+    }
+
+    #[test]
+    fn nodes_of_every_level_are_counted() {
+        for (leaves, nodes) in [
+            (1, 0),
+            (507, 0),
+            (508, 1),
+            (511, 2),
+            (507 * 510, 507),
+            (507 * 510 + 1, 508 + 1),
+            (507 * 510 * 510, 507 * 510 + 507),
+        ] {
+            assert_eq!(inner_nodes(leaves), nodes, "{leaves} leaves");
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ use super::{BLOCK_SIZE, high32, low16, low32, put};
 /// A run of blocks that is contiguous on disk and in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
+    /// First block in the file.
+    pub(super) logical: u32,
     /// First block on disk.
     pub(super) start: u64,
     /// Number of blocks, at most [`MAX_LENGTH`].
@@ -48,16 +50,9 @@ pub(super) struct ExtentTree {
 /// Encodes the tree of `extents`, whose lower levels go to `blocks` ([`tree_blocks`] of them).
 pub(super) fn encode(extents: &[Extent], blocks: &[u64], seed: Crc) -> ExtentTree {
     debug_assert_eq!(blocks.len(), tree_blocks(extents.len()));
-    let mut logical = 0;
     // Each record with the first logical block below it, which is what the level above needs.
-    let mut records: Vec<(u32, [u8; RECORD_SIZE])> = extents
-        .iter()
-        .map(|extent| {
-            let first = logical;
-            logical += extent.length;
-            (first, leaf_record(first, extent))
-        })
-        .collect();
+    let mut records: Vec<(u32, [u8; RECORD_SIZE])> =
+        extents.iter().map(|extent| (extent.logical, leaf_record(extent))).collect();
     let mut encoded = Vec::with_capacity(blocks.len());
     let mut places = blocks.iter();
     let mut depth = 0;
@@ -90,9 +85,9 @@ fn node(target: &mut [u8], records: &[(u32, [u8; RECORD_SIZE])], capacity: usize
     }
 }
 
-fn leaf_record(logical: u32, extent: &Extent) -> [u8; RECORD_SIZE] {
+fn leaf_record(extent: &Extent) -> [u8; RECORD_SIZE] {
     let mut record = [0; RECORD_SIZE];
-    put(&mut record, 0, logical.to_le_bytes());
+    put(&mut record, 0, extent.logical.to_le_bytes());
     put(&mut record, 4, (extent.length as u16).to_le_bytes());
     put(&mut record, 6, low16(high32(extent.start)).to_le_bytes());
     put(&mut record, 8, low32(extent.start).to_le_bytes());
@@ -121,7 +116,8 @@ mod tests {
 
     #[test]
     fn a_two_level_tree_reads_back() {
-        let extents: Vec<Extent> = (0..1361).map(|n| Extent { start: 1000 + 2 * n, length: 1 }).collect();
+        let extents: Vec<Extent> =
+            (0..1361).map(|n| Extent { logical: n, start: 1000 + 2 * u64::from(n), length: 1 }).collect();
         let places: Vec<u64> = (50..56).collect();
         let tree = encode(&extents, &places, Crc::START);
         assert_eq!(tree.blocks.len(), 6);

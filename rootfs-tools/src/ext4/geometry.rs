@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use super::extent::{Extent, MAX_LENGTH};
 use super::{
-    BLOCK_SIZE, BLOCKS_PER_GROUP, INODES_PER_BLOCK, LOG_GROUPS_PER_FLEX, MAX_INODES_PER_GROUP,
-    group::DESCRIPTOR_SIZE,
+    BLOCK_SIZE, BLOCKS_PER_GROUP, INODES_PER_BLOCK, LOG_GROUPS_PER_FLEX, MAX_BYTES, MAX_INODES_PER_GROUP,
+    group::DESCRIPTOR_SIZE, resize,
 };
 
 /// A last group shorter than its own overhead and this many blocks is not worth having (mke2fs's rule).
-const MIN_LAST_GROUP: u64 = 50;
+pub(super) const MIN_LAST_GROUP: u64 = 50;
 
 /// The places of one group's structures.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,8 @@ pub(super) struct Geometry {
     pub(super) inodes_per_group: u32,
     /// Blocks that the group descriptors take.
     pub(super) descriptor_blocks: u64,
+    /// Blocks behind them that are kept free for more.
+    pub(super) reserved_descriptor_blocks: u64,
     /// One for each group.
     pub(super) groups: Vec<GroupPlaces>,
     /// Every block of the structures above, in ascending disjoint runs.
@@ -56,22 +58,30 @@ impl Geometry {
     fn exact(blocks: u64, inodes: u64) -> Option<Self> {
         let count = u32::try_from(blocks.div_ceil(BLOCKS_PER_GROUP)).ok()?;
         let descriptor_blocks = (u64::from(count) * DESCRIPTOR_SIZE as u64).div_ceil(BLOCK_SIZE as u64);
+        let reserved_descriptor_blocks = room_to_grow(blocks, descriptor_blocks);
+        let copy_blocks = 1 + descriptor_blocks + reserved_descriptor_blocks;
         let inodes_per_group = inodes.div_ceil(count.into()).next_multiple_of(INODES_PER_BLOCK.into());
         let inodes_per_group = u32::try_from(inodes_per_group).ok().filter(|&n| n <= MAX_INODES_PER_GROUP)?;
         inodes_per_group.checked_mul(count)?;
 
         let last = u64::from(count - 1) * BLOCKS_PER_GROUP;
-        let last_overhead = if has_superblock(count - 1) { 1 + descriptor_blocks } else { 0 };
+        let last_overhead = if has_superblock(count - 1) { copy_blocks } else { 0 };
         if count > 1 && blocks - last < last_overhead + MIN_LAST_GROUP {
             return None;
         }
 
-        let mut geometry =
-            Self { blocks, inodes_per_group, descriptor_blocks, groups: Vec::new(), reserved: Vec::new() };
+        let mut geometry = Self {
+            blocks,
+            inodes_per_group,
+            descriptor_blocks,
+            reserved_descriptor_blocks,
+            groups: Vec::new(),
+            reserved: Vec::new(),
+        };
         let mut reserved: Vec<Range<u64>> = (0..count)
             .filter(|&number| has_superblock(number))
             .map(|number| u64::from(number) * BLOCKS_PER_GROUP)
-            .map(|start| start..start + 1 + descriptor_blocks)
+            .map(|start| start..start + copy_blocks)
             .collect();
         let table_blocks = geometry.inode_table_blocks();
         let mut first = 0;
@@ -132,7 +142,12 @@ impl Geometry {
 
     /// Blocks at the start of group `number` that hold copies of the superblock and the descriptors.
     pub(super) fn copies(&self, number: u32) -> u64 {
-        if has_superblock(number) { 1 + self.descriptor_blocks } else { 0 }
+        if has_superblock(number) { self.copy_blocks() } else { 0 }
+    }
+
+    /// Blocks of one copy of the superblock with the descriptors and the room for more.
+    fn copy_blocks(&self) -> u64 {
+        1 + self.descriptor_blocks + self.reserved_descriptor_blocks
     }
 
     /// The first place at or after `cursor` where `length` blocks cross no copy of the superblock.
@@ -144,13 +159,23 @@ impl Geometry {
             let blocking = (first..=last)
                 .filter(|&number| has_superblock(number))
                 .map(|number| u64::from(number) * BLOCKS_PER_GROUP)
-                .find(|&copy| start < copy + 1 + self.descriptor_blocks && start + length > copy);
+                .find(|&copy| start < copy + self.copy_blocks() && start + length > copy);
             match blocking {
-                Some(copy) => start = copy + 1 + self.descriptor_blocks,
+                Some(copy) => start = copy + self.copy_blocks(),
                 None => return start,
             }
         }
     }
+}
+
+/// Descriptor blocks to reserve for growing to 16 times the size, and to 64 GiB at least, without moving anything.
+fn room_to_grow(blocks: u64, descriptor_blocks: u64) -> u64 {
+    const TIMES: u64 = 16;
+    const AT_LEAST: u64 = (64 << 30) / BLOCK_SIZE as u64;
+    const GROUPS_PER_BLOCK: u64 = (BLOCK_SIZE / DESCRIPTOR_SIZE) as u64;
+    let largest = (blocks * TIMES).max(AT_LEAST).min(MAX_BYTES / BLOCK_SIZE as u64);
+    let wanted = largest.div_ceil(BLOCKS_PER_GROUP * GROUPS_PER_BLOCK);
+    wanted.min(resize::SLOTS).saturating_sub(descriptor_blocks)
 }
 
 /// `sparse_super`: groups 0, 1 and the powers of 3, 5 and 7 hold a superblock.
@@ -179,15 +204,28 @@ impl<'a> Allocator<'a> {
         Self { geometry, next: 0, cursor: 0 }
     }
 
-    /// Appends `count` blocks to `extents`, as few runs as the reserved ones allow.
-    pub(super) fn allocate(&mut self, mut count: u64, extents: &mut Vec<Extent>) {
-        while count > 0 {
+    /// Appends places for the blocks `logical` of a file to `extents`, as few runs as the reserved ones allow.
+    pub(super) fn allocate(&mut self, logical: Range<u64>, extents: &mut Vec<Extent>) {
+        let mut at = logical.start;
+        while at < logical.end {
             let end = self.free_run_end();
-            let length = count.min(end - self.cursor).min(MAX_LENGTH.into());
-            extents.push(Extent { start: self.cursor, length: length as u32 });
+            let length = (logical.end - at).min(end - self.cursor).min(MAX_LENGTH.into());
+            // Files have at most 16 TiB, so that their blocks have numbers of 32 bits.
+            extents.push(Extent { logical: at as u32, start: self.cursor, length: length as u32 });
             self.cursor += length;
-            count -= length;
+            at += length;
         }
+    }
+
+    /// Goes on at a multiple of `blocks`, if there is a free one before the end; the blocks that are passed over.
+    pub(super) fn align(&mut self, blocks: u64) -> Option<Range<u64>> {
+        let end = self.free_run_end();
+        let start = self.cursor;
+        let aligned = start.checked_next_multiple_of(blocks)?;
+        (aligned > start && aligned < end.min(self.geometry.blocks)).then(|| {
+            self.cursor = aligned;
+            start..aligned
+        })
     }
 
     /// One block.
@@ -261,7 +299,7 @@ mod tests {
         let geometry = Geometry::fit(40 * 32768, 1000).unwrap();
         let mut allocator = Allocator::new(&geometry);
         let mut extents = Vec::new();
-        allocator.allocate(39 * 32768, &mut extents);
+        allocator.allocate(0..39 * 32768, &mut extents);
         assert_eq!(extents.iter().map(|extent| u64::from(extent.length)).sum::<u64>(), 39 * 32768);
         for extent in &extents {
             let range = extent.start..extent.start + u64::from(extent.length);

@@ -5,7 +5,7 @@
 pub(super) const HALF_MD4: u8 = 1;
 
 /// The largest hash is the end mark of readdir's position, so names never get it.
-const END_OF_DIRECTORY: u32 = 0x7fff_ffff << 1;
+pub(super) const END_OF_DIRECTORY: u32 = 0x7fff_ffff << 1;
 
 /// A name's hash and the tie-breaker behind it. Bit 0 of the hash is always clear.
 pub(super) fn half_md4(name: &[u8], seed: [u32; 4]) -> (u32, u32) {
@@ -32,7 +32,8 @@ fn words(rest: &[u8]) -> [u32; 8] {
     words
 }
 
-fn transform(state: &mut [u32; 4], input: &[u32; 8]) {
+/// One round over 32 bytes of a name.
+pub(super) fn transform(state: &mut [u32; 4], input: &[u32; 8]) {
     type Function = fn(u32, u32, u32) -> u32;
     const ROUNDS: [(Function, u32, [usize; 8], [u32; 4]); 3] = [
         (|x, y, z| z ^ (x & (y ^ z)), 0, [0, 1, 2, 3, 4, 5, 6, 7], [3, 7, 11, 19]),

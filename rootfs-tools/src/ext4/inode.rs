@@ -82,6 +82,13 @@ impl Inode {
     }
 }
 
+/// The time that ext4 stores for `time`.
+pub(crate) fn clamp_time(time: Timestamp) -> Timestamp {
+    let (low, extra) = encode_time(time);
+    let seconds = i64::from(low as i32) + (i64::from(extra & 3) << 32);
+    Timestamp { seconds, nanoseconds: extra >> 2 }
+}
+
 /// 34 bits of seconds from 1901 to 2446, as a signed word and two more bits, with the nanoseconds beside them. Times
 /// outside become the nearest one that ext4 can hold, which is what the kernel does.
 fn encode_time(time: Timestamp) -> (u32, u32) {

@@ -11,26 +11,38 @@
 //! the stream can hash it on the way.
 //!
 //! The format is that of the kernel's Documentation/filesystems/ext4, as Linux 6.1 and e2fsprogs 1.47 read it:
-//! 4096-byte blocks, 256-byte inodes, 64-byte group descriptors, `metadata_csum` everywhere. There is no journal: a root
-//! file system is mounted read-only, and a scratch disk is thrown away after a crash.
+//! 4096-byte blocks, 256-byte inodes, 64-byte group descriptors, `metadata_csum` everywhere, and room for the descriptors
+//! of a larger file system. A journal is there when it was asked for: a root file system is mounted read-only, and a
+//! scratch disk is thrown away after a crash.
 
 mod bitmap;
 mod checksum;
 mod device;
 mod directory;
 mod extent;
+mod format;
 mod geometry;
 mod group;
+mod grow;
 mod hash;
 mod inode;
+mod journal;
 mod plan;
+mod read;
+mod resize;
 mod superblock;
 mod writer;
 mod xattr;
 
 pub(crate) use checksum::Identity;
-pub(crate) use plan::{Capacity, Plan, PlanError};
-pub(crate) use writer::{DataSource, write};
+pub use format::{Ext4, Size};
+pub use grow::{GrowReport, grow};
+pub(crate) use inode::clamp_time;
+pub use journal::Journal;
+pub(crate) use read::Findings;
+pub use read::{Checksums, Contents, FileSystem, Finding, ImageData, MAX_FINDINGS, Superblock};
+pub use superblock::MAX_LABEL;
+pub(crate) use writer::write;
 pub(crate) use xattr::is_stored as is_stored_xattr;
 
 /// Bytes in a block. The guest's page size; other sizes have no user here.

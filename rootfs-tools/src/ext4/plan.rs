@@ -1,17 +1,20 @@
 //! The plan of a file system: a number for every inode and a place for every block, before anything is written.
 
+use std::ops::Range;
+
 use super::checksum::Identity;
 use super::directory::Packing;
 use super::extent::{self, Extent};
 use super::geometry::{Allocator, Geometry};
 use super::inode::MAX_LINKS;
+use super::journal::{self, Journal};
 use super::superblock::MAX_LABEL;
 use super::xattr::{self, XattrError};
 use super::{
     BLOCK_SIZE, BLOCKS_PER_GROUP, FIRST_INODE, LOST_FOUND, MAX_BYTES, MAX_INODES_PER_GROUP, ROOT_INODE,
     device,
 };
-use crate::tree::{Content, NodeId, Tree};
+use crate::tree::{Content, Directory, FileData, NodeId, Place, Run, Tree};
 
 /// How large the file system is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +37,14 @@ pub(crate) enum PlanError {
 /// mke2fs's ratio of bytes to inodes, for file systems that will be written to.
 const BYTES_PER_INODE: u64 = 16384;
 
+/// The longest name in bytes (`EXT4_NAME_LEN`).
+const MAX_NAME: usize = 255;
+
 /// Targets shorter than this live in the inode (`EXT4_N_BLOCKS * 4`, with a NUL).
 pub(super) const FAST_SYMLINK: usize = 60;
 
-/// An inode of the plan.
+/// An inode of the plan. There is one for each entry, so it is kept small: block numbers and counts have 32 bits, as
+/// [`MAX_BYTES`] allows.
 #[derive(Clone, Debug)]
 pub(super) struct Planned {
     pub(super) node: NodeId,
@@ -46,9 +53,9 @@ pub(super) struct Planned {
     /// The inode of the directory that holds it (of one, if there are several).
     pub(super) parent: u32,
     /// Blocks of contents.
-    pub(super) blocks: u64,
+    pub(super) blocks: u32,
     /// The block of extended attributes, 0 without one.
-    pub(super) xattr_block: u64,
+    pub(super) xattr_block: u32,
     /// Where its runs are in [`Plan::extents`].
     first_extent: u32,
     extent_count: u32,
@@ -63,6 +70,12 @@ pub(super) enum Holds {
     Xattrs,
     /// A node of the extent tree.
     ExtentNode { number: u32 },
+    /// The resize inode's doubly indirect block.
+    Growth,
+    /// The journal, from its block `first` on.
+    Journal { first: u64 },
+    /// A node of the journal's extent tree.
+    JournalNode { number: u32 },
 }
 
 /// A run of blocks with what belongs there.
@@ -75,6 +88,14 @@ pub(super) struct Piece {
     pub(super) holds: Holds,
 }
 
+/// The blocks of a journal.
+#[derive(Clone, Debug)]
+pub(super) struct JournalPlan {
+    pub(super) blocks: u32,
+    pub(super) extents: Vec<Extent>,
+    pub(super) nodes: Vec<u64>,
+}
+
 /// Everything that is known before the first byte is written.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -85,13 +106,20 @@ pub(crate) struct Plan {
     pub(super) inodes: Vec<Planned>,
     /// The inode of each node, by [`NodeId::index`]; 0 for nodes without a name.
     pub(super) numbers: Vec<u32>,
-    /// Contents in ascending order of their places.
-    pub(super) pieces: Vec<Piece>,
+    /// Indices into the inodes, in the order of the places of their contents.
+    order: Vec<u32>,
     /// The blocks of extent trees, by inode index, ascending.
-    pub(super) extent_nodes: Vec<(u32, Vec<u64>)>,
+    extent_nodes: Vec<(u32, Vec<u64>)>,
+    /// The resize inode's doubly indirect block.
+    pub(super) growth: u64,
+    pub(super) journal: Option<JournalPlan>,
+    /// Whether a directory has three levels of index.
+    pub(super) large_directories: bool,
     extents: Vec<Extent>,
     /// The first block behind the contents.
     pub(super) end: u64,
+    /// Free runs before that, in ascending order.
+    pub(super) gaps: Vec<Range<u64>>,
     /// Bytes of the file that holds the file system.
     length: u64,
 }
@@ -103,20 +131,24 @@ impl Plan {
         capacity: Capacity,
         identity: Identity,
         label: &[u8],
+        journal: Journal,
     ) -> Result<Self, PlanError> {
         let mut name = [0; MAX_LABEL];
         let label = &label[..label.len().min(MAX_LABEL)];
         name[..label.len()].copy_from_slice(label);
-        let (inodes, numbers) = number(tree, &identity)?;
+        let (inodes, numbers, large_directories) = number(tree, &identity)?;
         let mut order: Vec<u32> = (0..inodes.len() as u32).collect();
         order.sort_by_key(|&index| match &tree.node(inodes[index as usize].node).content {
             // Directories come first, to be read together; data last, in the order in which the layers give it.
             Content::Directory(_) => (0, 0, 0),
-            Content::File { size: 1.., layer, offset } => (2, *layer, *offset),
+            Content::File { size, data } => match data.runs(*size).next() {
+                Some(run) => (2, run.place.source, run.place.offset),
+                None => (1, 0, 0),
+            },
             _ => (1, 0, 0),
         });
         let used = u64::from(FIRST_INODE) + inodes.len() as u64 - 2;
-        let draft = Draft { inodes, order };
+        let mut draft = Draft { tree, inodes, order, journal };
         let (layout, length) = match capacity {
             Capacity::Free(free) => {
                 let layout = draft.fit_around(used, free)?;
@@ -125,12 +157,15 @@ impl Plan {
             }
             Capacity::Size(asked) => {
                 let wanted = used.max(asked / BYTES_PER_INODE);
-                let fits = |inodes| {
+                let mut fits = |inodes, alignment| {
                     let geometry = Geometry::fit(asked.min(MAX_BYTES) / BLOCK_SIZE as u64, inodes)?;
-                    let layout = draft.lay_out(geometry);
+                    let layout = draft.lay_out(geometry, alignment);
                     (layout.end <= layout.geometry.blocks).then_some(layout)
                 };
-                match fits(wanted).or_else(|| fits(used)) {
+                let fitting = fits(wanted, Alignment::Windows)
+                    .or_else(|| fits(used, Alignment::Windows))
+                    .or_else(|| fits(used, Alignment::None));
+                match fitting {
                     Some(layout) => (layout, asked),
                     None => {
                         let needed = draft.fit_around(used, 0)?.geometry.blocks * BLOCK_SIZE as u64;
@@ -139,19 +174,49 @@ impl Plan {
                 }
             }
         };
-        let Layout { geometry, inodes, pieces, extents, extent_nodes, end } = layout;
+        let Layout { geometry, extents, extent_nodes, growth, journal, end, gaps } = layout;
+        let Draft { inodes, order, .. } = draft;
         Ok(Self {
             geometry,
             identity,
             label: name,
             inodes,
             numbers,
-            pieces,
+            order,
             extent_nodes,
+            growth,
+            journal,
+            large_directories,
             extents,
             end,
+            gaps,
             length,
         })
+    }
+
+    /// Everything but the structures of the groups, in ascending order of the places.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Piece> {
+        let piece = |start, length, holds| Piece { start, length, inode: 0, holds };
+        let growth = std::iter::once(piece(self.growth, 1, Holds::Growth));
+        let journal = self.journal.iter().flat_map(move |journal| {
+            let runs = journal.extents.iter().map(move |&Extent { logical, start, length }| {
+                piece(start, length, Holds::Journal { first: logical.into() })
+            });
+            let node = move |(&start, number)| piece(start, 1, Holds::JournalNode { number });
+            runs.chain(journal.nodes.iter().zip(0..).map(node))
+        });
+        let inodes = self.order.iter().flat_map(move |&inode| {
+            let planned = &self.inodes[inode as usize];
+            let piece = move |start, length, holds| Piece { start, length, inode, holds };
+            let runs = self.extents_of(planned).iter().map(move |&Extent { logical, start, length }| {
+                piece(start, length, Holds::Contents { first: logical.into() })
+            });
+            let nodes = self.extent_nodes_of(inode).iter().zip(0..);
+            let xattrs = (planned.xattr_block != 0).then_some(planned.xattr_block);
+            runs.chain(nodes.map(move |(&start, number)| piece(start, 1, Holds::ExtentNode { number })))
+                .chain(xattrs.map(move |start| piece(start.into(), 1, Holds::Xattrs)))
+        });
+        growth.chain(journal).chain(inodes)
     }
 
     /// Bytes of the file that the file system fills.
@@ -164,13 +229,13 @@ impl Plan {
         self.inodes.len() as u64
     }
 
-    /// Bytes of file data.
+    /// Bytes of file data, without holes.
     pub(crate) fn data_bytes(&self, tree: &Tree) -> u64 {
-        let size = |inode: &Planned| match tree.node(inode.node).content {
-            Content::File { size, .. } => size,
+        let size = |inode: &Planned| match &tree.node(inode.node).content {
+            Content::File { size, data } => data.runs(*size).map(|run| run.length).sum(),
             _ => 0,
         };
-        self.inodes.iter().map(size).sum()
+        self.inodes.iter().map(size).sum::<u64>()
     }
 
     /// The runs of an inode's contents.
@@ -194,8 +259,9 @@ pub(super) fn inode_number(index: usize) -> u32 {
     if index == 0 { ROOT_INODE } else { FIRST_INODE + index as u32 - 1 }
 }
 
-/// Numbers the nodes, directory by directory, and finds out how many blocks each of them takes.
-fn number(tree: &Tree, identity: &Identity) -> Result<(Vec<Planned>, Vec<u32>), PlanError> {
+/// Numbers the nodes, directory by directory, and finds out how many blocks each of them takes, and whether a directory
+/// is so large that the file system needs a feature for it.
+fn number(tree: &Tree, identity: &Identity) -> Result<(Vec<Planned>, Vec<u32>, bool), PlanError> {
     let planned = |node, parent| Planned {
         node,
         links: 0,
@@ -219,11 +285,16 @@ fn number(tree: &Tree, identity: &Identity) -> Result<(Vec<Planned>, Vec<u32>), 
     while let Some(directory) = stack.pop() {
         let place = places[directory.index()] as usize - 1;
         let number = inode_number(place);
-        let children = tree.children(directory).into_iter().flatten();
+        let children = tree.children(directory).into_iter().flat_map(Directory::iter);
         let before = stack.len();
         let mut subdirectories = 0;
-        for (_, child) in children {
+        for (name, child) in children {
             let known = &mut places[child.node.index()];
+            let is_lost_found = directory == NodeId::ROOT && name == LOST_FOUND;
+            if *known != 0 && tree.is_directory(child.node) && !is_lost_found {
+                let reason = "the directory has two names".to_owned();
+                return Err(PlanError::Unsupported { node: child.node, reason });
+            }
             if *known == 0 {
                 inodes.push(planned(child.node, number));
                 *known = inodes.len() as u32;
@@ -239,23 +310,54 @@ fn number(tree: &Tree, identity: &Identity) -> Result<(Vec<Planned>, Vec<u32>), 
         // The stack hands them out in the order of their names.
         stack[before..].reverse();
     }
+    let mut large = false;
     for inode in &mut inodes {
-        measure(tree, inode, identity)?;
+        large |= measure(tree, inode, identity)?;
     }
     let numbers = places
         .into_iter()
         .map(|place| if place == 0 { 0 } else { inode_number(place as usize - 1) })
         .collect();
-    Ok((inodes, numbers))
+    Ok((inodes, numbers, large))
 }
 
-/// Finds out what a node takes, and whether it can be stored at all.
-fn measure(tree: &Tree, inode: &mut Planned, identity: &Identity) -> Result<(), PlanError> {
+/// Whether a directory can hold the name.
+fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..")
+        && name.len() <= MAX_NAME
+        && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
+}
+
+/// Finds out what a node takes, and whether it can be stored at all. True for a directory with three levels of index.
+fn measure(tree: &Tree, inode: &mut Planned, identity: &Identity) -> Result<bool, PlanError> {
     let node = tree.node(inode.node);
     let unsupported = |reason: String| Err(PlanError::Unsupported { node: inode.node, reason });
-    inode.blocks = match &node.content {
-        Content::Directory(children) => match Packing::new(children.keys().map(|name| &name[..]), identity) {
-            Some(packing) => packing.blocks().into(),
+    if let Content::Directory(children) = &node.content
+        && let Some((name, _)) = children.iter().find(|(name, _)| !is_name(name))
+    {
+        let shown = String::from_utf8_lossy(&name[..name.len().min(300)]);
+        return unsupported(format!(
+            "the name {shown:?} has {} bytes, expected 1 to 255 without '/' and NUL, not '.' or '..'",
+            name.len()
+        ));
+    }
+    if let Content::File { size, data: FileData::Sparse(runs) } = &node.content {
+        let mut end = 0;
+        for run in &runs[..] {
+            let behind = run.start.checked_add(run.length).filter(|behind| *behind <= *size);
+            match behind {
+                Some(behind) if run.length > 0 && run.start >= end => end = behind,
+                _ => return unsupported("its runs of data are not ascending parts of the file".to_owned()),
+            }
+        }
+    }
+    let mut is_large = false;
+    let blocks: u64 = match &node.content {
+        Content::Directory(children) => match Packing::new(children.iter().map(|(name, _)| name), identity) {
+            Some(packing) => {
+                is_large = packing.is_large();
+                packing.blocks().into()
+            }
             None => {
                 return unsupported(format!(
                     "the directory has {} entries, more than an index holds",
@@ -266,7 +368,7 @@ fn measure(tree: &Tree, inode: &mut Planned, identity: &Identity) -> Result<(), 
         Content::File { size, .. } if *size > MAX_BYTES - BLOCK_SIZE as u64 => {
             return unsupported(format!("the file has {size} bytes, ext4 files have at most 16 TiB"));
         }
-        Content::File { size, .. } => size.div_ceil(BLOCK_SIZE as u64),
+        Content::File { size, data } => block_runs(*size, data).map(|run| run.end - run.start).sum(),
         Content::Symlink(target) if target.is_empty() || target.len() >= BLOCK_SIZE => {
             return unsupported(format!("the link's target has {} bytes, expected 1 to 4095", target.len()));
         }
@@ -281,6 +383,8 @@ fn measure(tree: &Tree, inode: &mut Planned, identity: &Identity) -> Result<(), 
         }
         Content::Fifo => 0,
     };
+    // Below the bound of a file's size, in blocks.
+    inode.blocks = blocks as u32;
     if inode.links > MAX_LINKS && !tree.is_directory(inode.node) {
         return unsupported(format!(
             "the file has {} names, an inode of ext4 has at most {MAX_LINKS}",
@@ -299,27 +403,60 @@ fn measure(tree: &Tree, inode: &mut Planned, identity: &Identity) -> Result<(), 
             return unsupported("a POSIX ACL of it is malformed (expected version 2)".to_owned());
         }
     }
-    Ok(())
+    Ok(is_large)
 }
 
-/// Inodes whose blocks have no place yet.
-struct Draft {
+/// The blocks of a file that hold data, in ascending disjoint runs.
+fn block_runs(size: u64, data: &FileData) -> impl Iterator<Item = Range<u64>> {
+    let mut runs = data.runs(size).peekable();
+    let blocks =
+        |run: Run| run.start / BLOCK_SIZE as u64..(run.start + run.length).div_ceil(BLOCK_SIZE as u64);
+    std::iter::from_fn(move || {
+        let mut joined = blocks(runs.next()?);
+        while let Some(next) = runs.next_if(|&next| blocks(next).start <= joined.end) {
+            joined.end = blocks(next).end;
+        }
+        Some(joined)
+    })
+}
+
+/// Where data is put at round places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Alignment {
+    /// Once in each [`ALIGNED_WINDOW`] of its source.
+    Windows,
+    /// Nowhere.
+    None,
+}
+
+/// After each of these in a layer the data goes on at a multiple of [`ALIGNMENT`]. Images that share the layer then have the
+/// same chunks, although what is in front of its data has another length in each of them.
+const ALIGNED_WINDOW: u64 = 4 << 20;
+
+/// Blocks of the chunks that images are cut into (`crate::chunk`, 64 KiB).
+const ALIGNMENT: u64 = 16;
+
+/// Inodes, with places for their blocks that can still change.
+struct Draft<'a> {
+    tree: &'a Tree,
     inodes: Vec<Planned>,
     order: Vec<u32>,
+    journal: Journal,
 }
 
 struct Layout {
     geometry: Geometry,
-    inodes: Vec<Planned>,
-    pieces: Vec<Piece>,
     extents: Vec<Extent>,
     extent_nodes: Vec<(u32, Vec<u64>)>,
+    growth: u64,
+    journal: Option<JournalPlan>,
     end: u64,
+    gaps: Vec<Range<u64>>,
 }
 
-impl Draft {
+impl Draft<'_> {
     /// The smallest layout with `used` inodes and `free` bytes to spare (with inodes for them).
-    fn fit_around(&self, used: u64, free: u64) -> Result<Layout, PlanError> {
+    fn fit_around(&mut self, used: u64, free: u64) -> Result<Layout, PlanError> {
         const STEP: u64 = 64;
         let too_large =
             |blocks: u64| PlanError::TooLarge { needed: blocks * BLOCK_SIZE as u64, asked: MAX_BYTES };
@@ -328,7 +465,8 @@ impl Draft {
         }
         let inodes = used + free / BYTES_PER_INODE;
         let free = free.div_ceil(BLOCK_SIZE as u64);
-        let contents: u64 = self.inodes.iter().map(|inode| inode.blocks + inode.xattr_block).sum();
+        let contents: u64 =
+            self.inodes.iter().map(|inode| u64::from(inode.blocks) + u64::from(inode.xattr_block != 0)).sum();
         let full_groups = inodes.div_ceil(MAX_INODES_PER_GROUP.into()) - 1;
         let mut blocks = (contents + free + STEP).max(full_groups * BLOCKS_PER_GROUP + STEP);
         while blocks <= MAX_BYTES / BLOCK_SIZE as u64 {
@@ -337,7 +475,7 @@ impl Draft {
                 continue;
             };
             let trimmed = geometry.blocks < blocks;
-            let layout = self.lay_out(geometry);
+            let layout = self.lay_out(geometry, Alignment::Windows);
             let taken: u64 = layout
                 .geometry
                 .reserved
@@ -354,46 +492,60 @@ impl Draft {
     }
 
     /// Gives every block a place, beyond the end of the geometry if it must be.
-    fn lay_out(&self, geometry: Geometry) -> Layout {
-        let mut inodes = self.inodes.clone();
-        let mut pieces = Vec::with_capacity(self.order.len());
+    fn lay_out(&mut self, geometry: Geometry, alignment: Alignment) -> Layout {
         let mut extents: Vec<Extent> = Vec::with_capacity(self.order.len());
         let mut extent_nodes = Vec::new();
         let mut allocator = Allocator::new(&geometry);
+        let growth = allocator.allocate_block();
+        let journal_blocks = match self.journal {
+            Journal::None => 0,
+            Journal::Auto => journal::default_blocks(geometry.blocks),
+            // Checked by whoever set it.
+            Journal::Size(bytes) => (bytes / BLOCK_SIZE as u64) as u32,
+        };
+        let journal = (journal_blocks > 0).then(|| {
+            let mut extents = Vec::new();
+            allocator.allocate(0..journal_blocks.into(), &mut extents);
+            let nodes = extent::tree_blocks(extents.len());
+            let nodes = (0..nodes).map(|_| allocator.allocate_block()).collect();
+            JournalPlan { blocks: journal_blocks, extents, nodes }
+        });
+        let mut gaps = Vec::new();
+        let mut window: Option<Place> = None;
         for &index in &self.order {
-            let inode = &mut inodes[index as usize];
+            let inode = &mut self.inodes[index as usize];
             let from = extents.len();
-            allocator.allocate(inode.blocks, &mut extents);
-            (inode.first_extent, inode.extent_count) = (from as u32, (extents.len() - from) as u32);
-            let mut first = 0;
-            for extent in &extents[from..] {
-                let &Extent { start, length } = extent;
-                pieces.push(Piece { start, length, inode: index, holds: Holds::Contents { first } });
-                first += u64::from(length);
+            if let Content::File { size, data } = &self.tree.node(inode.node).content
+                && let Some(Run { place, .. }) = data.runs(*size).next()
+            {
+                let here = Place { source: place.source, offset: place.offset / ALIGNED_WINDOW };
+                let before = window.replace(here);
+                if alignment == Alignment::Windows
+                    && before.is_some_and(|it| it.source == here.source && it.offset != here.offset)
+                {
+                    gaps.extend(allocator.align(ALIGNMENT));
+                }
             }
+            match &self.tree.node(inode.node).content {
+                Content::File { size, data } => {
+                    block_runs(*size, data).for_each(|run| allocator.allocate(run, &mut extents));
+                }
+                _ => allocator.allocate(0..inode.blocks.into(), &mut extents),
+            }
+            let count = extents.len() - from;
+            (inode.first_extent, inode.extent_count) = (from as u32, count as u32);
             let nodes: Vec<u64> =
-                (0..extent::tree_blocks(extents.len() - from)).map(|_| allocator.allocate_block()).collect();
-            pieces.extend(nodes.iter().zip(0..).map(|(&start, number)| Piece {
-                start,
-                length: 1,
-                inode: index,
-                holds: Holds::ExtentNode { number },
-            }));
+                (0..extent::tree_blocks(count)).map(|_| allocator.allocate_block()).collect();
             if !nodes.is_empty() {
                 extent_nodes.push((index, nodes));
             }
             if inode.xattr_block != 0 {
-                inode.xattr_block = allocator.allocate_block();
-                pieces.push(Piece {
-                    start: inode.xattr_block,
-                    length: 1,
-                    inode: index,
-                    holds: Holds::Xattrs,
-                });
+                // A layout that goes beyond the largest file system is not used.
+                inode.xattr_block = u32::try_from(allocator.allocate_block()).unwrap_or(u32::MAX);
             }
         }
         extent_nodes.sort_unstable_by_key(|(index, _)| *index);
         let end = allocator.end();
-        Layout { geometry, inodes, pieces, extents, extent_nodes, end }
+        Layout { geometry, extents, extent_nodes, growth, journal, end, gaps }
     }
 }

@@ -1,9 +1,10 @@
 //! The superblock.
 
 use super::checksum::{Crc, Identity};
+use super::extent::ROOT_SIZE;
 use super::{
     BLOCK_SIZE, BLOCKS_PER_GROUP, EXTRA_ISIZE, FIRST_INODE, INODE_SIZE, LOG_GROUPS_PER_FLEX, group, hash,
-    high32, low32, put,
+    high32, journal, low32, put,
 };
 
 /// Bytes in a superblock.
@@ -13,7 +14,7 @@ pub(super) const SIZE: usize = 1024;
 pub(super) const PRIMARY_OFFSET: usize = 1024;
 
 /// The longest volume label in bytes.
-pub(crate) const MAX_LABEL: usize = 16;
+pub const MAX_LABEL: usize = 16;
 
 const MAGIC: u16 = 0xef53;
 const STATE_CLEAN: u16 = 1;
@@ -26,8 +27,14 @@ const DEFAULT_MOUNT_OPTIONS: u32 = 0x4 | 0x8;
 /// -1: no check after any number of mounts.
 const NO_MOUNT_LIMIT: u16 = 0xffff;
 
-/// ext_attr, dir_index.
-const COMPATIBLE: u32 = 0x8 | 0x20;
+/// ext_attr, resize_inode, dir_index.
+const COMPATIBLE: u32 = 0x8 | 0x10 | 0x20;
+/// has_journal.
+const COMPATIBLE_JOURNAL: u32 = 0x4;
+/// large_dir: a third level of index in directories.
+const INCOMPATIBLE_LARGE_DIR: u32 = 0x4000;
+/// `s_jnl_backup_type`: the blocks of the journal's inode are in the superblock, too.
+const JOURNAL_BACKUP_BLOCKS: u8 = 1;
 /// filetype, extent, 64bit, flex_bg.
 const INCOMPATIBLE: u32 = 0x2 | 0x40 | 0x80 | 0x200;
 /// sparse_super, large_file, huge_file, dir_nlink, extra_isize, metadata_csum.
@@ -43,6 +50,10 @@ pub(super) struct Superblock {
     pub(super) inodes_per_group: u32,
     pub(super) identity: Identity,
     pub(super) label: [u8; MAX_LABEL],
+    pub(super) reserved_descriptor_blocks: u16,
+    pub(super) large_directories: bool,
+    /// `i_block` and the length of the journal's inode.
+    pub(super) journal: Option<([u8; ROOT_SIZE], u64)>,
 }
 
 impl Superblock {
@@ -68,11 +79,21 @@ impl Superblock {
         put(&mut raw, 0x58, (INODE_SIZE as u16).to_le_bytes());
         // Only the first copies' numbers fit; the kernel and e2fsck do not read the others'.
         put(&mut raw, 0x5a, super::low16(number).to_le_bytes());
-        put(&mut raw, 0x5c, COMPATIBLE.to_le_bytes());
-        put(&mut raw, 0x60, INCOMPATIBLE.to_le_bytes());
+        let compatible = COMPATIBLE | if self.journal.is_some() { COMPATIBLE_JOURNAL } else { 0 };
+        let incompatible = INCOMPATIBLE | if self.large_directories { INCOMPATIBLE_LARGE_DIR } else { 0 };
+        put(&mut raw, 0x5c, compatible.to_le_bytes());
+        put(&mut raw, 0x60, incompatible.to_le_bytes());
         put(&mut raw, 0x64, READ_ONLY_COMPATIBLE.to_le_bytes());
         put(&mut raw, 0x68, self.identity.uuid);
         put(&mut raw, 0x78, self.label);
+        put(&mut raw, 0xce, self.reserved_descriptor_blocks.to_le_bytes());
+        if let Some((blocks, length)) = self.journal {
+            put(&mut raw, 0xe0, journal::INODE.to_le_bytes());
+            raw[0xfd] = JOURNAL_BACKUP_BLOCKS;
+            put(&mut raw, 0x10c, blocks);
+            put(&mut raw, 0x10c + ROOT_SIZE, high32(length).to_le_bytes());
+            put(&mut raw, 0x10c + ROOT_SIZE + 4, low32(length).to_le_bytes());
+        }
         for (index, word) in self.identity.hash_seed.into_iter().enumerate() {
             put(&mut raw, 0xec + 4 * index, word.to_le_bytes());
         }

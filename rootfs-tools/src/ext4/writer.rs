@@ -6,28 +6,22 @@ use super::directory::{DirEntry, Packing};
 use super::geometry::has_superblock;
 use super::group::{BLOCK_UNINIT, GroupDescriptor, INODE_UNINIT, INODE_ZEROED};
 use super::inode::{self, Inode, MAX_LINKS};
-use super::plan::{FAST_SYMLINK, Holds, Piece, Plan, Planned, inode_number};
+use super::plan::{FAST_SYMLINK, Holds, JournalPlan, Piece, Plan, Planned, inode_number};
 use super::superblock::{PRIMARY_OFFSET, Superblock};
 use super::{
-    BLOCK_SIZE, BLOCKS_PER_GROUP, FIRST_INODE, INODE_SIZE, INODES_PER_BLOCK, device, directory, extent, put,
-    xattr,
+    BLOCK_SIZE, BLOCKS_PER_GROUP, FIRST_INODE, INODE_SIZE, INODES_PER_BLOCK, device, directory, extent,
+    journal, put, resize, xattr,
 };
 use crate::Error;
-use crate::output::Output;
-use crate::tree::{Content, NodeId, Tree};
-
-/// Where file data comes from. Calls come in ascending order of layer and offset, and no byte is asked for twice.
-pub(crate) trait DataSource {
-    /// Fills `buffer` with what is at `offset` of the layer's uncompressed stream.
-    fn read(&mut self, layer: u32, offset: u64, buffer: &mut [u8]) -> Result<(), Error>;
-}
+use crate::format::{DataSource, Sink};
+use crate::tree::{Content, Directory, NodeId, Place, Timestamp, Tree};
 
 /// Writes the file system; `progress` is told the number of bytes behind it.
 pub(crate) fn write(
     plan: &Plan,
     tree: &Tree,
     source: &mut dyn DataSource,
-    output: &mut Output,
+    output: &mut dyn Sink,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Error> {
     let writer = Writer { plan, tree, identity: plan.identity };
@@ -54,21 +48,21 @@ pub(crate) fn write(
     }
     structures.sort_unstable_by_key(|(start, _)| *start);
     let mut structures = structures.into_iter().peekable();
-    let mut pieces = plan.pieces.iter().peekable();
+    let mut pieces = plan.pieces().peekable();
     loop {
         let next_piece = pieces.peek().map_or(u64::MAX, |piece| piece.start);
         if let Some((start, structure)) = structures.next_if(|(start, _)| *start < next_piece) {
-            output.seek_forward(start * BLOCK_SIZE as u64)?;
+            output.zeros_to(start * BLOCK_SIZE as u64)?;
             writer.structure(structure, &superblock, &table, output)?;
         } else if let Some(piece) = pieces.next() {
-            output.seek_forward(piece.start * BLOCK_SIZE as u64)?;
-            writer.piece(piece, source, output)?;
+            output.zeros_to(piece.start * BLOCK_SIZE as u64)?;
+            writer.piece(&piece, source, output)?;
         } else {
             break;
         }
         progress(output.position());
     }
-    output.seek_forward(plan.length())?;
+    output.zeros_to(plan.length())?;
     progress(plan.length());
     Ok(())
 }
@@ -93,7 +87,7 @@ impl Writer<'_> {
         structure: Structure,
         superblock: &Superblock,
         table: &[u8],
-        output: &mut Output,
+        output: &mut dyn Sink,
     ) -> Result<(), Error> {
         match structure {
             Structure::Copies(group) => {
@@ -101,7 +95,16 @@ impl Writer<'_> {
                 let at = if group == 0 { PRIMARY_OFFSET } else { 0 };
                 put(&mut block, at, superblock.encode(group));
                 output.write(&block)?;
-                output.write(table)
+                output.write(table)?;
+                if group == 0 {
+                    let geometry = &self.plan.geometry;
+                    let first = geometry.descriptor_blocks;
+                    for slot in first..first + geometry.reserved_descriptor_blocks {
+                        output.zeros_to((1 + slot) * BLOCK_SIZE as u64)?;
+                        output.write(&resize::indirect(slot, geometry.group_count()))?;
+                    }
+                }
+                Ok(())
             }
             Structure::BlockBitmap(group) => output.write(self.block_bitmap(group).bytes()),
             Structure::InodeBitmap(group) => output.write(self.inode_bitmap(group).bytes()),
@@ -178,17 +181,31 @@ impl Writer<'_> {
             inodes_per_group: geometry.inodes_per_group,
             identity: self.identity,
             label: self.plan.label,
+            // At most one for each slot of the resize inode.
+            reserved_descriptor_blocks: geometry.reserved_descriptor_blocks as u16,
+            large_directories: self.plan.large_directories,
+            journal: self.plan.journal.as_ref().map(|plan| {
+                let inode = self.journal_inode(plan);
+                (inode.block, inode.size)
+            }),
         }
     }
 
-    /// The group's blocks in use, as ranges: everything below the end of the contents, and the structures above it.
+    /// The group's blocks in use, as ranges: everything below the end of the contents but the gaps, and the structures above it.
     fn used_ranges(&self, group: u32) -> impl Iterator<Item = std::ops::Range<u64>> {
         let blocks = self.plan.geometry.group_blocks(group);
         let end = self.plan.end.clamp(blocks.start, blocks.end);
         let reserved = &self.plan.geometry.reserved;
         let above = reserved.partition_point(|run| run.end <= end);
         let limit = blocks.end;
-        std::iter::once(blocks.start..end).chain(
+        let gaps = &self.plan.gaps;
+        let first = gaps.partition_point(|gap| gap.end <= blocks.start);
+        let gaps = &gaps[first..gaps.partition_point(|gap| gap.start < end).max(first)];
+        // What is between the gaps: from the end of one to the start of the next.
+        let starts = std::iter::once(blocks.start).chain(gaps.iter().map(move |gap| gap.end.min(end)));
+        let ends = gaps.iter().map(move |gap| gap.start.max(blocks.start)).chain(std::iter::once(end));
+        let used = starts.zip(ends).map(|(start, end)| start..end).filter(|range| !range.is_empty());
+        used.chain(
             reserved[above..]
                 .iter()
                 .take_while(move |run| run.start < limit)
@@ -218,24 +235,64 @@ impl Writer<'_> {
     }
 
     /// The used part of the group's inode table, in whole blocks. The rest is zeros.
-    fn inode_table(&self, group: u32, output: &mut Output) -> Result<(), Error> {
+    fn inode_table(&self, group: u32, output: &mut dyn Sink) -> Result<(), Error> {
         let first = group * self.plan.geometry.inodes_per_group + 1;
         let used = self.used_inodes_of(group);
         for number in first..first + used.next_multiple_of(INODES_PER_BLOCK) {
-            // Reserved inodes but the root's are zeros, as mke2fs leaves them.
-            let index = match number {
-                super::ROOT_INODE => Some(0),
-                FIRST_INODE.. => Some((number - FIRST_INODE + 1) as usize),
+            let inode = match number {
+                super::ROOT_INODE => Some(self.inode(0, &self.plan.inodes[0])),
+                resize::INODE => Some(self.resize_inode()),
+                journal::INODE => self.plan.journal.as_ref().map(|plan| self.journal_inode(plan)),
+                FIRST_INODE.. => {
+                    let index = (number - FIRST_INODE + 1) as usize;
+                    self.plan.inodes.get(index).map(|planned| self.inode(index, planned))
+                }
+                // The other reserved inodes are zeros, as mke2fs leaves them.
                 _ => None,
             };
-            match index.and_then(|index| Some((index, self.plan.inodes.get(index)?))) {
-                Some((index, planned)) => {
-                    output.write(&self.inode(index, planned).encode(number, &self.identity))?
-                }
+            match inode {
+                Some(inode) => output.write(&inode.encode(number, &self.identity))?,
                 None => output.write(&[0; INODE_SIZE])?,
             }
         }
         Ok(())
+    }
+
+    /// An inode of the file system's own.
+    fn own_inode(&self, size: u64, blocks: u64) -> Inode {
+        Inode {
+            mode: inode::TYPE_FILE | 0o600,
+            uid: 0,
+            gid: 0,
+            links: 1,
+            size,
+            mtime: Timestamp::default(),
+            blocks,
+            flags: 0,
+            block: [0; extent::ROOT_SIZE],
+            xattr_block: 0,
+            xattr_inline: [0; xattr::INLINE_SIZE],
+        }
+    }
+
+    fn resize_inode(&self) -> Inode {
+        let geometry = &self.plan.geometry;
+        let blocks = resize::owned_blocks(geometry.reserved_descriptor_blocks, geometry.group_count());
+        let mut inode = self.own_inode(resize::LENGTH, blocks);
+        put(&mut inode.block, resize::DOUBLY_INDIRECT * 4, (self.plan.growth as u32).to_le_bytes());
+        inode
+    }
+
+    fn journal_inode(&self, plan: &JournalPlan) -> Inode {
+        let blocks = u64::from(plan.blocks);
+        let mut inode = self.own_inode(blocks * BLOCK_SIZE as u64, blocks + plan.nodes.len() as u64);
+        inode.flags = inode::FLAG_EXTENTS;
+        inode.block = self.journal_extents(plan).root;
+        inode
+    }
+
+    fn journal_extents(&self, plan: &JournalPlan) -> extent::ExtentTree {
+        extent::encode(&plan.extents, &plan.nodes, self.identity.inode_seed(journal::INODE))
     }
 
     fn inode(&self, index: usize, planned: &Planned) -> Inode {
@@ -246,21 +303,21 @@ impl Writer<'_> {
         let xattr_inline =
             xattr::encode(&node.attributes.xattrs).map_or([0; xattr::INLINE_SIZE], |it| it.inline);
         let mut inode = Inode {
-            mode: file_type | node.attributes.mode,
+            mode: file_type | node.attributes.mode & 0o7777,
             uid: node.attributes.uid,
             gid: node.attributes.gid,
             links: planned.links as u16,
             size: 0,
             mtime: node.attributes.mtime,
-            blocks: planned.blocks + nodes.len() as u64 + u64::from(planned.xattr_block != 0),
+            blocks: u64::from(planned.blocks) + nodes.len() as u64 + u64::from(planned.xattr_block != 0),
             flags: 0,
             block: [0; extent::ROOT_SIZE],
-            xattr_block: planned.xattr_block,
+            xattr_block: planned.xattr_block.into(),
             xattr_inline,
         };
         match &node.content {
             Content::Directory(_) => {
-                inode.size = planned.blocks * BLOCK_SIZE as u64;
+                inode.size = u64::from(planned.blocks) * BLOCK_SIZE as u64;
                 inode.links = if planned.links >= MAX_LINKS { 1 } else { inode.links };
                 inode.flags |= if planned.blocks > 1 { inode::FLAG_INDEX } else { 0 };
             }
@@ -286,22 +343,43 @@ impl Writer<'_> {
         inode
     }
 
-    fn piece(&self, piece: &Piece, source: &mut dyn DataSource, output: &mut Output) -> Result<(), Error> {
+    fn piece(&self, piece: &Piece, source: &mut dyn DataSource, output: &mut dyn Sink) -> Result<(), Error> {
         let index = piece.inode as usize;
         let planned = &self.plan.inodes[index];
         let node = self.tree.node(planned.node);
         match (piece.holds, &node.content) {
-            (Holds::Contents { first }, Content::File { size, layer, offset }) => {
+            (Holds::Growth, _) => {
+                let geometry = &self.plan.geometry;
+                let (used, reserved) = (geometry.descriptor_blocks, geometry.reserved_descriptor_blocks);
+                output.write(&resize::doubly_indirect(used, reserved))
+            }
+            (Holds::Journal { first: 0 }, _) => {
+                let blocks = self.plan.journal.as_ref().map_or(0, |journal| journal.blocks);
+                output.write(&journal::superblock(blocks, &self.identity.uuid))
+            }
+            // An empty log.
+            (Holds::Journal { .. }, _) => Ok(()),
+            (Holds::JournalNode { number }, _) => match &self.plan.journal {
+                Some(journal) => output.write(&self.journal_extents(journal).blocks[number as usize]),
+                None => Ok(()),
+            },
+            (Holds::Contents { first }, Content::File { size, data }) => {
                 let from = first * BLOCK_SIZE as u64;
-                let mut left = (u64::from(piece.length) * BLOCK_SIZE as u64).min(size - from);
-                let mut at = offset + from;
-                while left > 0 {
-                    let room = output.room(left)?;
-                    source.read(*layer, at, room)?;
-                    let count = room.len();
-                    output.advance(count);
-                    at += count as u64;
-                    left -= count as u64;
+                let end = from + u64::from(piece.length) * BLOCK_SIZE as u64;
+                // Where in the output the file's first byte would be.
+                let base = piece.start * BLOCK_SIZE as u64;
+                let runs = data.runs(*size).skip_while(|run| run.start + run.length <= from);
+                for run in runs.take_while(|run| run.start < end) {
+                    let mut at = run.start.max(from);
+                    output.zeros_to(base + (at - from))?;
+                    while at < (run.start + run.length).min(end) {
+                        let room = output.room((run.start + run.length).min(end) - at)?;
+                        source
+                            .read(Place { offset: run.place.offset + (at - run.start), ..run.place }, room)?;
+                        let count = room.len();
+                        output.advance(count);
+                        at += count as u64;
+                    }
                 }
                 Ok(())
             }
@@ -328,7 +406,7 @@ impl Writer<'_> {
     }
 
     fn directory(&self, index: usize, planned: &Planned) -> Vec<u8> {
-        let children = self.tree.children(planned.node).into_iter().flatten();
+        let children = self.tree.children(planned.node).into_iter().flat_map(Directory::iter);
         let entries: Vec<DirEntry<'_>> = children
             .map(|(name, child)| DirEntry {
                 name,
@@ -366,15 +444,17 @@ fn types(content: &Content) -> (u16, u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ext4::Capacity;
-    use crate::tree::{Attributes, Node};
+    use crate::ext4::plan::Capacity;
+    use crate::output::Output;
+    use crate::tree::{Attributes, FileData, Node};
     use std::process::Command;
 
     /// Every block begins with its number in the file; the rest is zeros.
     struct Numbered;
 
     impl DataSource for Numbered {
-        fn read(&mut self, _: u32, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        fn read(&mut self, place: Place, buffer: &mut [u8]) -> Result<(), Error> {
+            let offset = place.offset;
             assert!(offset.is_multiple_of(BLOCK_SIZE as u64) && buffer.len().is_multiple_of(BLOCK_SIZE));
             buffer.fill(0);
             for (block, number) in buffer.chunks_exact_mut(BLOCK_SIZE).zip(offset / BLOCK_SIZE as u64..) {
@@ -390,7 +470,7 @@ mod tests {
     fn a_file_with_more_extents_than_an_inode_holds() {
         const SIZE: u64 = 700 << 20;
         let mut tree = Tree::new();
-        let content = Content::File { size: SIZE, layer: 0, offset: 0 };
+        let content = Content::File { size: SIZE, data: FileData::Whole(Place { source: 0, offset: 0 }) };
         let node =
             tree.add(Node { attributes: Attributes { mode: 0o644, ..Attributes::default() }, content });
         tree.link(NodeId::ROOT, b"large", node, 0);
@@ -400,7 +480,9 @@ mod tests {
 
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rootfs.ext4");
-        let plan = Plan::new(&tree, Capacity::Free(0), Identity::derive(b"large"), b"").unwrap();
+        let plan =
+            Plan::new(&tree, Capacity::Free(0), Identity::derive(b"large"), b"", crate::ext4::Journal::None)
+                .unwrap();
         let mut output = Output::create(&path).unwrap();
         write(&plan, &tree, &mut Numbered, &mut output, &mut |_| {}).unwrap();
         output.publish().unwrap();

@@ -9,7 +9,7 @@ use crate::image::{Entry, TestImage, layer};
 use crate::oracle::{assert_clean, debugfs, view};
 
 fn build_to(image: &TestImage, size: Size, path: &Path) -> Result<BuildReport, Error> {
-    build(&image.open(), &BuildOptions { size }, path, &mut |_| {})
+    build(&image.open(), &BuildOptions { size, ..Default::default() }, path, &mut |_| {})
 }
 
 fn small() -> TestImage {
@@ -35,6 +35,36 @@ fn the_same_image_gives_the_same_bytes() {
     assert_eq!(reports[0].data, (5 << 20) + 4);
     assert_eq!(reports[0].entries, 6, "root, lost+found, etc, hostname, data, link");
     assert_clean(&first);
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let layers: Vec<Vec<u8>> = (0..6u8)
+        .map(|number| {
+            let files = (0..40).map(|n| {
+                Entry::file(
+                    format!("d{}/f{n}", n % 7),
+                    vec![number ^ n as u8; 1000 * n + usize::from(number)],
+                )
+            });
+            layer(&files.collect::<Vec<_>>())
+        })
+        .collect();
+    let image = TestImage::new(&layers);
+    let build_with = |threads| {
+        let path = dir.path().join("rootfs.ext4");
+        let threads = std::num::NonZeroUsize::new(threads);
+        let options = BuildOptions { threads, ..BuildOptions::default() };
+        let report = build(&image.open(), &options, &path, &mut |_| {}).unwrap();
+        assert_clean(&path);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+        (report.digest, fs::read(&path).unwrap())
+    };
+    let one = build_with(1);
+    for threads in [2, 5, 64] {
+        assert!(build_with(threads) == one, "{threads} threads");
+    }
 }
 
 #[test]

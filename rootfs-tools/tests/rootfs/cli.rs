@@ -132,9 +132,9 @@ fn the_guest_image_is_a_cpio_archive() {
         [
             ("drwxr-xr-x", "dev"),
             ("crw-------", "dev/console"),
-            ("-rwxr-xr-x", "init"),
             ("drwxr-xr-x", "proc"),
-            ("drwxr-xr-x", "sys")
+            ("drwxr-xr-x", "sys"),
+            ("-rwxr-xr-x", "init")
         ]
     );
     assert!(listing.contains("5,   1 Jan  1  1970 dev/console"), "{listing}");

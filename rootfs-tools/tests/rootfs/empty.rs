@@ -45,7 +45,7 @@ fn the_superblock_says_what_it_should() {
     let stats = debugfs(&path, "stats -h");
     for line in [
         "Filesystem volume name:   0123456789abcdef",
-        "Filesystem features:      ext_attr dir_index filetype extent 64bit flex_bg sparse_super large_file \
+        "Filesystem features:      ext_attr resize_inode dir_index filetype extent 64bit flex_bg sparse_super large_file \
          huge_file dir_nlink extra_isize metadata_csum",
         "Filesystem flags:         signed_directory_hash",
         "Filesystem state:         clean",

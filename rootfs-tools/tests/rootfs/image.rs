@@ -137,7 +137,7 @@ impl TestImage {
         Self::compressed(layers, Compression::None)
     }
 
-    fn compressed(layers: &[Vec<u8>], compression: Compression) -> Self {
+    pub(crate) fn compressed(layers: &[Vec<u8>], compression: Compression) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(folder.path()).unwrap();
         let descriptors: Vec<_> = layers
@@ -145,7 +145,8 @@ impl TestImage {
             .map(|tar| {
                 let blob = match compression {
                     Compression::Gzip => gzip(tar),
-                    _ => tar.clone(),
+                    Compression::Zstd => zstd::encode_all(&tar[..], 1).unwrap(),
+                    Compression::None => tar.clone(),
                 };
                 store.put_blob(compression.media_type(), &blob[..]).unwrap()
             })

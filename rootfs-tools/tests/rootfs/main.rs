@@ -2,10 +2,23 @@
 
 mod bake;
 mod build;
+mod chunk;
+mod chunk_cli;
 mod cli;
+mod corrupt;
 mod empty;
+mod features;
+mod folder;
+mod grow;
+mod guest_image;
 mod hostile;
+mod hostile_layers;
 mod image;
+
+mod nasty;
 mod oracle;
+mod read;
 mod round_trip;
+mod skopeo;
+mod sparse;
 mod umoci;

@@ -105,7 +105,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rootfs.ext4");
         let image = TestImage::plain(&[layer(&entries)]);
-        build(&image.open(), &BuildOptions { size: Size::Free(free) }, &path, &mut |_| {}).unwrap();
+        build(&image.open(), &BuildOptions { size: Size::Free(free), ..Default::default() }, &path, &mut |_| {}).unwrap();
         assert_clean(&path);
         let mut seen = view(&path);
         seen.remove(&b""[..]);

@@ -180,5 +180,66 @@ fn main() -> io::Result<()> {
     let frames =
         [call, told, answered, r#" {"jsonrpc":"2.0","id":{"a":[1]},"method":"m","params":{}} "#, "[]", "[1,"];
     let batch = format!("[{call},{told} ,1,{answered}]");
-    write("rpc", frames.iter().copied().chain([&batch[..]]).map(|text| text.into()).collect())
+    write("rpc", frames.iter().copied().chain([&batch[..]]).map(|text| text.into()).collect())?;
+
+    let lower = layer(&[
+        (b'5', "usr/lib", "", ""),
+        (b'2', "lib", "usr/lib", ""),
+        (b'0', "usr/lib/file", "", "data"),
+        (b'1', "hard", "usr/lib/file", ""),
+        (b'3', "null", "", ""),
+        (b'6', "pipe", "", ""),
+        (b'5', "opaque", "", ""),
+        (b'0', "opaque/old", "", "old"),
+    ])?;
+    let upper = layer(&[
+        (b'0', "usr/lib/.wh.file", "", ""),
+        (b'0', "opaque/.wh..wh..opq", "", ""),
+        (b'0', "lib/new", "", "through the link"),
+        (b'1', "again", "hard", ""),
+        (b'5', "hard", "", ""),
+    ])?;
+    write("tar", vec![lower.clone(), upper.clone()])?;
+    // Layers with the length of each before it.
+    let sized = |layer: &[u8]| [&(layer.len() as u16).to_le_bytes()[..], layer].concat();
+    write("merge", vec![sized(&lower), [sized(&lower), sized(&upper)].concat()])?;
+
+    // An image, then what is written over it: where (three bytes), how much, and the bytes. The superblock, a descriptor,
+    // the root's inode, a directory.
+    let patch = |at: u32, bytes: &[u8]| [&at.to_le_bytes()[..3], &[bytes.len() as u8], bytes].concat();
+    write(
+        "ext4",
+        vec![
+            vec![0],
+            vec![3],
+            with(&[1], &patch(1024, &[0xff; 4])),
+            with(&[0], &[patch(4096, &[9, 0, 0, 0]), patch(1024 + 0x60, &[0x42, 2])].concat()),
+            with(&[2], &patch(4 * 4096 + 256 + 0x28, &[0x0a, 0xf3, 1, 0, 4, 0, 1, 0])),
+            with(&[2], &patch(8 * 4096, &[2, 0, 0, 0, 12, 0, 1, 2])),
+        ],
+    )
+}
+
+/// A tar stream of entries: type, path, link target, data. PAX records in front of each file.
+fn layer(entries: &[(u8, &str, &str, &str)]) -> io::Result<Vec<u8>> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for &(kind, path, link, data) in entries {
+        if kind == b'0' {
+            let value: &[u8] = b"1";
+            builder.append_pax_extensions([("SCHILY.xattr.user.a", value), ("mtime", b"1.5")])?;
+        }
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::new(kind));
+        header.set_path(path)?;
+        if !link.is_empty() {
+            header.set_link_name(link)?;
+        }
+        header.set_mode(0o755);
+        header.set_device_major(1)?;
+        header.set_device_minor(3)?;
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        builder.append(&header, data.as_bytes())?;
+    }
+    builder.into_inner()
 }

@@ -7,6 +7,7 @@ mod compression;
 mod path;
 mod pax;
 mod read;
+mod sparse;
 mod upper;
 mod write;
 
@@ -70,6 +71,17 @@ pub struct Timestamp {
     pub nanoseconds: u32,
 }
 
+/// Bytes of a sparse file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataRun {
+    /// Where they begin in the file.
+    pub start: u64,
+    /// How many there are.
+    pub length: u64,
+    /// Where they begin in the uncompressed stream.
+    pub offset: u64,
+}
+
 /// The type of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -81,6 +93,13 @@ pub enum Kind {
         size: u64,
         /// Where its data begins in the uncompressed stream.
         offset: u64,
+    },
+    /// A regular file with holes.
+    Sparse {
+        /// Its length in bytes.
+        size: u64,
+        /// The parts that are data, ascending, none empty, with holes between them. The rest is zeros.
+        runs: Box<[DataRun]>,
     },
     /// A symbolic link; the target is any text without NUL and is never followed here.
     Symlink(Vec<u8>),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Timestamp;
+use super::sparse::SparseRecords;
 use crate::Error;
 
 /// The longest PAX header of one entry: a path, a link and every extended attribute fit several times.
@@ -15,6 +16,7 @@ pub const MAX_XATTRS: usize = 256;
 const MAX_XATTR_NAME: usize = 255;
 
 const SCHILY: &[u8] = b"SCHILY.xattr.";
+const SPARSE: &[u8] = b"GNU.sparse.";
 const LIBARCHIVE: &[u8] = b"LIBARCHIVE.xattr.";
 
 /// The records of an extended header that matter for a layer.
@@ -27,13 +29,25 @@ pub(crate) struct Records {
     pub(crate) gid: Option<u64>,
     pub(crate) mtime: Option<Timestamp>,
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) sparse: SparseRecords,
 }
 
 impl Records {
     /// Parses `LENGTH SPACE KEY=VALUE NEWLINE` records; a value may hold any byte.
-    pub(crate) fn parse(mut raw: &[u8]) -> Result<Self, Error> {
+    #[cfg(test)]
+    pub(crate) fn parse(raw: &[u8]) -> Result<Self, Error> {
+        Self::default().overlay(raw)
+    }
+
+    /// Bytes of attributes, which every entry that they are for has a copy of.
+    pub(crate) fn xattr_bytes(&self) -> u64 {
+        self.xattrs.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum()
+    }
+
+    /// These records, where `raw` does not say otherwise. An empty value takes a record back (POSIX.1-2001, pax).
+    pub(crate) fn overlay(&self, mut raw: &[u8]) -> Result<Self, Error> {
         let corrupt = |reason: &str| Error::corrupt("PAX header", reason);
-        let mut records = Self::default();
+        let mut records = self.clone();
         while !raw.is_empty() {
             let space = raw
                 .iter()
@@ -61,18 +75,19 @@ impl Records {
             Error::corrupt("PAX header", format!("{} has the value {text:?}", String::from_utf8_lossy(key)))
         };
         match key {
+            b"path" if value.is_empty() => self.path = None,
+            b"linkpath" if value.is_empty() => self.linkpath = None,
+            b"size" if value.is_empty() => self.size = None,
+            b"uid" if value.is_empty() => self.uid = None,
+            b"gid" if value.is_empty() => self.gid = None,
+            b"mtime" if value.is_empty() => self.mtime = None,
             b"path" => self.path = Some(value.to_vec()),
             b"linkpath" => self.linkpath = Some(value.to_vec()),
             b"size" => self.size = Some(number(value).ok_or_else(bad)?),
             b"uid" => self.uid = Some(number(value).ok_or_else(bad)?),
             b"gid" => self.gid = Some(number(value).ok_or_else(bad)?),
             b"mtime" => self.mtime = Some(timestamp(value).ok_or_else(bad)?),
-            _ if key.starts_with(b"GNU.sparse.") => {
-                return Err(Error::unsupported(
-                    "a sparse file in a layer",
-                    "write the archive without --sparse",
-                ));
-            }
+            _ if key.starts_with(SPARSE) => self.sparse.add(&key[SPARSE.len()..], value).ok_or_else(bad)?,
             _ => {
                 if let Some(name) = key.strip_prefix(SCHILY) {
                     self.xattr(name.to_vec(), value.to_vec())?;
@@ -286,8 +301,15 @@ mod tests {
         ] {
             assert!(matches!(Records::parse(bad.as_bytes()), Err(Error::Corrupt { .. })), "{bad:?}");
         }
-        let sparse = Records::parse(b"22 GNU.sparse.major=1\n");
-        assert!(matches!(sparse, Err(Error::Unsupported { .. })), "{sparse:?}");
+        assert!(Records::parse(b"22 GNU.sparse.major=x\n").is_err());
+    }
+
+    #[test]
+    fn records_of_an_entry_override_the_global_ones() {
+        let global = Records::parse(b"9 uid=70\n9 gid=70\n20 mtime=1700000000\n").unwrap();
+        let entry = global.overlay(b"8 uid=7\n7 gid=\n").unwrap();
+        assert_eq!((entry.uid, entry.gid), (Some(7), None));
+        assert_eq!(entry.mtime, global.mtime);
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //!
 //! Headers are decoded by the `tar` crate; the walk from one to the next is here, because every length must be bounded
 //! before it is believed and each file's offset is part of the result. What two readers could understand differently
-//! (sizes on entries without data, sparse files, paths in global headers) is refused rather than guessed.
+//! (sizes on entries without data, sparse maps in global headers) is refused rather than guessed.
 
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read, Seek};
 
 use super::path::MAX_PATH;
 use super::pax::{MAX_PAX_HEADER, Records};
-use super::{Change, Kind, LayerPath, Metadata, Node, OPAQUE, Timestamp, WHITEOUT};
+use super::sparse::{self, SparseRecords};
+use super::{Change, DataRun, Kind, LayerPath, Metadata, Node, OPAQUE, Timestamp, WHITEOUT};
 use crate::Error;
 
 /// The most entries of a layer: ten times the largest images seen, and a bound for the memory of whoever keeps them.
@@ -16,21 +17,59 @@ pub const MAX_ENTRIES: u64 = 4_000_000;
 /// The unit of a tar stream.
 const BLOCK: u64 = 512;
 
+/// What an entry inherits from global headers counts as one entry more for every so many bytes: whoever keeps the entries
+/// keeps it with each of them.
+const INHERITED_BYTES: u64 = 128;
+
 /// Reads the changes of an uncompressed layer. While the last change is a file, reading from the reader itself gives
-/// the file's data; what is not read is skipped.
+/// the file's data (of a sparse one the runs, one behind the other); what is not read is skipped.
 pub struct LayerReader<R> {
     inner: R,
     position: u64,
     data_left: u64,
     padding: u64,
+    /// Entries so far, with what else takes as much memory as one.
     entries: u64,
+    global: Records,
     ended: bool,
+    skip: Skip<R>,
+}
+
+/// Moves over that many bytes; says how many there were.
+type Skip<R> = fn(&mut R, u64) -> io::Result<u64>;
+
+impl<R: Read + Seek> LayerReader<BufReader<R>> {
+    /// As [`LayerReader::new`] for a stream that is not checked while it is read: data that nobody asks for is not read.
+    pub fn seeking(inner: BufReader<R>) -> Self {
+        Self::with_skip(inner, |inner, count| {
+            // The last byte is read: seeking alone would go beyond the end without a word.
+            let Some(before_last) = count.checked_sub(1) else { return Ok(0) };
+            inner.seek_relative(i64::try_from(before_last).map_err(io::Error::other)?)?;
+            Ok(match inner.read_exact(&mut [0]) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => before_last,
+                other => other.map(|()| count)?,
+            })
+        })
+    }
 }
 
 impl<R: Read> LayerReader<R> {
     /// Reads from the beginning of a tar stream.
     pub fn new(inner: R) -> Self {
-        Self { inner, position: 0, data_left: 0, padding: 0, entries: 0, ended: false }
+        Self::with_skip(inner, |inner, count| io::copy(&mut inner.take(count), &mut io::sink()))
+    }
+
+    fn with_skip(inner: R, skip: Skip<R>) -> Self {
+        Self {
+            inner,
+            position: 0,
+            data_left: 0,
+            padding: 0,
+            entries: 0,
+            global: Records::default(),
+            ended: false,
+            skip,
+        }
     }
 
     /// The next change; `None` at the end. By then the stream was read to its last byte, so that a reader below that
@@ -46,10 +85,7 @@ impl<R: Read> LayerReader<R> {
                 }
                 return Ok(None);
             };
-            self.entries += 1;
-            if self.entries > MAX_ENTRIES {
-                return Err(self.corrupt(format!("it has more than {MAX_ENTRIES} entries")));
-            }
+            self.count(1)?;
             let size = header.entry_size().map_err(|error| self.corrupt(format!("entry size: {error}")))?;
             match header.entry_type().as_byte() {
                 b'L' => {
@@ -61,30 +97,39 @@ impl<R: Read> LayerReader<R> {
                 b'x' | b'X' => {
                     let mut raw = None;
                     self.extension(&mut raw, "PAX header", size, MAX_PAX_HEADER, |raw| raw)?;
-                    if pax.replace(Records::parse(&raw.unwrap_or_default())?).is_some() {
+                    if pax.replace(self.global.overlay(&raw.unwrap_or_default())?).is_some() {
                         return Err(self.corrupt("two PAX headers for one entry"));
                     }
                 }
                 b'g' => {
                     let mut raw = None;
                     self.extension(&mut raw, "global PAX header", size, MAX_PAX_HEADER, |raw| raw)?;
-                    if Records::parse(&raw.unwrap_or_default())? != Records::default() {
-                        return Err(Error::unsupported(
-                            "a global PAX header with attributes",
-                            "write the archive with one header for each entry",
-                        ));
+                    self.global = self.global.overlay(&raw.unwrap_or_default())?;
+                    if self.global.sparse != SparseRecords::default() {
+                        return Err(self.corrupt("a map of a sparse file in a global PAX header"));
                     }
                 }
                 // A volume label.
                 b'V' => self.begin_data(size)?,
                 kind => {
-                    let pax = pax.take().unwrap_or_default();
+                    self.count(self.global.xattr_bytes() / INHERITED_BYTES)?;
+                    let pax = pax.take().unwrap_or_else(|| self.global.clone());
                     let names = (long_name.take(), long_link.take());
                     if let Some(change) = self.change(&header, kind, size, names, pax)? {
                         return Ok(Some(change));
                     }
                 }
             }
+        }
+    }
+
+    fn count(&mut self, entries: u64) -> Result<(), Error> {
+        self.entries += entries;
+        match self.entries > MAX_ENTRIES {
+            true => {
+                Err(self.corrupt(format!("it has more than {MAX_ENTRIES} entries and parts of sparse files")))
+            }
+            false => Ok(()),
         }
     }
 
@@ -96,7 +141,13 @@ impl<R: Read> LayerReader<R> {
         (long_name, long_link): (Option<Vec<u8>>, Option<Vec<u8>>),
         pax: Records,
     ) -> Result<Option<Change>, Error> {
-        let raw = pax.path.or(long_name).unwrap_or_else(|| header.path_bytes().into_owned());
+        let sparse = pax.sparse;
+        let raw = sparse
+            .name
+            .clone()
+            .or(pax.path)
+            .or(long_name)
+            .unwrap_or_else(|| header.path_bytes().into_owned());
         let path = LayerPath::parse(&raw)?;
         let corrupt = |reason: String| Error::corrupt(format!("layer entry {path}"), reason);
         // Writers that have nothing to say leave a numeric field blank.
@@ -120,11 +171,12 @@ impl<R: Read> LayerReader<R> {
             };
             Ok::<_, Error>((number(header.device_major())?, number(header.device_minor())?))
         };
+        let type_flag = kind;
         // Old tar has no type for directories, only a slash at the end of the name.
         let directory = kind == b'5' || (matches!(kind, 0 | b'0') && raw.ends_with(b"/"));
         let kind = match kind {
             _ if directory => Kind::Directory,
-            0 | b'0' | b'7' => Kind::File { size, offset: self.position },
+            0 | b'0' | b'7' | b'S' => Kind::File { size, offset: self.position },
             b'1' => match target {
                 Some(target) => Kind::HardLink(LayerPath::parse(&target)?),
                 None => return Err(corrupt("a hard link without a target".to_owned())),
@@ -141,12 +193,6 @@ impl<R: Read> LayerReader<R> {
             b'3' => device().map(|(major, minor)| Kind::CharDevice { major, minor })?,
             b'4' => device().map(|(major, minor)| Kind::BlockDevice { major, minor })?,
             b'6' => Kind::Fifo,
-            b'S' => {
-                return Err(Error::unsupported(
-                    format!("sparse layer entry {path}"),
-                    "write the archive without --sparse",
-                ));
-            }
             other => {
                 return Err(Error::unsupported(
                     format!("layer entry {path}"),
@@ -160,7 +206,14 @@ impl<R: Read> LayerReader<R> {
         if path.is_root() && kind != Kind::Directory {
             return Err(corrupt("it would replace the root directory".to_owned()));
         }
-        self.begin_data(size)?;
+        let kind = match kind {
+            Kind::File { .. } if type_flag == b'S' => self.old_sparse(header, size, &path)?,
+            Kind::File { .. } if sparse != SparseRecords::default() => self.sparse(sparse, size, &path)?,
+            kind => {
+                self.begin_data(size)?;
+                kind
+            }
+        };
 
         if let Some((parent, name)) = path.split() {
             if name == OPAQUE {
@@ -188,6 +241,63 @@ impl<R: Read> LayerReader<R> {
             xattrs: pax.xattrs,
         };
         Ok(Some(Change::Node(Node { path, metadata, kind })))
+    }
+
+    /// A file whose map is in its header and the blocks behind it.
+    fn old_sparse(&mut self, header: &tar::Header, stored: u64, path: &LayerPath) -> Result<Kind, Error> {
+        let corrupt = |reason: String| Error::corrupt(format!("layer entry {path}"), reason);
+        let Some(gnu) = header.as_gnu() else {
+            return Err(corrupt("a sparse file in an archive that is not GNU tar's".to_owned()));
+        };
+        let size = gnu.real_size().map_err(|error| corrupt(format!("real size: {error}")))?;
+        let limit = MAX_ENTRIES - self.entries;
+        let next = || {
+            let mut block = [0; BLOCK as usize];
+            let filled = read_block(&mut self.inner, &mut block)
+                .map_err(|error| Error::reading(&format!("layer entry {path}"), error))?;
+            self.position += filled as u64;
+            match filled {
+                512 => Ok(block),
+                _ => Err(corrupt("the stream ends inside its map".to_owned())),
+            }
+        };
+        let map = sparse::read_old_map(gnu, limit, next, corrupt)?;
+        self.begin_data(stored)?;
+        self.with_map(&map, size, stored, path)
+    }
+
+    /// A file that PAX records say is sparse.
+    fn sparse(&mut self, records: SparseRecords, stored: u64, path: &LayerPath) -> Result<Kind, Error> {
+        let corrupt = |reason: String| Error::corrupt(format!("layer entry {path}"), reason);
+        if let Some((major, minor)) = records.unknown_version() {
+            return Err(Error::unsupported(
+                format!("layer entry {path}"),
+                format!("it is a sparse file of version {major}.{minor}, known are 0.0, 0.1 and 1.0"),
+            ));
+        }
+        let Some(size) = records.size else {
+            return Err(corrupt("a sparse file without its size".to_owned()));
+        };
+        self.begin_data(stored)?;
+        if !records.has_map_in_data() {
+            let map = records.map.ok_or_else(|| corrupt("a sparse file without its map".to_owned()))?;
+            return self.with_map(&map, size, stored, path);
+        }
+        let limit = MAX_ENTRIES - self.entries;
+        let map = sparse::read_map(self, limit)
+            .map_err(|error| Error::reading(&format!("layer entry {path}"), error))?;
+        self.with_map(&map, size, self.data_left, path)
+    }
+
+    fn with_map(&mut self, map: &[u64], size: u64, stored: u64, path: &LayerPath) -> Result<Kind, Error> {
+        let runs = sparse::runs(map, size, stored, self.position)
+            .map_err(|reason| Error::corrupt(format!("layer entry {path}"), reason))?;
+        self.count(runs.len() as u64)?;
+        Ok(match &runs[..] {
+            [DataRun { start: 0, length, offset }] if *length == size => Kind::File { size, offset: *offset },
+            [] if size == 0 => Kind::File { size, offset: self.position },
+            _ => Kind::Sparse { size, runs },
+        })
     }
 
     fn extension(
@@ -227,7 +337,7 @@ impl<R: Read> LayerReader<R> {
         }
         let skip = self.data_left + self.padding;
         (self.data_left, self.padding) = (0, 0);
-        let skipped = io::copy(&mut (&mut self.inner).take(skip), &mut io::sink());
+        let skipped = (self.skip)(&mut self.inner, skip);
         let skipped = skipped.map_err(|error| self.reading(error))?;
         self.position += skipped;
         if skipped != skip {
@@ -416,6 +526,55 @@ mod tests {
     }
 
     #[test]
+    fn global_headers_are_for_what_follows() {
+        let pax = |kind, records: &[u8]| entry(header(b"pax", kind, records.len() as u64), records);
+        let mut stream = entry(header(b"before", b'0', 0), b"");
+        stream.extend(pax(b'g', b"9 uid=70\n25 SCHILY.xattr.user.a=1\n32 comment=what git archive has\n"));
+        stream.extend(entry(header(b"first", b'0', 0), b""));
+        stream.extend(pax(b'x', b"8 uid=7\n"));
+        stream.extend(entry(header(b"second", b'0', 0), b""));
+        stream.extend(pax(b'g', b"7 uid=\n9 gid=71\n"));
+        stream.extend(entry(header(b"third", b'0', 0), b""));
+        let seen: Vec<_> = changes(&stream)
+            .unwrap()
+            .into_iter()
+            .map(|change| match change {
+                Change::Node(Node { metadata, .. }) => (metadata.uid, metadata.gid, metadata.xattrs.len()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(seen, [(0, 0, 0), (70, 0, 1), (7, 0, 1), (0, 71, 1)]);
+        assert!(changes(&pax(b'g', b"22 GNU.sparse.major=1\n")).is_err());
+
+        // Every entry has a copy of what it inherits, so there may be fewer of them.
+        let value = vec![b'v'; 60_000];
+        let records =
+            Records { xattrs: [(b"user.large".to_vec(), value)].into(), ..Records::default() }.encode();
+        let mut reader = LayerReader::new(
+            std::io::Cursor::new(pax(b'g', &records)).chain(Endless(entry(header(b"f", b'0', 0), b""), 0)),
+        );
+        let error = loop {
+            match reader.next_change() {
+                Ok(change) => assert!(change.is_some()),
+                Err(error) => break error,
+            }
+        };
+        assert!(error.to_string().contains("entries"), "{error}");
+    }
+
+    /// The same bytes again and again.
+    struct Endless(Vec<u8>, usize);
+
+    impl Read for Endless {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = buffer.len().min(self.0.len() - self.1);
+            buffer[..count].copy_from_slice(&self.0[self.1..self.1 + count]);
+            self.1 = (self.1 + count) % self.0.len();
+            Ok(count)
+        }
+    }
+
+    #[test]
     fn hostile_entries_are_refused() {
         let mut link = header(b"l", b'1', 0);
         link.as_old_mut().linkname[..9].copy_from_slice(b"../secret");
@@ -439,7 +598,7 @@ mod tests {
             assert!(matches!(result, Err(Error::Corrupt { .. })), "{name}: {result:?}");
         }
         let sparse = changes(&entry(header(b"s", b'S', 0), b""));
-        assert!(matches!(sparse, Err(Error::Unsupported { .. })), "{sparse:?}");
+        assert!(matches!(sparse, Err(Error::Corrupt { .. })), "{sparse:?}");
         let mut endless = header(b"f", b'0', 0);
         // Base-256, all ones.
         endless.as_old_mut().size = [0xff; 12];

@@ -44,8 +44,9 @@ impl LayerWriter {
         Ok(Self { out, hasher: Hasher::new(), compression })
     }
 
-    /// Adds a node. `data` must give exactly the bytes of a file, and is not read for any other kind.
-    pub fn append(&mut self, node: &Node, data: impl Read) -> Result<(), Error> {
+    /// Adds a node. `data` must give exactly the bytes of a file (of a sparse one those of its runs), and is not read for
+    /// any other kind. Holes are written as zeros, which compression makes small and every reader understands.
+    pub fn append(&mut self, node: &Node, mut data: impl Read) -> Result<(), Error> {
         let what = node.path.to_string();
         let mut name = node.path.as_bytes().to_vec();
         if node.path.is_root() {
@@ -56,7 +57,9 @@ impl LayerWriter {
                 name.push(b'/');
                 (tar::EntryType::Directory, 0, None, None)
             }
-            Kind::File { size, .. } => (tar::EntryType::Regular, *size, None, None),
+            Kind::File { size, .. } | Kind::Sparse { size, .. } => {
+                (tar::EntryType::Regular, *size, None, None)
+            }
             Kind::Symlink(target) => (tar::EntryType::Symlink, 0, Some(target.as_slice()), None),
             Kind::HardLink(target) => (tar::EntryType::Link, 0, Some(target.as_bytes()), None),
             Kind::CharDevice { major, minor } => (tar::EntryType::Char, 0, None, Some((*major, *minor))),
@@ -101,7 +104,18 @@ impl LayerWriter {
             self.put(&extended).and_then(|()| self.pad(extended.len() as u64)).map_err(io)?;
         }
         self.put(header.as_bytes()).map_err(io)?;
-        self.put_data(data, size).and_then(|()| self.pad(size)).map_err(io)
+        let mut end = 0;
+        if let Kind::Sparse { runs, .. } = &node.kind {
+            for run in runs {
+                self.put_data(io::repeat(0), run.start.saturating_sub(end)).map_err(io)?;
+                self.put_data(&mut data, run.length).map_err(io)?;
+                end = run.start + run.length;
+            }
+            self.put_data(io::repeat(0), size.saturating_sub(end)).map_err(io)?;
+        } else {
+            self.put_data(data, size).map_err(io)?;
+        }
+        self.pad(size).map_err(io)
     }
 
     /// Says that what the lower layers have at the path is gone.

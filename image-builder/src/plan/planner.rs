@@ -211,9 +211,11 @@ impl Planner<'_> {
     }
 
     fn run(&self, run: &Run, at: Position) -> Result<RunAction, Fault> {
+        // What is wrong with a mount is said before that it is not supported.
         for mount in &run.mounts {
-            // What is wrong with it is said before that it is not supported.
             mount.resolve(&mut |text| expand(text, self.escape, self))?;
+        }
+        if let Some(mount) = run.mounts.first() {
             let advice = "leave it out; the step has no mounts";
             return Err(not_supported(mount.at, "RUN --mount".to_owned(), advice));
         }

@@ -142,12 +142,7 @@ impl Planner<'_> {
                     }
                 }
             }
-            Instruction::User(user) => {
-                self.config.user = self.expand(user)?;
-                if self.config.user.is_empty() {
-                    return Err(wrong("USER", user.at, "it expands to nothing", "USER NAME[:GROUP]"));
-                }
-            }
+            Instruction::User(user) => self.config.user = self.expand(user)?,
             Instruction::Cmd(command) => {
                 self.config.cmd = Some(self.argv(command));
                 self.cmd_is_ours = true;

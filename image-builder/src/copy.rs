@@ -641,6 +641,9 @@ mod tests {
         case.copy_as(&["d/**"], "/s/", "", &flags).unwrap();
         assert!(case.has("s/d/sub/y") && case.has("s/d/x"));
         assert!(case.copy_as(&["../secret"], "/t/", "", &flags).is_err());
+        // Deep folders and many `**`: each folder is searched once for each of them.
+        fs::create_dir_all(case.dir.path().join("context").join("a/".repeat(60))).unwrap();
+        assert!(case.copy_as(&["**/a/".repeat(30).as_str()], "/v/", "", &flags).is_ok());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Which paths of a tree a source of `COPY` or `ADD` names.
 
+use std::collections::HashSet;
 use std::io::Read;
 
 use dockerfile::{is_pattern, name_matches};
@@ -74,7 +75,7 @@ pub(crate) fn find(tree: &SourceTree<'_>, written: &str, parents: bool) -> Resul
     if !is_pattern(written.as_bytes()) {
         return Ok(vec![named(tree.root.resolve(written.as_bytes(), Last::Keep, tree.escape())?)?]);
     }
-    let mut search = Search { tree, deep: parents, found: Vec::new() };
+    let mut search = Search { tree, deep: parents, seen: HashSet::new(), found: Vec::new() };
     let pattern: Vec<&str> = written.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     search.below(&LayerPath::default(), &pattern)?;
     let mut found = search.found;
@@ -94,12 +95,17 @@ pub(crate) fn find(tree: &SourceTree<'_>, written: &str, parents: bool) -> Resul
 struct Search<'a> {
     tree: &'a SourceTree<'a>,
     deep: bool,
+    /// Folders that were searched, with how much of the pattern was left: several `**` lead to one in many ways.
+    seen: HashSet<(LayerPath, usize)>,
     found: Vec<LayerPath>,
 }
 
 impl Search<'_> {
     fn below(&mut self, folder: &LayerPath, pattern: &[&str]) -> Result<(), Error> {
         let Some((part, rest)) = pattern.split_first() else { return Ok(()) };
+        if !self.seen.insert((folder.clone(), pattern.len())) {
+            return Ok(());
+        }
         let any_depth = self.deep && *part == "**";
         // Links are followed, but not by `**`: they may lead back.
         let last = if any_depth { Last::Keep } else { Last::Follow };

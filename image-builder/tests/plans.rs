@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use dockerfile::e2b::TemplateBuild;
 use dockerfile::{Dockerfile, Error};
 use image_builder::ImageConfig;
 use image_builder::plan::{Action, Base, BuildArgs, StageArgs, StagePlan, stages, steps};
@@ -27,10 +28,9 @@ fn base_config(name: &str) -> ImageConfig {
 }
 
 /// As the builder does it: each stage on top of the config of the one below.
-fn plan(text: &str, args: &BuildArgs, out: &mut String) -> Result<(), Error> {
-    let file = Dockerfile::parse("Dockerfile", text.as_bytes())?;
+fn plan(file: &Dockerfile, args: &BuildArgs, out: &mut String) -> Result<(), Error> {
     let mut built: BTreeMap<usize, StagePlan> = BTreeMap::new();
-    for stage in stages(&file, args, None)? {
+    for stage in stages(file, args, None)? {
         let (config, inherited) = match &stage.base {
             Base::Scratch => (ImageConfig::default(), StageArgs::default()),
             Base::Image(name) => (base_config(&name.to_string()), StageArgs::default()),
@@ -40,7 +40,7 @@ fn plan(text: &str, args: &BuildArgs, out: &mut String) -> Result<(), Error> {
             Base::Image(name) => writeln!(out, "stage {} on image {name}", stage.index).unwrap(),
             other => writeln!(out, "stage {} on {other:?}", stage.index).unwrap(),
         }
-        let planned = steps(&file, stage.index, args, &config, &inherited)?;
+        let planned = steps(file, stage.index, args, &config, &inherited)?;
         for step in &planned.steps {
             match &step.action {
                 Action::Config => {}
@@ -73,7 +73,8 @@ fn every_plan_is_as_it_was() {
             let args = BuildArgs(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect());
             writeln!(out, "== {title}").unwrap();
             text.lines().for_each(|line| writeln!(out, "| {line}").unwrap());
-            if let Err(error) = plan(text, &args, &mut out) {
+            let file = Dockerfile::parse("Dockerfile", text.as_bytes());
+            if let Err(error) = file.and_then(|file| plan(&file, &args, &mut out)) {
                 writeln!(out, "error {error}").unwrap();
             }
             out.push('\n');
@@ -84,4 +85,19 @@ fn every_plan_is_as_it_was() {
         });
     }
     assert!(count >= LEAST_CASES, "{count} cases");
+}
+
+#[test]
+fn template_steps_have_the_same_plan() {
+    let json = json!({"fromImage": "debian:bookworm", "startCmd": "serve", "steps": [
+        {"type": "COPY", "args": ["src", "/app/", "user", "0640"], "filesHash": "abc"},
+        {"type": "ENV", "args": ["A", "it's $HOME"]},
+        {"type": "WORKDIR", "args": ["/app"]},
+        {"type": "RUN", "args": ["make \"$A\"", "ada"]},
+        {"type": "USER", "args": ["ada"]},
+    ]});
+    let build = TemplateBuild::parse("template", json.to_string().as_bytes()).unwrap();
+    let mut out = String::new();
+    plan(&build.dockerfile, &BuildArgs::default(), &mut out).unwrap();
+    insta::assert_snapshot!(out);
 }

@@ -342,6 +342,15 @@ impl<'a> Arguments<'a> {
         if marker(destination).is_some() {
             return Err(arguments(self.keyword, destination.at, "a heredoc cannot be the destination"));
         }
+        for word in sources {
+            if let Some(marker) = marker(word)
+                && (marker.name.contains(['/', '\0']) || marker.name == "." || marker.name == "..")
+            {
+                let problem =
+                    format!("{:?} is no name of a file; the destination says where it goes", marker.name);
+                return Err(arguments(self.keyword, word.at, &problem));
+            }
+        }
         let mut bodies = self.heredocs.iter();
         let source = |word: &Word| match marker(word).and_then(|_| bodies.next()) {
             Some(body) => Source::Inline(Heredoc {

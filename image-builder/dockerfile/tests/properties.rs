@@ -253,7 +253,10 @@ proptest! {
         prop_assert_eq!(expanded("%"), &value[..shortest]);
         prop_assert_eq!(expanded("%%"), &value[..longest]);
         // Between two slashes there must be something.
-        prop_assume!(!pattern.is_empty());
+        let pattern = if pattern.is_empty() { "b".to_owned() } else { pattern };
+        let fits = |text: &str| {
+            shell_matches(&pattern.chars().collect::<Vec<_>>(), &text.chars().collect::<Vec<_>>())
+        };
         // The first place, and there as much as fits.
         let found = cuts.clone().find_map(|from| {
             Some((from, (from..=value.len()).rev().find(|to| fits(&value[from..*to]))?))

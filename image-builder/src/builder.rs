@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use dockerfile::{Dockerfile, Position};
 use oci::layer::{Compression, LayerWriter, UpperRoot, WrittenLayer, write_upper};
 use oci::{Descriptor, Digest, Image, ImageName, ImageReference, Layer, MediaType, Store, canonical_json};
 use serde::Serialize;
@@ -12,16 +13,16 @@ use template::DataDir;
 
 use crate::base;
 use crate::cache::{StepCache, StepKey, StepResult};
+use crate::check;
 use crate::clock;
 use crate::config::{HistoryEntry, ImageConfig};
 use crate::console::Console;
-use crate::context::{Context, DockerfileText};
+use crate::context::{Context, DockerfileText, dockerfile_path};
 use crate::copy::{Selection, SourceTree, make_workdir};
-use crate::dockerfile::Dockerfile;
 use crate::error::{Error, at};
 use crate::interrupt::Interrupt;
 use crate::layers::{Chain, LayerCache, Scratch};
-use crate::plan::{self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, Step};
+use crate::plan::{self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, StageArgs, Step};
 use crate::rooted::Rooted;
 use crate::run;
 use crate::users;
@@ -72,13 +73,14 @@ pub fn build(
     interrupt: &Interrupt,
 ) -> Result<BuildReport, Error> {
     let folder = std::path::absolute(&options.context).map_err(at(&options.context))?;
-    let path = options.dockerfile.clone().unwrap_or_else(|| options.context.join("Dockerfile"));
+    let path = dockerfile_path(&options.context, options.dockerfile.as_deref());
     let context = Context::open(&folder, &path)?;
     let text = DockerfileText::read(&path)?;
     let file = Dockerfile::parse(&text.shown, &text.contents)?;
     for name in options.args.unused(&file) {
         console.line(&format!("warning: no ARG of {} declares the build argument {name}", file.file));
     }
+    check::report(&file, &context.ignore, console)?;
     let stages = plan::stages(&file, &options.args, options.target.as_deref())?;
     let store = Store::open_or_create(&data.images())?;
     let mut build = Build {
@@ -144,6 +146,7 @@ struct Built {
     layers: Vec<Layer>,
     chain: Chain,
     config: ImageConfig,
+    args: StageArgs,
     history: Vec<HistoryEntry>,
     created: String,
 }
@@ -159,24 +162,27 @@ impl Build<'_> {
     fn stage(&mut self, stage: &plan::PlannedStage) -> Result<Built, Error> {
         let parsed = &self.file.stages[stage.index];
         let file = self.file.file.clone();
-        let explain = |line: usize, text: &str, source: Error| match source {
+        let explain = |at: Position, text: &str, source: Error| match source {
             Error::Dockerfile(_) | Error::Interrupted => source,
-            _ => Error::Step { file: file.clone(), line, text: text.to_owned(), source: Box::new(source) },
+            _ => Error::Step { file: file.clone(), at, text: text.to_owned(), source: Box::new(source) },
         };
         let total = parsed.statements.len() + 1;
-        let label = parsed.name.clone().map(|name| format!("{name} ")).unwrap_or_default();
+        let label = parsed.name.as_ref().map(|name| format!("{} ", name.name)).unwrap_or_default();
         self.console.line(&format!("[{label}1/{total}] {}", parsed.from.text));
         let mut built =
-            self.base(&stage.base).map_err(|error| explain(parsed.from.line, &parsed.from.text, error))?;
-        let planned = plan::steps(self.file, stage.index, &self.options.args, &built.config)?;
+            self.base(&stage.base).map_err(|error| explain(parsed.from.at, &parsed.from.text, error))?;
+        let planned = plan::steps(self.file, stage.index, &self.options.args, &built.config, &built.args)?;
+        // With the instructions of the base image.
+        let total = planned.steps.len() + 1;
         for (step, number) in planned.steps.iter().zip(2..) {
             self.interrupt.check()?;
             let first_line = step.text.lines().next().unwrap_or_default();
             let prefix = format!("[{label}{number}/{total}]");
             self.step(step, &mut built, &prefix, first_line)
-                .map_err(|error| explain(step.line, &step.text, error))?;
+                .map_err(|error| explain(step.at, &step.text, error))?;
         }
         built.config = planned.config;
+        built.args = planned.args;
         Ok(built)
     }
 
@@ -186,6 +192,7 @@ impl Build<'_> {
                 layers: Vec::new(),
                 chain: Chain::default(),
                 config: ImageConfig::default(),
+                args: StageArgs::default(),
                 history: Vec::new(),
                 created: clock::rfc3339(Default::default()),
             }),
@@ -200,20 +207,13 @@ impl Build<'_> {
                 let image = base::resolve(&self.store, reference, self.console)?;
                 let config = ImageConfig::from_json(&image.config_json);
                 let created = config.base_created().map(str::to_owned);
-                if image.config_json["config"]["OnBuild"]
-                    .as_array()
-                    .is_some_and(|triggers| !triggers.is_empty())
-                {
-                    self.console.line(&format!(
-                        "warning: the ONBUILD instructions of {reference} are not carried out"
-                    ));
-                }
                 let mut chain = Chain::default();
                 image.layers.iter().for_each(|layer| chain.push(&layer.diff_id));
                 Ok(Built {
                     layers: image.layers,
                     chain,
                     config,
+                    args: StageArgs::default(),
                     history: Vec::new(),
                     created: created.unwrap_or_else(|| clock::rfc3339(Default::default())),
                 })

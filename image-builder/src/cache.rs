@@ -13,7 +13,7 @@ use crate::error::{Error, at};
 use crate::plan::{Action, CopyAction, RunAction};
 
 /// Changes with the meaning of a key, so that older results are not taken for newer ones.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The longest result that is read.
 const MAX_RECORD: u64 = 1 << 20;
 
@@ -43,13 +43,17 @@ impl StepKey {
             Action::Config => json!("config"),
             Action::Workdir(path) => json!({"workdir": path}),
             // Proxies and the host's certificates change how a step reaches the network, not what it is.
-            Action::Run(RunAction { argv, env, user, workdir, proxy_env: _ }) => {
-                json!({"run": argv, "env": env, "user": user, "workdir": workdir})
+            Action::Run(RunAction { argv, script, env, user, workdir, proxy_env: _ }) => {
+                json!({"run": argv, "script": script, "env": env, "user": user, "workdir": workdir})
             }
-            Action::Copy(CopyAction { destination, chown, chmod, sources: paths, from }) => json!({
-                "copy": format!("{paths:?}"), "from": format!("{from:?}"), "to": destination,
-                "chown": chown, "chmod": chmod,
-            }),
+            Action::Copy(action) => {
+                let CopyAction { destination, chown, chmod, sources: paths, from, exclude, parents, is_add } =
+                    action;
+                json!({
+                    "copy": format!("{paths:?}"), "from": format!("{from:?}"), "to": destination,
+                    "chown": chown, "chmod": chmod, "exclude": exclude, "parents": parents, "add": is_add,
+                })
+            }
         };
         let key = json!({
             "version": VERSION, "chain": chain, "action": action, "compression": compression, "sources": sources,
@@ -100,6 +104,7 @@ mod tests {
     fn run(argv: &str, proxy: &str) -> Action {
         Action::Run(RunAction {
             argv: vec![argv.to_owned()],
+            script: None,
             env: Vec::new(),
             proxy_env: vec![("http_proxy".into(), proxy.into())],
             user: String::new(),

@@ -9,7 +9,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use image_builder::plan::BuildArgs;
 use image_builder::templates::{self, TemplateOptions, TemplateReport};
 use image_builder::warm::SnapshotChoice;
-use image_builder::{BootstrapOptions, BuildOptions, Console, Error, Interrupt};
+use image_builder::{
+    BootstrapOptions, BuildOptions, CheckOptions, CheckedWarning, Console, Error, Interrupt,
+};
 use oci::layer::Compression;
 use oci::{ImageName, ImageReference, Store};
 use serde::Serialize;
@@ -51,10 +53,14 @@ enum Command {
         "Examples:\n",
         "  image-builder build -t hello .\n",
         "  image-builder build -t app:1 -f docker/Dockerfile --build-arg VERSION=1.2 --target run .\n",
-        "  image-builder build -t hello --host-ca .      behind a proxy with its own certificate\n\n",
+        "  image-builder build -t hello --host-ca .      behind a proxy with its own certificate\n",
+        "  image-builder build --check .                 warnings only: nothing is built\n\n",
         "RUN steps run as root on this machine, in containers with the host's network: build only Dockerfiles that you\n",
-        "trust. Needs root.\n\n",
-        "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input, 130 interrupted."
+        "trust. Needs root; --check does not.\n\n",
+        "The Dockerfile is CONTEXT/Dockerfile, else CONTEXT/e2b.Dockerfile. Rules of --check have the names of BuildKit's build\n",
+        "checks; `# check=skip=RULE,...;error=true` at the top of a Dockerfile leaves some out, and makes the others errors.\n\n",
+        "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input (also: warnings that the Dockerfile makes errors), 130\n",
+        "interrupted. With --check: 0 no warnings, or none that is an error; 2 the Dockerfile is wrong, or warnings are errors."
     ))]
     Build(BuildCommand),
     /// Bring an image into the local store, from files or a registry
@@ -133,9 +139,12 @@ struct BuildCommand {
     /// The folder that COPY copies from, with the Dockerfile in it
     context: PathBuf,
     /// A name for the image; may be given more than once
-    #[arg(long, short, value_name = "NAME", required = true)]
+    #[arg(long, short, value_name = "NAME", required_unless_present = "check")]
     tag: Vec<ImageName>,
-    /// The Dockerfile [default: CONTEXT/Dockerfile]
+    /// Tell what is wrong or doubtful in the Dockerfile, and build nothing
+    #[arg(long)]
+    check: bool,
+    /// The Dockerfile [default: CONTEXT/Dockerfile, else CONTEXT/e2b.Dockerfile]
     #[arg(long, short, value_name = "FILE")]
     file: Option<PathBuf>,
     /// The value of an ARG; without =VALUE, that of the environment
@@ -328,6 +337,10 @@ fn build(command: BuildCommand, data: &DataDir, console: &Console) -> anyhow::Re
             args.0.insert(name.to_owned(), value);
         }
     }
+    if command.check {
+        let (context, dockerfile, target) = (command.context, command.file, command.target);
+        return check(&CheckOptions { context, dockerfile, args, target }, command.json);
+    }
     let host_ca = match command.host_ca {
         false => None,
         true => Some(host_ca()?),
@@ -355,6 +368,24 @@ fn build(command: BuildCommand, data: &DataDir, console: &Console) -> anyhow::Re
     let text =
         report.names.iter().map(|name| format!("{name} {}", report.digest)).collect::<Vec<_>>().join("\n");
     print(command.json, &report, &text)
+}
+
+/// Prints the warnings: what was asked for, so on stdout.
+fn check(options: &CheckOptions, json: bool) -> anyhow::Result<()> {
+    let report = image_builder::check(options)?;
+    let mut text = String::new();
+    for warning in &report.warnings {
+        let CheckedWarning { rule, line, column, message, text: written } = warning;
+        text.push_str(&format!("{}:{line}:{column}: {rule}: {message}\n    {written}\n", report.file));
+    }
+    let count = report.warnings.len();
+    let plural = if count == 1 { "" } else { "s" };
+    text.push_str(&format!("{}: {count} warning{plural}", report.file));
+    print(json, &report, &text)?;
+    match report.error {
+        true => Err(Error::Warnings { file: report.file, count }.into()),
+        false => Ok(()),
+    }
 }
 
 /// The bundle that `SSL_CERT_FILE` names, else the distribution's.

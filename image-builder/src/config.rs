@@ -28,6 +28,10 @@ pub struct ImageConfig {
     pub shell: Vec<String>,
     /// `STOPSIGNAL`.
     pub stop_signal: Option<String>,
+    /// `HEALTHCHECK`, as the config has it.
+    pub healthcheck: Option<Value>,
+    /// `ONBUILD`: instructions for the images on top of this one.
+    pub on_build: Vec<String>,
     /// `MAINTAINER`.
     pub author: Option<String>,
     base: Value,
@@ -70,6 +74,8 @@ impl ImageConfig {
             labels: labels.into_iter().map(|(name, value)| (name, text(&value))).collect(),
             shell: list(&config["Shell"]).unwrap_or_default(),
             stop_signal: config["StopSignal"].as_str().map(str::to_owned),
+            healthcheck: config.get("Healthcheck").filter(|check| !check.is_null()).cloned(),
+            on_build: list(&config["OnBuild"]).unwrap_or_default(),
             author: base["author"].as_str().map(str::to_owned),
             base: base.clone(),
         }
@@ -119,6 +125,8 @@ impl ImageConfig {
             ("Volumes", set_of(&self.volumes)),
             ("Labels", (!self.labels.is_empty()).then(|| json!(self.labels))),
             ("Shell", strings(&self.shell)),
+            ("Healthcheck", self.healthcheck.clone()),
+            ("OnBuild", strings(&self.on_build)),
             ("StopSignal", self.stop_signal.as_deref().and_then(text)),
         ] {
             match value {

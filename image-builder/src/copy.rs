@@ -3,15 +3,15 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 
+use dockerfile::{Chmod, Ignore};
 use oci::layer::{Kind, LayerPath, Metadata, Timestamp};
 use oci::{Digest, Hasher};
 use rustix::fs::{FileType, Stat};
 
-use crate::context::Ignore;
 use crate::error::{Error, at};
-use crate::pattern::{is_pattern, matches};
 use crate::plan::{CopyAction, CopySource};
 use crate::rooted::{Escape, Last, Rooted, metadata_of};
+use crate::sources::{self, Named};
 
 /// The most files of one COPY; a context with more is most likely the wrong folder.
 const MAX_FILES: usize = 1_000_000;
@@ -33,6 +33,10 @@ pub(crate) struct Selection {
     entries: Vec<Entry>,
     /// Whether the destination must be a directory: several files were found by a pattern.
     several: bool,
+    /// `--exclude`.
+    exclude: Ignore,
+    /// `ADD`, for which archives are more than files.
+    is_add: bool,
 }
 
 #[derive(Debug)]
@@ -63,7 +67,10 @@ enum Target {
 impl Selection {
     /// Finds the sources. Nothing outside of the tree is ever looked at.
     pub(crate) fn find(action: &CopyAction, tree: Option<&SourceTree<'_>>) -> Result<Self, Error> {
-        let mut selection = Self::default();
+        // The plan has read the patterns before.
+        let exclude = Ignore::of_patterns(action.exclude.iter().map(String::as_str))
+            .map_err(|reason| Error::Source { what: "--exclude".to_owned(), reason })?;
+        let mut selection = Self { exclude, is_add: action.is_add, ..Self::default() };
         let mut sources = 0;
         for source in &action.sources {
             match (source, tree) {
@@ -76,7 +83,7 @@ impl Selection {
                     })?;
                 }
                 (CopySource::Path(path), Some(tree)) => {
-                    for found in expand_pattern(tree, path)? {
+                    for found in sources::find(tree, path, action.parents)? {
                         sources += 1;
                         selection.source(tree, path, &found)?;
                     }
@@ -147,8 +154,14 @@ impl Selection {
                 reason: "several files are copied, so the destination must end with a slash".to_owned(),
             });
         }
-        let mut writer =
-            Writer { root, owner, mode: action.chmod, now, touched: Vec::new(), seen: HashSet::new() };
+        let mut writer = Writer {
+            root,
+            owner,
+            mode: action.chmod.as_ref(),
+            now,
+            touched: Vec::new(),
+            seen: HashSet::new(),
+        };
         for entry in &self.entries {
             let path = match &entry.target {
                 Target::Under(relative) => {
@@ -180,13 +193,16 @@ impl Selection {
         Ok(())
     }
 
-    fn source(&mut self, tree: &SourceTree<'_>, written: &str, path: &LayerPath) -> Result<(), Error> {
+    fn source(&mut self, tree: &SourceTree<'_>, written: &str, named: &Named) -> Result<(), Error> {
+        let path = &named.path;
         let real = tree.root.resolve(path.as_bytes(), Last::Follow, tree.escape())?;
         let missing =
             || Error::Source { what: written.to_owned(), reason: format!("no such file in {}", tree.shown) };
         let stat = tree.root.stat(&real)?.ok_or_else(missing)?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            return self.walk(tree, &real, &LayerPath::default(), &stat);
+            self.parents(tree, named)?;
+            let below = named.kept.clone().unwrap_or_default();
+            return self.walk(tree, &real, &below, &LayerPath::default(), &stat);
         }
         if tree.excludes(&real) || tree.excludes(path) {
             return Err(Error::Source {
@@ -195,35 +211,72 @@ impl Selection {
             });
         }
         let name = path.split().map(|(_, name)| name.to_vec()).unwrap_or_default();
+        if self.exclude.excludes(&name)
+            || named.kept.as_ref().is_some_and(|kept| self.exclude.excludes(kept.as_bytes()))
+        {
+            return Ok(());
+        }
         let Some(data) = tree.data(&real, &stat)? else { return Err(missing()) };
-        self.add(Entry { data, target: Target::FileNamed(name), metadata: tree.metadata(&real, &stat)? })
+        if let Data::File(path, _) = &data
+            && self.is_add
+            && sources::is_archive(tree, path)?
+        {
+            return Err(Error::Source {
+                what: written.to_owned(),
+                reason: "ADD of archives is not supported yet: unpack it in a RUN step, or COPY it as it is"
+                    .to_owned(),
+            });
+        }
+        self.parents(tree, named)?;
+        let target = match &named.kept {
+            Some(kept) => Target::Under(kept.clone()),
+            None => Target::FileNamed(name),
+        };
+        self.add(Entry { data, target, metadata: tree.metadata(&real, &stat)? })
+    }
+
+    /// With `--parents`, the folders on the way to what is copied.
+    fn parents(&mut self, tree: &SourceTree<'_>, named: &Named) -> Result<(), Error> {
+        for (path, kept) in named.folders() {
+            let real = tree.root.resolve(path.as_bytes(), Last::Follow, tree.escape())?;
+            let Some(stat) = tree.root.stat(&real)? else { continue };
+            let metadata = tree.metadata(&real, &stat)?;
+            self.add(Entry { data: Data::Directory, target: Target::Under(kept), metadata })?;
+        }
+        Ok(())
     }
 
     fn walk(
         &mut self,
         tree: &SourceTree<'_>,
         real: &LayerPath,
+        target: &LayerPath,
         relative: &LayerPath,
         stat: &Stat,
     ) -> Result<(), Error> {
-        let excluded = !real.is_root() && tree.excludes(real);
-        if excluded && !tree.ignore.is_some_and(Ignore::has_exceptions) {
+        let ignored = !real.is_root() && tree.excludes(real);
+        let left_out = !relative.is_root() && self.exclude.excludes(relative.as_bytes());
+        let excluded = ignored || left_out;
+        if ignored && !tree.ignore.is_some_and(Ignore::has_exceptions)
+            || left_out && !self.exclude.has_exceptions()
+        {
             return Ok(());
         }
         if !excluded {
             let metadata = tree.metadata(real, stat)?;
-            self.add(Entry { data: Data::Directory, target: Target::Under(relative.clone()), metadata })?;
+            self.add(Entry { data: Data::Directory, target: Target::Under(target.clone()), metadata })?;
         }
         for name in tree.root.names(real)? {
-            let (child, relative) = (real.join(&name)?, relative.join(&name)?);
+            let (child, target, relative) = (real.join(&name)?, target.join(&name)?, relative.join(&name)?);
             let Some(stat) = tree.root.stat(&child)? else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                self.walk(tree, &child, &relative, &stat)?;
+                self.walk(tree, &child, &target, &relative, &stat)?;
             } else if !tree.excludes(&child)
+                && !self.exclude.excludes(relative.as_bytes())
                 && let Some(data) = tree.data(&child, &stat)?
             {
                 let metadata = tree.metadata(&child, &stat)?;
-                self.add(Entry { data, target: Target::Under(relative), metadata })?;
+                self.add(Entry { data, target: Target::Under(target), metadata })?;
             }
         }
         Ok(())
@@ -231,11 +284,11 @@ impl Selection {
 }
 
 impl SourceTree<'_> {
-    fn escape(&self) -> Escape {
+    pub(crate) fn escape(&self) -> Escape {
         if self.is_context { Escape::Refuse } else { Escape::Clamp }
     }
 
-    fn excludes(&self, path: &LayerPath) -> bool {
+    pub(crate) fn excludes(&self, path: &LayerPath) -> bool {
         self.ignore.is_some_and(|ignore| ignore.excludes(path.as_bytes()))
     }
 
@@ -270,77 +323,10 @@ impl SourceTree<'_> {
     }
 }
 
-/// The paths that a source names, relative to the tree. A source that leads outside is refused, also when nothing is there.
-fn expand_pattern(tree: &SourceTree<'_>, written: &str) -> Result<Vec<LayerPath>, Error> {
-    let mut depth = 0i64;
-    for component in written.split('/') {
-        depth += match component {
-            "" | "." => 0,
-            ".." => -1,
-            _ => 1,
-        };
-        if depth < 0 && tree.is_context {
-            return Err(Error::Source {
-                what: written.to_owned(),
-                reason: format!(
-                    "it leads outside of {}: copy the file into it, or build from a folder above",
-                    tree.shown
-                ),
-            });
-        }
-    }
-    if !is_pattern(written.as_bytes()) {
-        return Ok(vec![tree.root.resolve(written.as_bytes(), Last::Keep, tree.escape())?]);
-    }
-    let mut found = Vec::new();
-    let pattern: Vec<&str> = written.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-    search(tree, &LayerPath::default(), &pattern, &mut found)?;
-    found.retain(|path| !tree.excludes(path));
-    if found.is_empty() {
-        return Err(Error::Source {
-            what: written.to_owned(),
-            reason: format!("the pattern fits no file in {}", tree.shown),
-        });
-    }
-    Ok(found)
-}
-
-fn search(
-    tree: &SourceTree<'_>,
-    folder: &LayerPath,
-    pattern: &[&str],
-    found: &mut Vec<LayerPath>,
-) -> Result<(), Error> {
-    let Some((part, rest)) = pattern.split_first() else { return Ok(()) };
-    let real = tree.root.resolve(folder.as_bytes(), Last::Follow, tree.escape())?;
-    let is_directory = tree
-        .root
-        .stat(&real)?
-        .is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-    if !is_directory {
-        return Ok(());
-    }
-    for name in tree.root.names(&real)? {
-        // Go's patterns for COPY know no `**`: there it is two stars in one name.
-        let fits = match *part == "**" {
-            true => true,
-            false => matches(part.as_bytes(), &name),
-        };
-        if fits {
-            let path = folder.join(&name)?;
-            match rest.is_empty() {
-                true => found.push(path),
-                false => search(tree, &path, rest, found)?,
-            }
-        }
-    }
-    Ok(())
-}
-
 struct Writer<'a> {
     root: &'a Rooted,
     owner: Option<(u32, u32)>,
-    mode: Option<u32>,
+    mode: Option<&'a Chmod>,
     now: Timestamp,
     /// Directories whose time must be set at the end, outermost first.
     touched: Vec<(LayerPath, Timestamp)>,
@@ -354,7 +340,7 @@ impl Writer<'_> {
             (metadata.uid, metadata.gid) = (uid, gid);
         }
         if let Some(mode) = self.mode {
-            metadata.mode = mode;
+            metadata.mode = mode.apply(metadata.mode, matches!(entry.data, Data::Directory));
         }
         if let Data::Inline(_) = entry.data {
             metadata.mtime = self.now;
@@ -484,6 +470,14 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+    #[derive(Default)]
+    struct Flags {
+        chmod: Option<&'static str>,
+        exclude: &'static [&'static str],
+        parents: bool,
+        is_add: bool,
+    }
+
     struct Case {
         dir: tempfile::TempDir,
     }
@@ -510,6 +504,16 @@ mod tests {
         }
 
         fn copy_with(&self, sources: &[&str], destination: &str, ignore: &str) -> Result<Digest, Error> {
+            self.copy_as(sources, destination, ignore, &Flags::default())
+        }
+
+        fn copy_as(
+            &self,
+            sources: &[&str],
+            destination: &str,
+            ignore: &str,
+            options: &Flags,
+        ) -> Result<Digest, Error> {
             let uid = rustix::process::getuid().as_raw();
             let context = Rooted::open(&self.dir.path().join("context")).unwrap();
             let ignore = Ignore::parse("x", ignore.as_bytes()).unwrap();
@@ -524,7 +528,10 @@ mod tests {
                 sources: sources.iter().map(|source| CopySource::Path((*source).to_owned())).collect(),
                 destination: destination.to_owned(),
                 chown: None,
-                chmod: None,
+                chmod: options.chmod.map(|mode| Chmod::parse(mode).unwrap()),
+                exclude: options.exclude.iter().map(|pattern| (*pattern).to_owned()).collect(),
+                parents: options.parents,
+                is_add: options.is_add,
             };
             let selection = Selection::find(&action, Some(&tree))?;
             let digest = selection.digest(Some(&tree))?;
@@ -596,6 +603,62 @@ mod tests {
         assert!(case.copy(&["*.txt"], "/notdir").unwrap_err().to_string().contains("must end with a slash"));
         case.copy_with(&["."], "/i/", "*\n!d/x\n").unwrap();
         assert!(case.has("i/d/x") && !case.has("i/a.txt") && !case.has("i/d/sub/y"));
+    }
+
+    #[test]
+    fn symbolic_modes_change_what_is_there() {
+        let case = Case::new();
+        let flags = Flags { chmod: Some("go=u,a-w"), ..Flags::default() };
+        case.copy_as(&["d"], "/m/", "", &flags).unwrap();
+        let mode =
+            |path: &str| fs::metadata(case.dir.path().join("root").join(path)).unwrap().mode() & 0o7777;
+        assert_eq!((mode("m/x"), mode("m/sub")), (0o555, 0o555));
+    }
+
+    #[test]
+    fn excluded_files_stay_behind() {
+        let case = Case::new();
+        let flags = Flags { exclude: &["sub", "*.txt", "!b.txt"], ..Flags::default() };
+        case.copy_as(&["."], "/e/", "", &flags).unwrap();
+        assert!(case.has("e/d/x") && case.has("e/b.txt") && case.has("e/d/sub/y") && !case.has("e/a.txt"));
+        case.copy_as(&["d"], "/f/", "", &flags).unwrap();
+        assert!(case.has("f/x") && !case.has("f/sub"), "patterns begin at the source");
+        let flags = Flags { exclude: &["a.*"], ..Flags::default() };
+        case.copy_as(&["*.txt"], "/g/", "", &flags).unwrap();
+        assert!(case.has("g/b.txt") && !case.has("g/a.txt"));
+    }
+
+    #[test]
+    fn parents_are_kept() {
+        let case = Case::new();
+        let flags = Flags { parents: true, ..Flags::default() };
+        case.copy_as(&["d/sub/y", "a.txt"], "/p/", "", &flags).unwrap();
+        assert!(case.has("p/d/sub/y") && case.has("p/a.txt") && !case.has("p/d/x"));
+        case.copy_as(&["d/./sub"], "/q", "", &flags).unwrap();
+        assert!(case.has("q/sub/y") && !case.has("q/d"), "the parents begin at the pivot");
+        case.copy_as(&["**/y"], "/r/", "", &flags).unwrap();
+        assert!(case.has("r/d/sub/y") && !case.has("r/d/x"));
+        case.copy_as(&["d/**"], "/s/", "", &flags).unwrap();
+        assert!(case.has("s/d/sub/y") && case.has("s/d/x"));
+        assert!(case.copy_as(&["../secret"], "/t/", "", &flags).is_err());
+        // Deep folders and many `**`: each folder is searched once for each of them.
+        fs::create_dir_all(case.dir.path().join("context").join("a/".repeat(60))).unwrap();
+        assert!(case.copy_as(&["**/a/".repeat(30).as_str()], "/v/", "", &flags).is_ok());
+    }
+
+    #[test]
+    fn add_says_that_it_unpacks_no_archives_yet() {
+        let case = Case::new();
+        let flags = Flags { is_add: true, ..Flags::default() };
+        fs::write(case.dir.path().join("context/x.tar"), [&[0; 257][..], b"ustar\0", &[0; 249]].concat())
+            .unwrap();
+        fs::write(case.dir.path().join("context/x.gz"), b"\x1f\x8b\x08\0").unwrap();
+        for archive in ["x.tar", "x.gz"] {
+            let error = case.copy_as(&[archive], "/u/", "", &flags).unwrap_err().to_string();
+            assert!(error.contains("not supported yet"), "{error}");
+        }
+        case.copy_as(&["a.txt"], "/u/", "", &flags).unwrap();
+        assert!(case.has("u/a.txt"));
     }
 
     #[test]

@@ -3,8 +3,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::dockerfile;
-
 /// The error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -12,12 +10,12 @@ pub enum Error {
     #[error(transparent)]
     Dockerfile(#[from] dockerfile::Error),
     /// A step failed.
-    #[error("{file}:{line}: {source}\n    {text}")]
+    #[error("{file}:{at}: {source}\n    {text}")]
     Step {
         /// The Dockerfile.
         file: String,
-        /// The step's line.
-        line: usize,
+        /// Where the step stands.
+        at: dockerfile::Position,
         /// The instruction as written.
         text: String,
         /// Why.
@@ -30,6 +28,14 @@ pub enum Error {
         what: String,
         /// What was expected.
         reason: String,
+    },
+    /// The Dockerfile says that warnings are errors.
+    #[error("{file}: {count} warnings, and the file's `# check=error=true` makes them errors")]
+    Warnings {
+        /// The Dockerfile.
+        file: String,
+        /// How many there are.
+        count: usize,
     },
     /// A file that was asked for is not there, or may not be taken.
     #[error("{what}: {reason}")]
@@ -120,7 +126,7 @@ impl Error {
     /// Whether the user's input is at fault rather than the machine.
     pub fn is_bad_input(&self) -> bool {
         match self {
-            Self::Dockerfile(_) | Self::Invalid { .. } | Self::Source { .. } => true,
+            Self::Dockerfile(_) | Self::Warnings { .. } | Self::Invalid { .. } | Self::Source { .. } => true,
             Self::Reference(_) | Self::TemplateName(_) => true,
             Self::Step { source, .. } => source.is_bad_input(),
             Self::Oci(oci::Error::Invalid { .. }) => true,

@@ -1,6 +1,7 @@
 //! `RUN`: a command in a container over the overlay, with the host's network.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -134,6 +135,13 @@ pub(crate) fn run(action: &RunAction, environment: &Environment<'_>) -> Result<M
         let inside = root.resolve(SECRETS.as_bytes(), Last::Follow, Escape::Clamp)?;
         mounts.push(bind(&folder, &inside.to_string(), &["bind", "ro", "nosuid", "nodev", "noexec"]));
         points.push((inside.as_bytes().to_vec(), true));
+    }
+    if let Some(script) = &action.script {
+        let file = bundle.join("script");
+        fs::write(&file, &script.contents).map_err(at(&file))?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).map_err(at(&file))?;
+        // In /dev, which is a file system of the container's own: nothing of it is left in the tree.
+        mounts.push(bind(&file, &script.path, &["bind", "ro", "nosuid", "nodev"]));
     }
     let spec = json!({
         "ociVersion": "1.0.2",

@@ -258,12 +258,12 @@ fn a_failing_step_names_its_line_and_code() {
     let stderr = failure(&test.build_with("bad", &format!("{BASE}\nRUN echo said && exit 7\n"), &[]), 1);
     assert!(stderr.contains("| said"), "{stderr}");
     assert!(
-        stderr.contains("Dockerfile:5: the command exited with code 7\n    RUN echo said && exit 7"),
+        stderr.contains("Dockerfile:5:1: the command exited with code 7\n    RUN echo said && exit 7"),
         "{stderr}"
     );
     let stderr = failure(&test.build_with("bad", &format!("{BASE}RUN [\"/no/such\"]\n"), &[]), 1);
     assert!(
-        stderr.contains("Dockerfile:4: cannot start the command") && stderr.contains("/no/such"),
+        stderr.contains("Dockerfile:4:1: cannot start the command") && stderr.contains("/no/such"),
         "{stderr}"
     );
     let images: Value = report(&test.run(&["images", "--json"]));
@@ -277,10 +277,10 @@ fn bad_input_is_refused_before_anything_runs() {
     fs::write(test.path("secret"), "secret").unwrap();
     std::os::unix::fs::symlink("../secret", test.path("context/link")).unwrap();
     for (dockerfile, text) in [
-        ("FROM scratch\nCOPY ../secret /\n", "Dockerfile:2: ../secret: it leads outside of the context"),
-        ("FROM scratch\nCOPY link /\n", "Dockerfile:2: link: it leads outside of the folder"),
-        ("FROM scratch\nCOPY nope /\n", "Dockerfile:2: nope: no such file in the context"),
-        ("FROM scratch\nRUNN x\n", "Dockerfile:2: unknown instruction \"RUNN\"; the known ones are ADD,"),
+        ("FROM scratch\nCOPY ../secret /\n", "Dockerfile:2:1: ../secret: it leads outside of the context"),
+        ("FROM scratch\nCOPY link /\n", "Dockerfile:2:1: link: it leads outside of the folder"),
+        ("FROM scratch\nCOPY nope /\n", "Dockerfile:2:1: nope: no such file in the context"),
+        ("FROM scratch\nRUNN x\n", "Dockerfile:2:1: unknown instruction \"RUNN\"; did you mean RUN?"),
         ("FROM oci:/no/such:x\n", "oci-layout is missing"),
         ("FROM scratch\nUSER who\nCOPY --chown=who busybox /\n", "/etc/passwd of the image has no such user"),
     ] {

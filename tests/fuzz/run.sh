@@ -14,7 +14,8 @@ export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
 
 # The flags are for the fuzzed code, not for build scripts, hence the target; the seeds need no instrumentation.
 RUSTFLAGS="" cargo run --locked --quiet -p seeds --target-dir "$target/seeds" -- "$target/seed"
-[ $# -gt 0 ] || set -- client connect ext4 json merge path multipart records route rpc spawner tar
+[ $# -gt 0 ] || set -- client connect dockerfile_expand dockerfile_ignore dockerfile_lexer dockerfile_parser ext4 json merge path \
+    multipart records route rpc spawner tar
 build=()
 for name in "$@"; do build+=(--bin "$name"); done
 cargo build --locked --release -p fuzz --target "$host" --target-dir "$target" "${build[@]}"
@@ -34,6 +35,6 @@ for name in "$@"; do
     awk -v name="$name" -v verdict="$verdict" '
         /^stat::number_of_executed_units/ { runs = $2 }
         / cov: / { for (i = 1; i < NF; i++) if ($i == "cov:") cov = $(i + 1) }
-        END { printf "%-10s %10d runs %7d edges  %s\n", name, runs, cov, verdict }' "$log"
+        END { printf "%-18s %10d runs %7d edges  %s\n", name, runs, cov, verdict }' "$log"
 done
 [ ${#failed[@]} -eq 0 ] || exit 1

@@ -174,6 +174,8 @@ fn main() -> io::Result<()> {
     let heads = heads.iter().flat_map(|head| [1, 2].map(|version| with(&[version], head.as_bytes())));
     write("route", heads.chain([with(&[0], b"T/")]).collect())?;
 
+    dockerfiles(&write)?;
+
     let call = r#"{"jsonrpc":"2.0","id":"aB3","method":"process_start","params":["a",{"B":"c"},null,7]}"#;
     let told = r#"{"jsonrpc":"2.0","method":"process_stdin","params":["a","\u00e9\ud83d\ude00"]}"#;
     let answered = r#"{"jsonrpc":"2.0","id":1e2,"result":null}"#;
@@ -242,4 +244,26 @@ fn layer(entries: &[(u8, &str, &str, &str)]) -> io::Result<Vec<u8>> {
         builder.append(&header, data.as_bytes())?;
     }
     builder.into_inner()
+}
+
+/// The corpus of the crate `dockerfile` is its own first input.
+fn dockerfiles(write: &impl Fn(&str, Vec<Vec<u8>>) -> io::Result<()>) -> io::Result<()> {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../image-builder/dockerfile/tests/corpus");
+    let mut cases = Vec::new();
+    for file in fs::read_dir(corpus)? {
+        let text = fs::read_to_string(file?.path())?;
+        let case = |case: &str| case.split_once('\n').map(|(_, text)| text.as_bytes().to_vec());
+        cases.extend(text.split("--- ").filter_map(case));
+    }
+    write("dockerfile_lexer", cases.clone())?;
+    write("dockerfile_parser", cases)?;
+    let words = [
+        "$v ${v} \"$v\" '$v' \\$v",
+        "${v:-a}${v-a}${v:+a}${v+a}${v:?a}${v?a}",
+        "${v#*/}${v##*/}${v%.*}${v%%.*}",
+        "${v/a/b}${v//a/b}${v/\\//-}${no:-${v:-'}'}}",
+    ];
+    write("dockerfile_expand", words.map(|word| format!("/usr/lib/a.tar.gz\0{word}").into_bytes()).into())?;
+    let ignores = ["*.log\n!keep.log\n", "**/a\nb/**\n/c/\n# no\n", "[a-z]?\\*\n!**/x\n../y\n"];
+    write("dockerfile_ignore", ignores.map(|text| format!("b/keep.log\0{text}").into_bytes()).into())
 }

@@ -17,6 +17,8 @@
 
 mod bitmap;
 mod checksum;
+#[cfg(test)]
+mod deep_directory;
 mod device;
 mod directory;
 mod extent;

@@ -26,11 +26,14 @@ mod format;
 mod geometry;
 mod group;
 mod grow;
+#[cfg(test)]
+mod grow_cut;
 mod hash;
 mod inode;
 mod journal;
 mod plan;
 mod resize;
+mod steps;
 mod superblock;
 mod writer;
 mod xattr;

@@ -9,6 +9,7 @@ mod folder;
 mod grow;
 mod hostile;
 mod image;
+mod no_worse;
 mod oracle;
 mod round_trip;
 mod sparse;

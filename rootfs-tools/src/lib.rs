@@ -22,6 +22,8 @@ mod folder;
 mod format;
 mod initramfs;
 mod layers;
+#[cfg(test)]
+mod many_entries;
 mod output;
 mod spool;
 mod tree;

@@ -29,6 +29,8 @@ mod insert;
 mod inspect;
 mod layers;
 mod list;
+#[cfg(test)]
+mod many_entries;
 mod output;
 mod source;
 mod spool;

@@ -176,7 +176,8 @@ fn decompress(
     spare: &Receiver<Vec<u8>>,
 ) -> Result<(), Failed> {
     // One byte more than promised is enough to know.
-    let blob = Tee { inner: blob.take(layer.descriptor.size().saturating_add(1)), parts: parts.clone() };
+    let blob = blob.take(layer.descriptor.size().saturating_add(1));
+    let blob = Tee { inner: blob, seen: Vec::with_capacity(BUFFER), parts: parts.clone() };
     let mut stream = layer.decompress(blob).map_err(Failed::Oci)?;
     loop {
         let mut buffer = spare.try_recv().unwrap_or_default();
@@ -198,19 +199,35 @@ fn decompress(
     }
 }
 
-/// Passes a blob on and sends a copy of it.
+/// Passes a blob on and sends a copy of it, at the latest when it is dropped. Decoders read little at a time: sent as it
+/// comes it would fill the queue, and the decoder would wait for the checks.
 struct Tee<R> {
     inner: R,
+    seen: Vec<u8>,
     parts: SyncSender<Part>,
+}
+
+impl<R> Tee<R> {
+    fn send(&mut self) -> io::Result<()> {
+        let seen = std::mem::replace(&mut self.seen, Vec::with_capacity(BUFFER));
+        // If nobody receives it, the checks have failed, and say why.
+        self.parts.send(Part::Blob(seen)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl<R> Drop for Tee<R> {
+    fn drop(&mut self) {
+        let _ = self.parts.send(Part::Blob(std::mem::take(&mut self.seen)));
+    }
 }
 
 impl<R: Read> Read for Tee<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        if count > 0 && self.parts.send(Part::Blob(buffer[..count].to_vec())).is_err() {
-            // It has failed, and says why.
-            return Err(io::ErrorKind::BrokenPipe.into());
+        if self.seen.len() + count > BUFFER {
+            self.send()?;
         }
+        self.seen.extend_from_slice(&buffer[..count]);
         Ok(count)
     }
 }

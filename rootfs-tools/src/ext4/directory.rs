@@ -32,12 +32,50 @@ const ROOT_RECORDS: usize = (BLOCK_SIZE - ROOT_HEADER - INDEX_TAIL) / INDEX_RECO
 const NODE_RECORDS: usize = (BLOCK_SIZE - NODE_HEADER - INDEX_TAIL) / INDEX_RECORD;
 const _: () = assert!(ROOT_RECORDS == 507 && NODE_RECORDS == 510);
 
+/// Index records that are used of a block. The room for more (the limits on disk) stays what the block's size makes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FanOut {
+    root: usize,
+    node: usize,
+}
+
+impl FanOut {
+    /// As many as there is room for: the fewest blocks and levels.
+    pub(super) const FULL: Self = Self { root: ROOT_RECORDS, node: NODE_RECORDS };
+
+    /// Only so many, so that a small directory has as many levels as a huge one.
+    #[cfg(test)]
+    pub(super) fn at_most(records: usize) -> Self {
+        Self { root: records.min(ROOT_RECORDS), node: records.min(NODE_RECORDS) }
+    }
+
+    /// Leaves that two levels of index reach.
+    fn two_levels(self) -> usize {
+        self.root * self.node
+    }
+
+    /// Leaves that three levels of index reach, and there are no more.
+    fn three_levels(self) -> usize {
+        self.two_levels() * self.node
+    }
+
+    /// Blocks of index between the root and the leaves, on all levels.
+    fn inner_nodes(self, leaves: usize) -> usize {
+        let (mut total, mut records) = (0, leaves);
+        while records > self.root {
+            records = records.div_ceil(self.node);
+            total += records;
+        }
+        total
+    }
+}
+
 /// The two layouts of a directory.
 pub(super) enum Packing {
     /// Everything in one block, in the order of the names.
     Linear,
     /// An index over leaves: indices of entries sorted by hash, cut into leaves.
-    Indexed(Vec<Leaf>),
+    Indexed(Vec<Leaf>, FanOut),
 }
 
 /// One leaf of an indexed directory.
@@ -54,6 +92,7 @@ impl Packing {
     pub(super) fn new<'a>(
         names: impl Iterator<Item = &'a [u8]> + Clone,
         identity: &Identity,
+        fan_out: FanOut,
     ) -> Option<Self> {
         if DOTS_SIZE + names.clone().map(entry_size).sum::<usize>() <= LEAF_ROOM {
             return Some(Self::Linear);
@@ -79,20 +118,20 @@ impl Packing {
                 leaf.entries.push(index);
             }
         }
-        (leaves.len() <= ROOT_RECORDS * NODE_RECORDS * NODE_RECORDS).then_some(Self::Indexed(leaves))
+        (leaves.len() <= fan_out.three_levels()).then_some(Self::Indexed(leaves, fan_out))
     }
 
     /// Blocks that the directory takes.
     pub(super) fn blocks(&self) -> u32 {
         match self {
             Self::Linear => 1,
-            Self::Indexed(leaves) => (1 + inner_nodes(leaves.len()) + leaves.len()) as u32,
+            Self::Indexed(leaves, fan_out) => (1 + fan_out.inner_nodes(leaves.len()) + leaves.len()) as u32,
         }
     }
 
     /// Whether it has three levels of index, which only file systems with `large_dir` may have.
     pub(super) fn is_large(&self) -> bool {
-        matches!(self, Self::Indexed(leaves) if leaves.len() > ROOT_RECORDS * NODE_RECORDS)
+        matches!(self, Self::Indexed(leaves, fan_out) if leaves.len() > fan_out.two_levels())
     }
 
     /// The directory's blocks.
@@ -113,15 +152,15 @@ impl Packing {
             put(block, LEAF_ROOM + 8, checksum.to_le_bytes());
         };
         let mut out = vec![0; self.blocks() as usize * BLOCK_SIZE];
-        let leaves = match self {
+        let (leaves, fan_out) = match self {
             Self::Linear => {
                 write_entries(&mut out, [dot, dots].into_iter().chain(entries.iter().copied()));
                 seal_leaf(&mut out);
                 return out;
             }
-            Self::Indexed(leaves) => leaves,
+            Self::Indexed(leaves, fan_out) => (leaves, fan_out),
         };
-        let inner = inner_nodes(leaves.len());
+        let inner = fan_out.inner_nodes(leaves.len());
         let (index, data) = out.split_at_mut((1 + inner) * BLOCK_SIZE);
         let (root, nodes) = index.split_at_mut(BLOCK_SIZE);
         for (block, leaf) in data.chunks_exact_mut(BLOCK_SIZE).zip(leaves) {
@@ -149,10 +188,11 @@ impl Packing {
         let mut levels = 0;
         let mut unused = nodes;
         let mut number = 1;
-        while records.len() > ROOT_RECORDS {
-            let mut above = Vec::with_capacity(records.len().div_ceil(NODE_RECORDS));
-            let (level, rest) = unused.split_at_mut(records.len().div_ceil(NODE_RECORDS) * BLOCK_SIZE);
-            for (block, chunk) in level.chunks_exact_mut(BLOCK_SIZE).zip(records.chunks(NODE_RECORDS)) {
+        while records.len() > fan_out.root {
+            let nodes = records.len().div_ceil(fan_out.node);
+            let mut above = Vec::with_capacity(nodes);
+            let (level, rest) = unused.split_at_mut(nodes * BLOCK_SIZE);
+            for (block, chunk) in level.chunks_exact_mut(BLOCK_SIZE).zip(records.chunks(fan_out.node)) {
                 put(block, 4, (BLOCK_SIZE as u16).to_le_bytes());
                 seal_index(block, NODE_HEADER, NODE_RECORDS, chunk);
                 above.push((chunk[0].0, number));
@@ -169,16 +209,6 @@ impl Packing {
         seal_index(root, ROOT_HEADER, ROOT_RECORDS, &records);
         out
     }
-}
-
-/// Blocks of index between the root and the leaves, on all levels.
-fn inner_nodes(leaves: usize) -> usize {
-    let (mut total, mut records) = (0, leaves);
-    while records > ROOT_RECORDS {
-        records = records.div_ceil(NODE_RECORDS);
-        total += records;
-    }
-    total
 }
 
 fn entry_size(name: &[u8]) -> usize {
@@ -212,7 +242,7 @@ mod tests {
 
     fn pack(count: usize, length: usize) -> Packing {
         let names: Vec<Vec<u8>> = (0..count).map(|n| format!("{n:0length$}").into_bytes()).collect();
-        Packing::new(names.iter().map(Vec::as_slice), &Identity::derive(b"test")).unwrap()
+        Packing::new(names.iter().map(Vec::as_slice), &Identity::derive(b"test"), FanOut::FULL).unwrap()
     }
 
     #[test]
@@ -224,7 +254,7 @@ mod tests {
         assert_eq!(pack(204, 12).blocks(), 2, "a root and a leaf");
         assert_eq!(pack(205, 12).blocks(), 3, "a root and two leaves");
         let deep = pack(20_000, 255);
-        let Packing::Indexed(leaves) = &deep else { panic!("not indexed") };
+        let Packing::Indexed(leaves, _) = &deep else { panic!("not indexed") };
         assert_eq!(leaves.len(), 20_000usize.div_ceil(15));
         assert_eq!(deep.blocks() as usize, 1 + leaves.len().div_ceil(NODE_RECORDS) + leaves.len());
     }
@@ -240,13 +270,13 @@ mod tests {
             (507 * 510 + 1, 508 + 1),
             (507 * 510 * 510, 507 * 510 + 507),
         ] {
-            assert_eq!(inner_nodes(leaves), nodes, "{leaves} leaves");
+            assert_eq!(FanOut::FULL.inner_nodes(leaves), nodes, "{leaves} leaves");
         }
     }
 
     #[test]
     fn every_entry_is_in_one_leaf_in_hash_order() {
-        let Packing::Indexed(leaves) = pack(5000, 20) else { panic!("not indexed") };
+        let Packing::Indexed(leaves, _) = pack(5000, 20) else { panic!("not indexed") };
         let mut seen: Vec<u32> = leaves.iter().flat_map(|leaf| leaf.entries.iter().copied()).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..5000).collect::<Vec<u32>>());

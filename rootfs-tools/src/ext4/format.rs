@@ -1,5 +1,6 @@
 //! ext4 as one of the formats that a tree is written in.
 
+use super::directory::FanOut;
 use super::journal::{self, Journal};
 use super::plan::{Capacity, Plan, PlanError};
 use super::superblock::MAX_LABEL;
@@ -44,6 +45,7 @@ pub struct Ext4 {
     identity: Identity,
     label: Vec<u8>,
     journal: Journal,
+    fan_out: FanOut,
 }
 
 impl Ext4 {
@@ -55,6 +57,7 @@ impl Ext4 {
             identity: Identity::derive(seed),
             label: Vec::new(),
             journal: Journal::None,
+            fan_out: FanOut::FULL,
         }
     }
 
@@ -93,11 +96,18 @@ impl Ext4 {
         Ok(Self { journal, ..self })
     }
 
+    /// With directories whose index is deeper than it must be.
+    #[cfg(test)]
+    pub(super) fn fan_out(self, fan_out: FanOut) -> Self {
+        Self { fan_out, ..self }
+    }
+
     /// The plan of `tree`, to which `lost+found` is added.
     pub(crate) fn plan(&self, tree: &mut Tree) -> Result<Plan, Error> {
         let capacity = self.size.capacity()?;
         add_lost_found(tree);
-        Plan::new(tree, capacity, self.identity, &self.label, self.journal).map_err(|error| match error {
+        let plan = Plan::new(tree, capacity, self.identity, &self.label, self.journal, self.fan_out);
+        plan.map_err(|error| match error {
             PlanError::TooLarge { needed, asked } => Error::TooLarge { needed, asked },
             PlanError::Unsupported { node, reason } => {
                 Error::Unsupported { path: tree.path_of(node), reason }

@@ -6,9 +6,8 @@
 //!            descriptors: old, and behind them in the reserved blocks the new ones
 //! ```
 //!
-//! What is new (bitmaps, copies of the superblock) is written and synced before a byte of what was there changes. The
-//! change itself is some blocks: the descriptors, the last group's bitmap, the resize inode and at the very end the
-//! superblock. Everything that could stand in the way is an error before the first write.
+//! Everything that could stand in the way is an error before the first write. What a crash costs depends on where it
+//! happens, and is with the order of the writes ([`steps`]).
 
 use std::fs::File;
 use std::io;
@@ -22,6 +21,7 @@ use serde::Serialize;
 use super::checksum::Crc;
 use super::geometry::{MIN_LAST_GROUP, has_superblock};
 use super::group::{BLOCK_UNINIT, INODE_UNINIT, INODE_ZEROED};
+use super::steps::{self, Step, Writes};
 use super::superblock::{PRIMARY_OFFSET, SIZE};
 use super::{BLOCK_SIZE, BLOCKS_PER_GROUP, MAX_BYTES, high16, high32, low16, low32, put, resize};
 use crate::Error;
@@ -94,9 +94,24 @@ pub fn grow(path: &Path, bytes: u64) -> Result<GrowReport, Error> {
         }
         return Ok(report(old.blocks, 0));
     };
-    let prepared = change.prepare(&file).map_err(|error| error.at(path))?;
-    prepared.write(&file, bytes).map_err(at(path))?;
+    let steps = change.steps(&file).map_err(|error| error.at(path))?;
+    if metadata.len() < bytes {
+        file.set_len(bytes).map_err(at(path))?;
+    }
+    steps::apply(&file, &steps).map_err(at(path))?;
     Ok(report(change.blocks, change.groups - old.groups()))
+}
+
+/// What growing the file to `bytes` would write.
+#[cfg(test)]
+pub(super) fn steps_to(path: &Path, bytes: u64) -> Result<Vec<Step>, Error> {
+    let refuse = |reason: String| Error::Invalid { what: path.display().to_string(), reason };
+    let file = File::open(path).map_err(at(path))?;
+    let old =
+        Existing::read(&file, file.metadata().map_err(at(path))?.len()).map_err(|error| error.at(path))?;
+    let change = old.plan(bytes / BLOCK_SIZE as u64).map_err(&refuse)?;
+    let change = change.ok_or_else(|| refuse("it is not larger".to_owned()))?;
+    change.steps(&file).map_err(|error| error.at(path))
 }
 
 /// Why it cannot be grown.
@@ -285,9 +300,11 @@ impl Existing {
             let count = usize::try_from(length - at).unwrap_or(usize::MAX).min(buffer.len());
             file.read_exact_at(&mut buffer[..count], at)?;
             if buffer[..count].iter().any(|byte| *byte != 0) {
-                return Err(reason(
-                    "the file holds other data behind the file system, which growing would overwrite",
-                ));
+                let end = self.blocks * BLOCK_SIZE as u64;
+                return Err(reason(format!(
+                    "the file holds other data behind the file system, which growing would overwrite: if it is not \
+                     needed (a growth that was cut off leaves some), cut the file to {end} bytes"
+                )));
             }
             at += count as u64;
         }
@@ -345,16 +362,9 @@ struct Change<'a> {
     groups: u32,
 }
 
-/// Blocks with their places: those that nothing refers to yet, and those that change, the superblock last.
-#[derive(Default)]
-struct Writes {
-    new: Vec<(u64, Vec<u8>)>,
-    changed: Vec<(u64, Vec<u8>)>,
-    superblock: Vec<u8>,
-}
-
 impl Change<'_> {
-    fn prepare(&self, file: &File) -> Result<Writes, Refused> {
+    /// Everything that is to be written, in its order.
+    fn steps(&self, file: &File) -> Result<Vec<Step>, Refused> {
         let old = self.old;
         let mut writes = Writes::default();
         let mut descriptors = old.descriptors.clone();
@@ -369,9 +379,11 @@ impl Change<'_> {
         table.resize(table.len().next_multiple_of(BLOCK_SIZE), 0);
         for group in (0..self.groups).filter(|&group| has_superblock(group)) {
             let start = u64::from(group) * BLOCKS_PER_GROUP;
-            let list = if group < old.groups() { &mut writes.changed } else { &mut writes.new };
-            list.push((start + 1, table.clone()));
-            if group > 0 {
+            if group == 0 {
+                self.first_table(&table, &mut writes);
+            } else {
+                let list = if group < old.groups() { &mut writes.copies } else { &mut writes.new };
+                list.push((start + 1, table.clone()));
                 let mut copy = superblock.clone();
                 put(&mut copy, 0x5a, low16(group).to_le_bytes());
                 seal_superblock(&mut copy);
@@ -383,8 +395,20 @@ impl Change<'_> {
         if old.has_resize_inode() {
             self.resize_inode(file, &mut writes)?;
         }
-        writes.superblock = superblock;
-        Ok(writes)
+        writes.before = old.superblock.clone();
+        writes.after = superblock;
+        Ok(writes.steps(seal_superblock))
+    }
+
+    /// The descriptors that everybody reads. Behind those in use there is nothing until the superblock says so; a changed
+    /// one, and a block that the resize inode owned, are another matter.
+    fn first_table(&self, table: &[u8], writes: &mut Writes) {
+        let same = table.starts_with(&self.old.descriptors);
+        let in_use = self.old.descriptor_blocks(self.old.groups()) as usize;
+        for (index, block) in table.chunks(BLOCK_SIZE).enumerate() {
+            let list = if same && index < in_use { &mut writes.new } else { &mut writes.changed };
+            list.push((1 + index as u64, block.to_vec()));
+        }
     }
 
     /// The last group's bitmap says of the blocks behind the end that they are in use. Blocks that become free.
@@ -528,10 +552,15 @@ impl Change<'_> {
             return Err(reason("its resize inode is not as mke2fs makes it: run e2fsck, or use resize2fs"));
         }
         let taken = self.taken();
+        if taken == 0 && (old.groups()..self.groups).all(|group| !has_superblock(group)) {
+            return Ok(());
+        }
         for slot in first + taken..first + reserved {
             writes.changed.push((1 + slot, resize::indirect(slot, self.groups)));
         }
-        writes.changed.push((map, resize::doubly_indirect(first + taken, reserved - taken)));
+        if taken > 0 {
+            writes.changed.push((map, resize::doubly_indirect(first + taken, reserved - taken)));
+        }
         let sectors = resize::owned_blocks(reserved - taken, self.groups) * (BLOCK_SIZE as u64 / 512);
         put(inode, 0x1c, low32(sectors).to_le_bytes());
         put(inode, 0x74, low16(high32(sectors)).to_le_bytes());
@@ -549,20 +578,6 @@ impl Change<'_> {
         }
         writes.changed.push((place, block));
         Ok(())
-    }
-}
-
-impl Writes {
-    fn write(self, file: &File, bytes: u64) -> io::Result<()> {
-        if file.metadata()?.len() < bytes {
-            file.set_len(bytes)?;
-        }
-        let write = |(place, block): &(u64, Vec<u8>)| file.write_all_at(block, place * BLOCK_SIZE as u64);
-        self.new.iter().try_for_each(write)?;
-        file.sync_all()?;
-        self.changed.iter().try_for_each(write)?;
-        file.write_all_at(&self.superblock, PRIMARY_OFFSET as u64)?;
-        file.sync_all()
     }
 }
 

@@ -17,6 +17,8 @@
 
 mod bitmap;
 mod checksum;
+#[cfg(test)]
+mod deep_directory;
 mod device;
 mod directory;
 mod extent;
@@ -24,12 +26,15 @@ mod format;
 mod geometry;
 mod group;
 mod grow;
+#[cfg(test)]
+mod grow_cut;
 mod hash;
 mod inode;
 mod journal;
 mod plan;
 mod read;
 mod resize;
+mod steps;
 mod superblock;
 mod writer;
 mod xattr;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::checksum::Identity;
-use super::directory::Packing;
+use super::directory::{FanOut, Packing};
 use super::extent::{self, Extent};
 use super::geometry::{Allocator, Geometry};
 use super::inode::MAX_LINKS;
@@ -115,6 +115,8 @@ pub(crate) struct Plan {
     pub(super) journal: Option<JournalPlan>,
     /// Whether a directory has three levels of index.
     pub(super) large_directories: bool,
+    /// How directories are packed.
+    pub(super) fan_out: FanOut,
     extents: Vec<Extent>,
     /// The first block behind the contents.
     pub(super) end: u64,
@@ -132,11 +134,12 @@ impl Plan {
         identity: Identity,
         label: &[u8],
         journal: Journal,
+        fan_out: FanOut,
     ) -> Result<Self, PlanError> {
         let mut name = [0; MAX_LABEL];
         let label = &label[..label.len().min(MAX_LABEL)];
         name[..label.len()].copy_from_slice(label);
-        let (inodes, numbers, large_directories) = number(tree, &identity)?;
+        let (inodes, numbers, large_directories) = number(tree, &identity, fan_out)?;
         let mut order: Vec<u32> = (0..inodes.len() as u32).collect();
         order.sort_by_key(|&index| match &tree.node(inodes[index as usize].node).content {
             // Directories come first, to be read together; data last, in the order in which the layers give it.
@@ -187,6 +190,7 @@ impl Plan {
             growth,
             journal,
             large_directories,
+            fan_out,
             extents,
             end,
             gaps,
@@ -261,7 +265,11 @@ pub(super) fn inode_number(index: usize) -> u32 {
 
 /// Numbers the nodes, directory by directory, and finds out how many blocks each of them takes, and whether a directory
 /// is so large that the file system needs a feature for it.
-fn number(tree: &Tree, identity: &Identity) -> Result<(Vec<Planned>, Vec<u32>, bool), PlanError> {
+fn number(
+    tree: &Tree,
+    identity: &Identity,
+    fan_out: FanOut,
+) -> Result<(Vec<Planned>, Vec<u32>, bool), PlanError> {
     let planned = |node, parent| Planned {
         node,
         links: 0,
@@ -312,7 +320,7 @@ fn number(tree: &Tree, identity: &Identity) -> Result<(Vec<Planned>, Vec<u32>, b
     }
     let mut large = false;
     for inode in &mut inodes {
-        large |= measure(tree, inode, identity)?;
+        large |= measure(tree, inode, identity, fan_out)?;
     }
     let numbers = places
         .into_iter()
@@ -329,7 +337,12 @@ fn is_name(name: &[u8]) -> bool {
 }
 
 /// Finds out what a node takes, and whether it can be stored at all. True for a directory with three levels of index.
-fn measure(tree: &Tree, inode: &mut Planned, identity: &Identity) -> Result<bool, PlanError> {
+fn measure(
+    tree: &Tree,
+    inode: &mut Planned,
+    identity: &Identity,
+    fan_out: FanOut,
+) -> Result<bool, PlanError> {
     let node = tree.node(inode.node);
     let unsupported = |reason: String| Err(PlanError::Unsupported { node: inode.node, reason });
     if let Content::Directory(children) = &node.content
@@ -353,18 +366,20 @@ fn measure(tree: &Tree, inode: &mut Planned, identity: &Identity) -> Result<bool
     }
     let mut is_large = false;
     let blocks: u64 = match &node.content {
-        Content::Directory(children) => match Packing::new(children.iter().map(|(name, _)| name), identity) {
-            Some(packing) => {
-                is_large = packing.is_large();
-                packing.blocks().into()
+        Content::Directory(children) => {
+            match Packing::new(children.iter().map(|(name, _)| name), identity, fan_out) {
+                Some(packing) => {
+                    is_large = packing.is_large();
+                    packing.blocks().into()
+                }
+                None => {
+                    return unsupported(format!(
+                        "the directory has {} entries, more than an index holds",
+                        children.len()
+                    ));
+                }
             }
-            None => {
-                return unsupported(format!(
-                    "the directory has {} entries, more than an index holds",
-                    children.len()
-                ));
-            }
-        },
+        }
         Content::File { size, .. } if *size > MAX_BYTES - BLOCK_SIZE as u64 => {
             return unsupported(format!("the file has {size} bytes, ext4 files have at most 16 TiB"));
         }

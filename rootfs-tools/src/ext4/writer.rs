@@ -414,7 +414,7 @@ impl Writer<'_> {
                 file_type: types(&self.tree.node(child.node).content).1,
             })
             .collect();
-        let packing = Packing::new(entries.iter().map(|entry| entry.name), &self.identity);
+        let packing = Packing::new(entries.iter().map(|entry| entry.name), &self.identity, self.plan.fan_out);
         // The plan has packed it once, so it can be packed.
         packing.unwrap_or(Packing::Linear).encode(
             inode_number(index),
@@ -480,9 +480,15 @@ mod tests {
 
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rootfs.ext4");
-        let plan =
-            Plan::new(&tree, Capacity::Free(0), Identity::derive(b"large"), b"", crate::ext4::Journal::None)
-                .unwrap();
+        let plan = Plan::new(
+            &tree,
+            Capacity::Free(0),
+            Identity::derive(b"large"),
+            b"",
+            crate::ext4::Journal::None,
+            directory::FanOut::FULL,
+        )
+        .unwrap();
         let mut output = Output::create(&path).unwrap();
         write(&plan, &tree, &mut Numbered, &mut output, &mut |_| {}).unwrap();
         output.publish().unwrap();

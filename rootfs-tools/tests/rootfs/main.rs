@@ -14,8 +14,8 @@ mod guest_image;
 mod hostile;
 mod hostile_layers;
 mod image;
-
 mod nasty;
+mod no_worse;
 mod oracle;
 mod read;
 mod round_trip;

@@ -362,9 +362,10 @@ impl<R: Read> LayerReader<R> {
             512 => {}
             _ => return Err(self.corrupt("the stream ends inside a header")),
         }
-        let sum = header.as_bytes().iter().enumerate().fold(0u32, |sum, (index, byte)| {
-            sum + u32::from(if (148..156).contains(&index) { b' ' } else { *byte })
-        });
+        // The checksum's own field counts as blanks.
+        let total = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+        let all = &header.as_bytes()[..];
+        let sum = total(&all[..148]) + 8 * u32::from(b' ') + total(&all[156..]);
         match header.cksum() {
             Ok(stored) if stored == sum => Ok(Some(header)),
             Ok(stored) => Err(self.corrupt(format!("a header's checksum is {stored}, expected {sum}"))),

@@ -178,9 +178,10 @@ test: packages nextest ## everything that CI runs
 	$(E2E_ENV) cargo nextest run --locked --workspace
 
 .PHONY: test-long
-test-long: packages nextest python javascript ## a hundred clones; the example image code-interpreter, with its published clients
+test-long: packages nextest python javascript ## a hundred clones; ten million entries; the example image code-interpreter, with its published clients
 	$(MAKE) test-guest
 	$(E2E_ENV) cargo nextest run --locked --workspace --run-ignored only -E 'package(e2e)'
+	cargo nextest run --locked --release -p rootfs-tools --lib ten_million
 	$(MAKE) install PREFIX=$(CURDIR)/target/test-long
 	tests/interpreter.sh $(CURDIR)/target/test-long
 

@@ -181,6 +181,8 @@ fn full_for(verb: &str, target: Option<&str>) {
         drop(ballast);
         host.assert_nothing_unfinished();
         assert!(path.as_ref().is_none_or(|path| !path.exists()));
+        // A machine that stood still for want of space comes to the Freeze, and to its end, only now.
+        case.assert_thaws();
         case.assert_marked();
     }
     tenant.assert_untouched();

@@ -73,6 +73,8 @@ pub(super) struct Core {
     moving: Vec<Moving>,
     /// Where a directory was to be watched and none was: it may come with a directory above it that moves.
     missed: Vec<PathBuf>,
+    /// Where a directory that moved should be now, with its watch, until a look tells.
+    assumed: HashMap<PathBuf, i32>,
     /// Uploads between the two halves of their rename: the cookie, and whether the target is new.
     uploads: Vec<(u32, bool)>,
 }
@@ -97,6 +99,7 @@ impl Core {
             found: HashMap::new(),
             moving: Vec::new(),
             missed: Vec::new(),
+            assumed: HashMap::new(),
             uploads: Vec::new(),
         }
     }
@@ -127,6 +130,9 @@ impl Core {
             }
             _ => {}
         }
+        if self.assumed.remove(&wish.path).is_some_and(|assumed| assumed != watch) {
+            self.displace(watch, &wish.path, &mut actions);
+        }
         for Name { name, directory } in names {
             let path = wish.path.join(&name);
             if wish.report && upload(&name).is_none() {
@@ -140,8 +146,23 @@ impl Core {
         actions
     }
 
+    /// Another directory than the one that `watch` is of was taken to be at `path`, with all that is below it. The record
+    /// of where it is comes after the one that led here, and finds it again if it is still in the tree.
+    fn displace(&mut self, watch: i32, path: &Path, actions: &mut Vec<Action>) {
+        let found = &mut self.found;
+        self.directories.retain(|other, at| {
+            let keep = *other == watch || !at.starts_with(path);
+            if !keep {
+                found.remove(other);
+                actions.push(Action::Unwatch(*other));
+            }
+            keep
+        });
+    }
+
     /// A wish could not be fulfilled: there is no such directory.
     pub(super) fn missed(&mut self, wish: Wish) -> Result<(), Lost> {
+        self.assumed.remove(&wish.path);
         if self.missed.len() == MAX_MISSED {
             return Err(Lost);
         }
@@ -277,7 +298,12 @@ impl Core {
         self.want(directory, path.clone(), actions);
         for (watch, below) in moving.directories {
             // Joining an empty path would add a slash, which compares equal but prints.
-            let at = if below.as_os_str().is_empty() { path.clone() } else { path.join(below) };
+            let at = if below.as_os_str().is_empty() {
+                self.assumed.insert(path.clone(), watch);
+                path.clone()
+            } else {
+                path.join(below)
+            };
             self.directories.insert(watch, at);
         }
         for missed in &self.missed {
@@ -310,6 +336,7 @@ impl Core {
     pub(super) fn drained(&mut self) {
         self.found.clear();
         self.missed.clear();
+        self.assumed.clear();
         self.uploads.clear();
     }
 }

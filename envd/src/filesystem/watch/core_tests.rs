@@ -119,6 +119,20 @@ fn a_watch_that_is_another_directorys_sends_back_to_look() {
     assert_eq!(said(core.added(2, again, vec![])), [""; 0], "a directory that is mounted twice ends it");
 }
 
+/// A directory was made and renamed, and another one with its old name left the tree, all before the first look.
+#[test]
+fn what_a_later_directory_of_the_old_name_tells_is_not_the_renamed_ones() {
+    let mut core = core(true);
+    assert_eq!(say(&mut core, 1, ReadFlags::CREATE | DIR, 0, "c"), ["CR c", "+c"]);
+    assert_eq!(said(core.added(2, wish("c"), vec![name("b", false)])), ["CR c/b"], "the later one");
+    assert_eq!(say(&mut core, 1, ReadFlags::MOVED_FROM | DIR, 7, "c"), ["RE c"]);
+    assert_eq!(say(&mut core, 1, ReadFlags::MOVED_TO | DIR, 7, "a"), ["CR a", "+a"]);
+    assert_eq!(said(core.added(3, wish("a"), vec![name("b", true)])), ["-2", "CR a/b", "+a/b"]);
+    assert_eq!(said(core.added(4, wish("a/b"), vec![])), [""; 0]);
+    assert_eq!(say(&mut core, 2, ReadFlags::DELETE, 0, "b"), [""; 0]);
+    assert_eq!(say(&mut core, 4, ReadFlags::CREATE, 0, "f"), ["CR a/b/f"], "it is still watched");
+}
+
 /// A file system with inotify, as far as a core can see it.
 #[derive(Debug)]
 struct Kernel {

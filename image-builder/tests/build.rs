@@ -2,6 +2,8 @@
 //!
 //! They mount overlays and start containers, so they need root. Oracles are skopeo, umoci and tar.
 
+mod support;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
@@ -21,15 +23,7 @@ struct TestBuild {
 impl TestBuild {
     /// `None`, with the reason on stderr, where this machine cannot build.
     fn new() -> Option<Self> {
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().map(Path::new).find(|path| path.exists());
-        let Some(busybox) = busybox else {
-            eprintln!("SKIPPED: no /bin/busybox; install busybox-static");
-            return None;
-        };
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: builds mount overlays, which needs root");
-            return None;
-        }
+        let busybox = support::busybox()?;
         // Not on /tmp, which may be a tmpfs without the attributes that overlayfs needs.
         let dir = tempfile::Builder::new().prefix("build-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         fs::create_dir(dir.path().join("context")).unwrap();

@@ -2,8 +2,10 @@
 //!
 //! Builds mount overlays and start containers, so they need root; `--check` needs nothing.
 
+mod support;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
@@ -25,15 +27,7 @@ impl Case {
 
     /// `None`, with the reason on stderr, where this machine cannot build.
     fn with_busybox() -> Option<Self> {
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().map(Path::new).find(|path| path.exists());
-        let Some(busybox) = busybox else {
-            eprintln!("SKIPPED: no /bin/busybox; install busybox-static");
-            return None;
-        };
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: builds mount overlays, which needs root");
-            return None;
-        }
+        let busybox = support::busybox()?;
         let case = Self::new();
         fs::copy(busybox, case.path("context/busybox")).unwrap();
         Some(case)

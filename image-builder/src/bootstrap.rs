@@ -166,7 +166,7 @@ fn mmdebstrap(
     })?;
     let last = child.stderr.take().map(|stderr| console.stream("| ", stderr)).unwrap_or_default();
     let status = child.wait();
-    interrupt.unwatch();
+    interrupt.unwatch(child.id());
     interrupt.check()?;
     match status.map_err(at(Path::new(PROGRAM)))? {
         status if status.success() => Ok(()),

@@ -1,11 +1,10 @@
 //! Carries a plan out: stage by stage, step by step, each from the cache where it can be.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use dockerfile::{Dockerfile, Position};
-use oci::layer::{Compression, LayerWriter, UpperRoot, WrittenLayer, write_upper};
+use oci::layer::{Compression, LayerWriter, Timestamp, WrittenLayer};
 use oci::{Descriptor, Digest, Image, ImageName, ImageReference, Layer, MediaType, Store, canonical_json};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -21,11 +20,13 @@ use crate::context::{Context, DockerfileText, dockerfile_path};
 use crate::copy::{Selection, SourceTree, make_workdir};
 use crate::error::{Error, at};
 use crate::interrupt::Interrupt;
-use crate::layers::{Chain, LayerCache, Scratch};
+use crate::layers::{Chain, LayerCache};
 use crate::plan::{self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, StageArgs, Step};
-use crate::rooted::Rooted;
-use crate::run;
 use crate::users;
+use crate::worker::{ContainerWorker, RunStep, Worker};
+
+/// Layers of files that a mount shows are read on this machine alone, and soon.
+const COMPRESSION_OF_MOUNTS: &str = "None";
 
 /// What a build may be told.
 #[derive(Clone, Debug)]
@@ -89,7 +90,15 @@ pub fn build(
         interrupt,
         file: &file,
         context: &context,
-        layers: LayerCache::open(&data.cache().join("layers"))?,
+        worker: Box::new(ContainerWorker {
+            layers: LayerCache::open(&data.cache().join("layers"))?,
+            store: store.clone(),
+            compression: options.compression,
+            host_ca: options.host_ca.clone(),
+            program: options.program.clone(),
+            console,
+            interrupt,
+        }),
         cache: StepCache::open(&data.cache().join("steps"))?,
         store,
         stages: HashMap::new(),
@@ -131,7 +140,7 @@ struct Build<'a> {
     file: &'a Dockerfile,
     context: &'a Context,
     store: Store,
-    layers: LayerCache,
+    worker: Box<dyn Worker + 'a>,
     cache: StepCache,
     stages: HashMap<usize, Built>,
     /// Images that `COPY --from` named.
@@ -258,29 +267,66 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// What a copy copies, and its digest for the key.
+    /// What a step reads besides the layers below it, and its digest for the key.
     fn sources(&mut self, step: &Step) -> Result<Sources, Error> {
-        let Action::Copy(copy) = &step.action else { return Ok(Sources::default()) };
-        let (layers, chain) = match &copy.from {
-            CopyFrom::Context => {
+        match &step.action {
+            Action::Copy(copy) if copy.from == CopyFrom::Context => {
                 let tree = self.context_tree();
                 let selection = Selection::find(copy, Some(&tree))?;
                 let digest = selection.digest(Some(&tree))?.to_string();
-                return Ok(Sources { digest, selection: Some(selection), ..Sources::default() });
+                Ok(Sources { digest, selection: Some(selection), ..Sources::default() })
             }
-            CopyFrom::Stage(index) => match self.stages.get(index) {
-                Some(built) => (built.layers.clone(), built.chain.clone()),
-                None => return Ok(Sources::default()),
-            },
-            CopyFrom::Image(reference) => {
-                let layers = self.image_layers(reference)?;
-                let mut chain = Chain::default();
-                layers.iter().for_each(|layer| chain.push(&layer.diff_id));
-                (layers, chain)
+            Action::Copy(copy) => {
+                let layers = self.layers_of(&copy.from)?;
+                // The same layers hold the same files.
+                Ok(Sources { digest: chain_id(&layers), layers, ..Sources::default() })
             }
-        };
-        // The same layers hold the same files.
-        Ok(Sources { digest: chain.id().to_owned(), selection: None, layers, chain })
+            Action::Run(run) => {
+                let mut sources = Sources::default();
+                for mount in &run.mounts {
+                    let layers = match &mount.source {
+                        None => Vec::new(),
+                        Some(source) if source.from == CopyFrom::Context => {
+                            vec![self.context_layer(&source.path)?]
+                        }
+                        Some(source) => self.layers_of(&source.from)?,
+                    };
+                    sources.digest.push_str(&format!("{} ", chain_id(&layers)));
+                    sources.mounts.push(layers);
+                }
+                Ok(sources)
+            }
+            Action::Config | Action::Workdir(_) => Ok(Sources::default()),
+        }
+    }
+
+    /// The files of the context at that path as a layer with the same paths, from the cache where it can be.
+    fn context_layer(&mut self, path: &str) -> Result<Layer, Error> {
+        let copy = CopyAction::whole(path);
+        let tree = self.context_tree();
+        let selection = Selection::find(&copy, Some(&tree))?;
+        let digest = selection.digest(Some(&tree))?.to_string();
+        let key = StepKey::new("scratch", &Action::Copy(copy.clone()), COMPRESSION_OF_MOUNTS, &digest)?;
+        if let Some(StepResult { layer: Some(layer), .. }) = self.cache.find(&key, &self.store) {
+            return Ok(Layer::new(&self.store, layer.descriptor, layer.diff_id)?);
+        }
+        let mut writer = LayerWriter::new(&self.store, Compression::None)?;
+        let now = clock::now()?;
+        let nothing = self.worker.tree(&[])?;
+        selection.write(&copy, Some(&tree), &*nothing, None, now, &mut writer)?;
+        let layer = writer.finish()?;
+        self.cache.put(&key, &StepResult { layer: Some(layer.clone()), created: clock::rfc3339(now) })?;
+        Ok(Layer::new(&self.store, layer.descriptor, layer.diff_id)?)
+    }
+
+    fn layers_of(&mut self, from: &CopyFrom) -> Result<Vec<Layer>, Error> {
+        match from {
+            CopyFrom::Context => Ok(Vec::new()),
+            CopyFrom::Stage(index) => {
+                Ok(self.stages.get(index).map(|built| built.layers.clone()).unwrap_or_default())
+            }
+            CopyFrom::Image(reference) => self.image_layers(reference),
+        }
     }
 
     fn image_layers(&mut self, reference: &ImageReference) -> Result<Vec<Layer>, Error> {
@@ -309,46 +355,23 @@ impl Build<'_> {
         built: &Built,
         prefix: &str,
     ) -> Result<StepResult, Error> {
-        let chain = &built.chain;
-        self.layers.unpack(&built.layers, self.console)?;
-        let scratch = self.layers.scratch(chain)?;
-        let overlay = self.layers.mount(chain, &scratch)?;
-        let root = Rooted::open(&scratch.merged())?;
         let now = clock::now()?;
-        let mut mount_points = None;
-        match action {
-            Action::Config => {}
-            Action::Workdir(path) => drop(make_workdir(&root, path, now)?),
-            Action::Copy(copy) => self.copy(copy, sources, &root, &scratch)?,
-            Action::Run(action) => {
-                let environment = run::Environment {
-                    merged: scratch.merged(),
-                    bundle: scratch.beside("bundle"),
-                    id: scratch.unique_name(),
-                    host_ca: self.options.host_ca.as_deref(),
-                    program: &self.options.program,
-                    console: self.console,
-                    interrupt: self.interrupt,
-                    prefix: format!("{prefix} | "),
-                };
-                make_workdir(&root, &action.workdir, now)?;
-                let points = run::run(action, &environment)?;
-                points.remove(&root)?;
-                mount_points = Some(points);
+        let layer = match action {
+            Action::Config => None,
+            Action::Workdir(path) => {
+                let lower = self.worker.tree(&built.layers)?;
+                let mut writer = LayerWriter::new(&self.store, self.options.compression)?;
+                let made = make_workdir(&*lower, path, now, &mut writer)?;
+                made.then(|| writer.finish()).transpose()?
             }
-        }
-        // The overlay is busy as long as the root is open.
-        drop(root);
-        overlay.unmount()?;
-        if let Some(points) = mount_points {
-            points.prune(&Rooted::open(&scratch.upper())?)?;
-        }
-        let layer = self.write_layer(chain, &scratch)?;
-        if let Some(layer) = &layer {
-            let mut above = chain.clone();
-            above.push(&layer.diff_id);
-            self.layers.keep(scratch, &above)?;
-        }
+            Action::Copy(copy) => self.copy(copy, sources, built, now)?,
+            Action::Run(action) => self.worker.run(&RunStep {
+                layers: &built.layers,
+                action,
+                mounts: &sources.mounts,
+                prefix: format!("{prefix} | "),
+            })?,
+        };
         Ok(StepResult { layer, created: clock::rfc3339(now) })
     }
 
@@ -356,42 +379,23 @@ impl Build<'_> {
         &self,
         copy: &CopyAction,
         sources: &Sources,
-        root: &Rooted,
-        scratch: &Scratch,
-    ) -> Result<(), Error> {
-        let now = clock::now()?;
-        let owner = copy.chown.as_ref().map(|owner| users::owner(root, owner)).transpose()?;
+        built: &Built,
+        now: Timestamp,
+    ) -> Result<Option<WrittenLayer>, Error> {
+        let lower = self.worker.tree(&built.layers)?;
+        let owner = copy.chown.as_ref().map(|owner| users::owner(&*lower, owner)).transpose()?;
+        let mut writer = LayerWriter::new(&self.store, self.options.compression)?;
         if let Some(selection) = &sources.selection {
-            return selection.write(copy, Some(&self.context_tree()), root, owner, now);
+            let wrote =
+                selection.write(copy, Some(&self.context_tree()), &*lower, owner, now, &mut writer)?;
+            return Ok(wrote.then(|| writer.finish()).transpose()?);
         }
-        self.layers.unpack(&sources.layers, self.console)?;
-        let (_overlay, path) = self.layers.mount_read_only(&sources.chain, &scratch.beside("from"))?;
-        let from = Rooted::open(&path)?;
-        let shown = match &copy.from {
-            CopyFrom::Stage(index) => format!("stage {index}"),
-            CopyFrom::Image(reference) => format!("image {reference}"),
-            CopyFrom::Context => "the context".to_owned(),
-        };
-        let tree = SourceTree { root: &from, ignore: None, is_context: false, shown };
+        let from = self.worker.tree(&sources.layers)?;
+        let tree = SourceTree { root: &*from, ignore: None, is_context: false, shown: shown(&copy.from) };
         let has_paths = copy.sources.iter().any(|source| matches!(source, CopySource::Path(_)));
         let tree = has_paths.then_some(&tree);
-        let result = Selection::find(copy, tree)?.write(copy, tree, root, owner, now);
-        drop(from);
-        result
-    }
-
-    /// `None` when the step changed nothing.
-    fn write_layer(&self, below: &Chain, scratch: &Scratch) -> Result<Option<WrittenLayer>, Error> {
-        let upper = scratch.upper();
-        let empty = fs::read_dir(&upper).map_err(at(&upper))?.next().is_none();
-        let root = match self.layers.root_changed(below, scratch)? {
-            true => UpperRoot::Include,
-            false if empty => return Ok(None),
-            false => UpperRoot::Omit,
-        };
-        let mut writer = LayerWriter::new(&self.store, self.options.compression)?;
-        write_upper(&upper, root, &mut writer)?;
-        Ok(Some(writer.finish()?))
+        let wrote = Selection::find(copy, tree)?.write(copy, tree, &*lower, owner, now, &mut writer)?;
+        Ok(wrote.then(|| writer.finish()).transpose()?)
     }
 
     fn write_image(&self, built: &Built) -> Result<Descriptor, Error> {
@@ -399,12 +403,30 @@ impl Build<'_> {
     }
 }
 
+/// What a step reads besides the layers below it.
 #[derive(Default)]
 struct Sources {
     digest: String,
+    /// What a copy takes from the context.
     selection: Option<Selection>,
+    /// The tree that a copy takes from, where that is not the context.
     layers: Vec<Layer>,
-    chain: Chain,
+    /// The trees of a command's mounts.
+    mounts: Vec<Vec<Layer>>,
+}
+
+fn chain_id(layers: &[Layer]) -> String {
+    let mut chain = Chain::default();
+    layers.iter().for_each(|layer| chain.push(&layer.diff_id));
+    chain.id().to_owned()
+}
+
+fn shown(from: &CopyFrom) -> String {
+    match from {
+        CopyFrom::Stage(index) => format!("stage {index}"),
+        CopyFrom::Image(reference) => format!("image {reference}"),
+        CopyFrom::Context => "the context".to_owned(),
+    }
 }
 
 /// Writes config and manifest of an image whose layers are in the store.

@@ -13,7 +13,7 @@ use crate::error::{Error, at};
 use crate::plan::{Action, CopyAction, RunAction};
 
 /// Changes with the meaning of a key, so that older results are not taken for newer ones.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// The longest result that is read.
 const MAX_RECORD: u64 = 1 << 20;
 
@@ -43,8 +43,18 @@ impl StepKey {
             Action::Config => json!("config"),
             Action::Workdir(path) => json!({"workdir": path}),
             // Proxies and the host's certificates change how a step reaches the network, not what it is.
-            Action::Run(RunAction { argv, script, env, user, workdir, proxy_env: _ }) => {
-                json!({"run": argv, "script": script, "env": env, "user": user, "workdir": workdir})
+            Action::Run(RunAction { argv, script, env, user, workdir, mounts, network, proxy_env: _ }) => {
+                // Of a source its files count, not its name.
+                let mounts: Vec<_> = mounts
+                    .iter()
+                    .map(|mount| {
+                        (format!("{:?}", mount.mount), mount.source.as_ref().map(|source| &source.path))
+                    })
+                    .collect();
+                json!({
+                    "run": argv, "script": script, "env": env, "user": user, "workdir": workdir,
+                    "mounts": mounts, "network": format!("{network:?}"),
+                })
             }
             Action::Copy(action) => {
                 let CopyAction { destination, chown, chmod, sources: paths, from, exclude, parents, is_add } =
@@ -109,6 +119,8 @@ mod tests {
             proxy_env: vec![("http_proxy".into(), proxy.into())],
             user: String::new(),
             workdir: "/".into(),
+            mounts: Vec::new(),
+            network: Default::default(),
         })
     }
 

@@ -1,24 +1,23 @@
 //! `COPY`: which files, their digest, and writing them into the tree.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use dockerfile::{Chmod, Ignore};
-use oci::layer::{Kind, LayerPath, Metadata, Timestamp};
+use oci::layer::{Kind, LayerPath, LayerWriter, Metadata, Node, Timestamp};
 use oci::{Digest, Hasher};
-use rustix::fs::{FileType, Stat};
 
 use crate::error::{Error, at};
 use crate::plan::{CopyAction, CopySource};
-use crate::rooted::{Escape, Last, Rooted, metadata_of};
 use crate::sources::{self, Named};
+use crate::tree::{self, EntryKind, Escape, Last, Tree, resolve};
 
 /// The most files of one COPY; a context with more is most likely the wrong folder.
 const MAX_FILES: usize = 1_000_000;
 
 /// A tree that files are copied from.
 pub(crate) struct SourceTree<'a> {
-    pub(crate) root: &'a Rooted,
+    pub(crate) root: &'a dyn Tree,
     /// What is left out; only a context has that.
     pub(crate) ignore: Option<&'a Ignore>,
     /// A context ends at its folder, and its owners mean nothing in the image.
@@ -117,36 +116,26 @@ impl Selection {
                 Data::Special(kind) => field("special", format!("{kind:?}").as_bytes()),
                 Data::File(path, _) => {
                     let Some(tree) = tree else { continue };
-                    let mut file = tree.root.file(path)?;
-                    let mut contents = Hasher::new();
-                    let mut buffer = vec![0; 128 << 10];
-                    loop {
-                        let count = file.read(&mut buffer).map_err(at(&tree.root.shown(path)))?;
-                        if count == 0 {
-                            break;
-                        }
-                        contents.update(&buffer[..count]);
-                    }
-                    field("file", contents.finish().0.as_ref().as_bytes());
+                    field("file", tree.root.content_digest(path)?.as_ref().as_bytes());
                 }
             }
         }
         Ok(hasher.finish().0)
     }
 
-    /// Writes the files into the tree. `owner` and `mode` replace what the entries have; directories that had to be made
-    /// get `now` as their time, those that were there keep theirs.
+    /// Writes the files as a layer on top of `lower`, and says whether there is anything in it. `owner` replaces what the
+    /// entries have; directories that had to be made get `now` as their time, those that are there stay as they are.
     pub(crate) fn write(
         &self,
         action: &CopyAction,
         tree: Option<&SourceTree<'_>>,
-        root: &Rooted,
+        lower: &dyn Tree,
         owner: Option<(u32, u32)>,
         now: Timestamp,
-    ) -> Result<(), Error> {
-        let destination = root.resolve(action.destination.as_bytes(), Last::Follow, Escape::Clamp)?;
-        let is_directory = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        let exists_as_directory = root.stat(&destination)?.as_ref().is_some_and(is_directory);
+        writer: &mut LayerWriter,
+    ) -> Result<bool, Error> {
+        let destination = resolve(lower, action.destination.as_bytes(), Last::Follow, Escape::Clamp)?;
+        let exists_as_directory = lower.entry(&destination)?.is_some_and(|entry| entry.is_directory());
         let into_directory = exists_as_directory || action.destination.ends_with('/');
         if self.several && !into_directory {
             return Err(Error::Source {
@@ -154,14 +143,7 @@ impl Selection {
                 reason: "several files are copied, so the destination must end with a slash".to_owned(),
             });
         }
-        let mut writer = Writer {
-            root,
-            owner,
-            mode: action.chmod.as_ref(),
-            now,
-            touched: Vec::new(),
-            seen: HashSet::new(),
-        };
+        let mut new = New { lower, owner, mode: action.chmod.as_ref(), now, nodes: BTreeMap::new() };
         for entry in &self.entries {
             let path = match &entry.target {
                 Target::Under(relative) => {
@@ -173,13 +155,12 @@ impl Selection {
                 Target::FileNamed(name) if into_directory => destination.join(name)?,
                 Target::FileNamed(_) => destination.clone(),
             };
-            writer.entry(entry, &path, tree)?;
+            new.entry(entry, path)?;
         }
-        // Innermost first: making an entry changes the time of its directory.
-        for (path, time) in writer.touched.iter().rev() {
-            root.set_time(path, *time)?;
+        for (path, (metadata, data)) in &new.nodes {
+            append(writer, path, metadata, data, tree)?;
         }
-        Ok(())
+        Ok(!new.nodes.is_empty())
     }
 
     fn add(&mut self, entry: Entry) -> Result<(), Error> {
@@ -195,14 +176,14 @@ impl Selection {
 
     fn source(&mut self, tree: &SourceTree<'_>, written: &str, named: &Named) -> Result<(), Error> {
         let path = &named.path;
-        let real = tree.root.resolve(path.as_bytes(), Last::Follow, tree.escape())?;
+        let real = tree.resolve(path.as_bytes(), Last::Follow)?;
         let missing =
             || Error::Source { what: written.to_owned(), reason: format!("no such file in {}", tree.shown) };
-        let stat = tree.root.stat(&real)?.ok_or_else(missing)?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        let found = tree.root.entry(&real)?.ok_or_else(missing)?;
+        if found.is_directory() {
             self.parents(tree, named)?;
             let below = named.kept.clone().unwrap_or_default();
-            return self.walk(tree, &real, &below, &LayerPath::default(), &stat);
+            return self.walk(tree, &real, &below, &LayerPath::default(), &found);
         }
         if tree.excludes(&real) || tree.excludes(path) {
             return Err(Error::Source {
@@ -216,7 +197,7 @@ impl Selection {
         {
             return Ok(());
         }
-        let Some(data) = tree.data(&real, &stat)? else { return Err(missing()) };
+        let Some(data) = tree.data(&real, &found)? else { return Err(missing()) };
         if let Data::File(path, _) = &data
             && self.is_add
             && sources::is_archive(tree, path)?
@@ -232,15 +213,15 @@ impl Selection {
             Some(kept) => Target::Under(kept.clone()),
             None => Target::FileNamed(name),
         };
-        self.add(Entry { data, target, metadata: tree.metadata(&real, &stat)? })
+        self.add(Entry { data, target, metadata: tree.metadata(&real, &found)? })
     }
 
     /// With `--parents`, the folders on the way to what is copied.
     fn parents(&mut self, tree: &SourceTree<'_>, named: &Named) -> Result<(), Error> {
         for (path, kept) in named.folders() {
-            let real = tree.root.resolve(path.as_bytes(), Last::Follow, tree.escape())?;
-            let Some(stat) = tree.root.stat(&real)? else { continue };
-            let metadata = tree.metadata(&real, &stat)?;
+            let real = tree.resolve(path.as_bytes(), Last::Follow)?;
+            let Some(found) = tree.root.entry(&real)? else { continue };
+            let metadata = tree.metadata(&real, &found)?;
             self.add(Entry { data: Data::Directory, target: Target::Under(kept), metadata })?;
         }
         Ok(())
@@ -252,7 +233,7 @@ impl Selection {
         real: &LayerPath,
         target: &LayerPath,
         relative: &LayerPath,
-        stat: &Stat,
+        found: &tree::Entry,
     ) -> Result<(), Error> {
         let ignored = !real.is_root() && tree.excludes(real);
         let left_out = !relative.is_root() && self.exclude.excludes(relative.as_bytes());
@@ -263,19 +244,19 @@ impl Selection {
             return Ok(());
         }
         if !excluded {
-            let metadata = tree.metadata(real, stat)?;
+            let metadata = tree.metadata(real, found)?;
             self.add(Entry { data: Data::Directory, target: Target::Under(target.clone()), metadata })?;
         }
         for name in tree.root.names(real)? {
             let (child, target, relative) = (real.join(&name)?, target.join(&name)?, relative.join(&name)?);
-            let Some(stat) = tree.root.stat(&child)? else { continue };
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                self.walk(tree, &child, &target, &relative, &stat)?;
+            let Some(found) = tree.root.entry(&child)? else { continue };
+            if found.is_directory() {
+                self.walk(tree, &child, &target, &relative, &found)?;
             } else if !tree.excludes(&child)
                 && !self.exclude.excludes(relative.as_bytes())
-                && let Some(data) = tree.data(&child, &stat)?
+                && let Some(data) = tree.data(&child, &found)?
             {
-                let metadata = tree.metadata(&child, &stat)?;
+                let metadata = tree.metadata(&child, &found)?;
                 self.add(Entry { data, target: Target::Under(target), metadata })?;
             }
         }
@@ -292,49 +273,49 @@ impl SourceTree<'_> {
         self.ignore.is_some_and(|ignore| ignore.excludes(path.as_bytes()))
     }
 
-    fn metadata(&self, path: &LayerPath, stat: &Stat) -> Result<Metadata, Error> {
-        let mut metadata = metadata_of(stat);
+    /// The path without links, in the tree.
+    pub(crate) fn resolve(&self, path: &[u8], last: Last) -> Result<LayerPath, Error> {
+        resolve(self.root, path, last, self.escape())
+    }
+
+    fn metadata(&self, path: &LayerPath, found: &tree::Entry) -> Result<Metadata, Error> {
+        let mut metadata = found.metadata.clone();
         if self.is_context {
             (metadata.uid, metadata.gid) = (0, 0);
-        } else if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
-            let file = self.root.file(path)?;
-            let mut value = vec![0u8; 1 << 10];
+        } else if found.is_file() {
             // File capabilities are what makes ping work; other attributes are rare and stay behind, as with Docker.
-            let name = "security.capability";
-            if let Ok(length) = rustix::fs::fgetxattr(&file, name, &mut value[..]) {
-                value.truncate(length);
-                metadata.xattrs.insert(name.as_bytes().to_vec(), value);
-            }
+            metadata.xattrs = self.root.xattrs(path)?;
+            metadata.xattrs.retain(|name, _| name == b"security.capability");
         }
         Ok(metadata)
     }
 
     /// `None` for sockets, which no image can hold.
-    fn data(&self, path: &LayerPath, stat: &Stat) -> Result<Option<Data>, Error> {
-        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-        Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Data::File(path.clone(), stat.st_size as u64),
-            FileType::Symlink => Data::Symlink(self.root.read_link(path)?),
-            FileType::Fifo => Data::Special(Kind::Fifo),
-            FileType::CharacterDevice => Data::Special(Kind::CharDevice { major, minor }),
-            FileType::BlockDevice => Data::Special(Kind::BlockDevice { major, minor }),
-            _ => return Ok(None),
+    fn data(&self, path: &LayerPath, found: &tree::Entry) -> Result<Option<Data>, Error> {
+        Ok(Some(match found.kind {
+            EntryKind::File { size } => Data::File(path.clone(), size),
+            EntryKind::Directory => Data::Directory,
+            EntryKind::Symlink => Data::Symlink(self.root.read_link(path)?),
+            EntryKind::Fifo => Data::Special(Kind::Fifo),
+            EntryKind::CharDevice { major, minor } => Data::Special(Kind::CharDevice { major, minor }),
+            EntryKind::BlockDevice { major, minor } => Data::Special(Kind::BlockDevice { major, minor }),
+            EntryKind::Socket => return Ok(None),
         }))
     }
 }
 
-struct Writer<'a> {
-    root: &'a Rooted,
+/// What a copy adds to the tree below it.
+struct New<'a> {
+    lower: &'a dyn Tree,
     owner: Option<(u32, u32)>,
     mode: Option<&'a Chmod>,
     now: Timestamp,
-    /// Directories whose time must be set at the end, outermost first.
-    touched: Vec<(LayerPath, Timestamp)>,
-    seen: HashSet<LayerPath>,
+    /// Sorted by path, so that folders come before what is in them; of several files for one path the last counts.
+    nodes: BTreeMap<LayerPath, (Metadata, &'a Data)>,
 }
 
-impl Writer<'_> {
-    fn entry(&mut self, entry: &Entry, path: &LayerPath, tree: Option<&SourceTree<'_>>) -> Result<(), Error> {
+impl<'a> New<'a> {
+    fn entry(&mut self, entry: &'a Entry, path: LayerPath) -> Result<(), Error> {
         let mut metadata = entry.metadata.clone();
         if let Some((uid, gid)) = self.owner {
             (metadata.uid, metadata.gid) = (uid, gid);
@@ -345,128 +326,132 @@ impl Writer<'_> {
         if let Data::Inline(_) = entry.data {
             metadata.mtime = self.now;
         }
-        if let Data::Directory = entry.data {
-            return self.directory(path, &metadata);
-        }
         if let Some((parent, _)) = path.split() {
-            self.parents(&parent)?;
+            self.directories(&parent)?;
         }
-        self.root.remove(path)?;
-        match &entry.data {
-            Data::Directory => {}
-            Data::Inline(contents) => {
-                let mut file = self.root.create(path)?;
-                io::Write::write_all(&mut file, contents.as_bytes()).map_err(at(&self.root.shown(path)))?;
-            }
-            Data::File(source, size) => {
-                let Some(tree) = tree else { return Ok(()) };
-                let mut file = self.root.create(path)?;
-                let copied =
-                    io::copy(&mut tree.root.file(source)?, &mut file).map_err(at(&self.root.shown(path)))?;
-                if copied != *size {
-                    return Err(Error::Source {
-                        what: source.to_string(),
-                        reason: format!(
-                            "it had {size} bytes and now has {copied}: it changed during the build"
-                        ),
-                    });
-                }
-            }
-            Data::Symlink(target) => self.root.make(path, &Kind::Symlink(target.clone()))?,
-            Data::Special(kind) => self.root.make(path, kind)?,
+        let is_directory = matches!(entry.data, Data::Directory);
+        match self.is_directory(&path)? {
+            // A directory that is there keeps its attributes, as with `cp`.
+            Some(true) if is_directory => return Ok(()),
+            Some(there) if there != is_directory => return Err(in_the_way(&path, there)),
+            _ => {}
         }
-        self.root.set_metadata(path, &metadata, matches!(entry.data, Data::Symlink(_)))
-    }
-
-    /// A directory that is there keeps its attributes, as with `cp`.
-    fn directory(&mut self, path: &LayerPath, metadata: &Metadata) -> Result<(), Error> {
-        match self.root.stat(path)? {
-            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                self.remember(path, metadata_of(&stat).mtime);
-                return Ok(());
-            }
-            Some(_) => self.root.remove(path)?,
-            None => {}
-        }
-        if let Some((parent, _)) = path.split() {
-            self.parents(&parent)?;
-            self.root.make(path, &Kind::Directory)?;
-        }
-        self.root.set_metadata(path, metadata, false)?;
-        self.remember(path, metadata.mtime);
+        self.nodes.insert(path, (metadata, &entry.data));
         Ok(())
     }
 
-    fn parents(&mut self, parent: &LayerPath) -> Result<(), Error> {
-        if self.seen.contains(parent) {
-            return Ok(());
-        }
-        make_parents(self.root, parent, self.now, self.owner, &mut |path, time| {
-            if self.seen.insert(path.clone()) {
-                self.touched.push((path.clone(), time));
+    /// Makes the directories on the way where they are missing.
+    fn directories(&mut self, path: &LayerPath) -> Result<(), Error> {
+        let mut missing = Vec::new();
+        let mut next = Some(path.clone());
+        while let Some(path) = next {
+            match self.is_directory(&path)? {
+                Some(true) => break,
+                Some(false) => return Err(in_the_way(&path, false)),
+                None => {}
             }
-        })
+            next = path.split().map(|(parent, _)| parent);
+            missing.push(path);
+        }
+        let (uid, gid) = self.owner.unwrap_or_default();
+        for path in missing {
+            let metadata = Metadata { mode: 0o755, uid, gid, mtime: self.now, ..Metadata::default() };
+            self.nodes.insert(path, (metadata, &Data::Directory));
+        }
+        Ok(())
     }
 
-    fn remember(&mut self, path: &LayerPath, time: Timestamp) {
-        if self.seen.insert(path.clone()) {
-            self.touched.push((path.clone(), time));
+    /// `None` when nothing is there.
+    fn is_directory(&self, path: &LayerPath) -> Result<Option<bool>, Error> {
+        if path.is_root() {
+            return Ok(Some(true));
         }
+        Ok(match self.nodes.get(path) {
+            Some((_, data)) => Some(matches!(data, Data::Directory)),
+            None => self.lower.entry(path)?.map(|entry| entry.is_directory()),
+        })
     }
 }
 
-/// Makes the directories on the way, and tells of each its time: `now` for those that it made.
-fn make_parents(
-    root: &Rooted,
+/// As BuildKit has it, neither replaces the other.
+fn in_the_way(path: &LayerPath, is_directory: bool) -> Error {
+    let reason = match is_directory {
+        true => "a directory is there, and a file is to be copied to it; remove it in a RUN step before",
+        false => {
+            "a file or link is there, and a directory is to be copied to it; copy to the link's target, or remove it in a \
+             RUN step before"
+        }
+    };
+    Error::Source { what: path.to_string(), reason: reason.to_owned() }
+}
+
+fn append(
+    writer: &mut LayerWriter,
     path: &LayerPath,
-    now: Timestamp,
-    owner: Option<(u32, u32)>,
-    remember: &mut dyn FnMut(&LayerPath, Timestamp),
+    metadata: &Metadata,
+    data: &Data,
+    tree: Option<&SourceTree<'_>>,
 ) -> Result<(), Error> {
-    let mut on_the_way = vec![path.clone()];
-    while let Some((parent, _)) = on_the_way.last().and_then(LayerPath::split) {
-        on_the_way.push(parent);
-    }
-    for folder in on_the_way.iter().rev() {
-        if let Some(stat) = root.stat(folder)? {
-            remember(folder, metadata_of(&stat).mtime);
-            continue;
+    let kind = match data {
+        Data::Directory => Kind::Directory,
+        Data::Inline(contents) => Kind::File { size: contents.len() as u64, offset: 0 },
+        Data::File(_, size) => Kind::File { size: *size, offset: 0 },
+        Data::Symlink(target) => Kind::Symlink(target.clone()),
+        Data::Special(kind) => kind.clone(),
+    };
+    let node = Node { path: path.clone(), metadata: metadata.clone(), kind };
+    match (data, tree) {
+        (Data::Inline(contents), _) => writer.append(&node, contents.as_bytes())?,
+        (Data::File(source, size), Some(tree)) => {
+            let mut file = tree.root.open(source)?;
+            let changed = |got: &str| Error::Source {
+                what: tree.root.shown(source).display().to_string(),
+                reason: format!("it had {size} bytes and now has {got}: it changed during the build"),
+            };
+            writer.append(&node, file.by_ref().take(*size)).map_err(|error| match &error {
+                oci::Error::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
+                    changed("less")
+                }
+                _ => error.into(),
+            })?;
+            if file.read(&mut [0]).map_err(at(&tree.root.shown(source)))? != 0 {
+                return Err(changed("more"));
+            }
         }
-        root.make_directories(folder)?;
-        if let Some((uid, gid)) = owner {
-            let metadata = Metadata { mode: 0o755, uid, gid, mtime: now, ..Metadata::default() };
-            root.set_metadata(folder, &metadata, false)?;
-        }
-        remember(folder, now);
+        (Data::File(..), None) => {}
+        _ => writer.append(&node, io::empty())?,
     }
     Ok(())
 }
 
 /// `WORKDIR`: makes the directory where it is missing, and says whether it did.
-pub(crate) fn make_workdir(root: &Rooted, path: &str, now: Timestamp) -> Result<bool, Error> {
-    let real = root.resolve(path.as_bytes(), Last::Follow, Escape::Clamp)?;
-    match root.stat(&real)? {
-        Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => return Ok(false),
-        Some(_) => {
-            return Err(Error::Source {
-                what: path.to_owned(),
-                reason: "it is there, but no directory".to_owned(),
-            });
-        }
-        None => {}
+pub(crate) fn make_workdir(
+    lower: &dyn Tree,
+    path: &str,
+    now: Timestamp,
+    writer: &mut LayerWriter,
+) -> Result<bool, Error> {
+    let real = resolve(lower, path.as_bytes(), Last::Follow, Escape::Clamp)?;
+    if lower.entry(&real)?.is_some_and(|entry| !entry.is_directory()) {
+        return Err(Error::Source {
+            what: path.to_owned(),
+            reason: "it is there, but no directory".to_owned(),
+        });
     }
-    let mut times = Vec::new();
-    make_parents(root, &real, now, None, &mut |path, time| times.push((path.clone(), time)))?;
-    for (path, time) in times.iter().rev() {
-        root.set_time(path, *time)?;
+    let mut new = New { lower, owner: None, mode: None, now, nodes: BTreeMap::new() };
+    new.directories(&real)?;
+    for (path, (metadata, data)) in &new.nodes {
+        append(writer, path, metadata, data, None)?;
     }
-    Ok(true)
+    Ok(!new.nodes.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::plan::CopyFrom;
+    use crate::rooted::Rooted;
+    use oci::layer::Compression;
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
@@ -537,13 +522,12 @@ mod tests {
             let digest = selection.digest(Some(&tree))?;
             let root = Rooted::open(&self.dir.path().join("root")).unwrap();
             let now = Timestamp { seconds: 1000, nanoseconds: 0 };
-            selection.write(
-                &action,
-                Some(&tree),
-                &root,
-                Some((uid, rustix::process::getgid().as_raw())),
-                now,
-            )?;
+            let store = oci::Store::open_or_create(&self.dir.path().join("store")).unwrap();
+            let mut writer = LayerWriter::new(&store, Compression::None).unwrap();
+            let owner = Some((uid, rustix::process::getgid().as_raw()));
+            selection.write(&action, Some(&tree), &root, owner, now, &mut writer)?;
+            let layer = writer.finish().unwrap();
+            crate::unpack::apply(store.open_blob(&layer.descriptor).unwrap(), &root)?;
             Ok(digest)
         }
 

@@ -1,5 +1,6 @@
 //! Ctrl-C: the running step is ended and cleaned up after; between steps the program just ends.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -24,7 +25,8 @@ pub struct Interrupt {
 #[derive(Debug, Default)]
 struct State {
     asked: bool,
-    child: Option<Pid>,
+    /// Several steps may be at work at once.
+    children: BTreeSet<Pid>,
 }
 
 impl Interrupt {
@@ -39,11 +41,13 @@ impl Interrupt {
             while signals.wait().is_ok() {
                 let mut state = watched.lock();
                 state.asked = true;
-                match state.child {
-                    // Its end wakes the build, which cleans up.
-                    Some(child) => drop(kill(child, Signal::SIGTERM)),
+                if state.children.is_empty() {
                     // Mounts go with our namespace, and half-made files are swept by the next build.
-                    None => std::process::exit(EXIT_INTERRUPTED),
+                    std::process::exit(EXIT_INTERRUPTED);
+                }
+                // Their end wakes the build, which cleans up.
+                for child in &state.children {
+                    let _ = kill(*child, Signal::SIGTERM);
                 }
             }
         });
@@ -72,15 +76,16 @@ impl Interrupt {
     /// From now on a signal ends that process.
     pub(crate) fn watch(&self, pid: u32) {
         let mut state = self.lock();
-        state.child = i32::try_from(pid).ok().map(Pid::from_raw);
-        if let (true, Some(child)) = (state.asked, state.child) {
+        let Some(child) = i32::try_from(pid).ok().map(Pid::from_raw) else { return };
+        state.children.insert(child);
+        if state.asked {
             let _ = kill(child, Signal::SIGTERM);
         }
     }
 
     /// The process has ended, and was waited for.
-    pub(crate) fn unwatch(&self) {
-        self.lock().child = None;
+    pub(crate) fn unwatch(&self, pid: u32) {
+        self.lock().children.retain(|child| u32::try_from(child.as_raw()) != Ok(pid));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

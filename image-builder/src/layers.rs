@@ -9,7 +9,9 @@
 //! A layer's files depend on the layers below it (a whiteout, a hard link to a lower file), so the key is the chain id
 //! (image-spec 1.1, `config.md`, "Layer ChainID"). A folder appears by a rename when it is complete and on disk.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +22,7 @@ use crate::console::Console;
 use crate::error::{Error, at};
 use crate::overlay::{Overlay, Upper};
 use crate::rooted::{Rooted, metadata_of};
+use crate::tree::{Entry, Tree};
 use crate::unpack;
 
 /// 128 bits of the chain id: short enough for the mount options, long enough that nobody finds a second layer for it.
@@ -139,22 +142,6 @@ impl LayerCache {
         Overlay::mount(&self.root, &below.folders(), Some(upper), &scratch.merged())
     }
 
-    /// Mounts the chain read-only at a folder of the scratch; with one layer there is nothing to mount.
-    pub(crate) fn mount_read_only(
-        &self,
-        chain: &Chain,
-        target: &Path,
-    ) -> Result<(Option<Overlay>, PathBuf), Error> {
-        match chain.folders().as_slice() {
-            [only] => Ok((None, self.root.join(only))),
-            folders => {
-                fs::create_dir_all(target).map_err(at(target))?;
-                let overlay = Overlay::mount(&self.root, folders, None, target)?;
-                Ok((Some(overlay), target.to_owned()))
-            }
-        }
-    }
-
     /// Makes the scratch's upper directory the chain's top layer. It must not be mounted.
     pub(crate) fn keep(&self, scratch: Scratch, chain: &Chain) -> Result<(), Error> {
         let Some(id) = chain.0.last() else { return Ok(()) };
@@ -182,6 +169,57 @@ impl LayerCache {
             false => attributes(&self.root.join(&below.folders()[0]))?,
         };
         Ok(attributes(&scratch.upper())? != before)
+    }
+}
+
+/// A stack of unpacked layers to look at. Dropping it unmounts it.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    // Before the overlay, which is busy as long as its root is open.
+    root: Rooted,
+    _overlay: Option<Overlay>,
+    _target: Option<tempfile::TempDir>,
+}
+
+impl Stack {
+    /// Mounts the chain read-only; with one layer there is nothing to mount.
+    pub(crate) fn mount(cache: &LayerCache, chain: &Chain) -> Result<Self, Error> {
+        let folders = chain.folders();
+        if let [only] = folders.as_slice() {
+            let root = Rooted::open(&cache.root.join(only))?;
+            return Ok(Self { root, _overlay: None, _target: None });
+        }
+        let mut target = tempfile::Builder::new();
+        let target = target.prefix(NEW_PREFIX).tempdir_in(&cache.root).map_err(at(&cache.root))?;
+        let overlay = Overlay::mount(&cache.root, &folders, None, target.path())?;
+        let root = Rooted::open(target.path())?;
+        Ok(Self { root, _overlay: Some(overlay), _target: Some(target) })
+    }
+}
+
+impl Tree for Stack {
+    fn entry(&self, path: &LayerPath) -> Result<Option<Entry>, Error> {
+        self.root.entry(path)
+    }
+
+    fn read_link(&self, path: &LayerPath) -> Result<Vec<u8>, Error> {
+        self.root.read_link(path)
+    }
+
+    fn names(&self, path: &LayerPath) -> Result<Vec<Vec<u8>>, Error> {
+        self.root.names(path)
+    }
+
+    fn open(&self, path: &LayerPath) -> Result<Box<dyn Read + '_>, Error> {
+        self.root.open(path)
+    }
+
+    fn xattrs(&self, path: &LayerPath) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Error> {
+        self.root.xattrs(path)
+    }
+
+    fn shown(&self, path: &LayerPath) -> PathBuf {
+        self.root.shown(path)
     }
 }
 

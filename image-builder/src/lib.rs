@@ -36,9 +36,11 @@ mod run;
 mod sources;
 pub mod templates;
 mod transfer;
+mod tree;
 mod unpack;
 mod users;
 pub mod warm;
+mod worker;
 
 pub use bootstrap::{BootstrapOptions, BootstrapReport, LABEL as BOOTSTRAP_LABEL, bootstrap};
 pub use builder::{BuildOptions, BuildReport, build};

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dockerfile::expand::{Variables, expand};
 use dockerfile::lint::PLATFORM_ARGS;
-use dockerfile::{Chmod, Dockerfile, Fault, Instruction, Position, Reason, Word, did_you_mean, nearest};
+use dockerfile::{
+    Chmod, Dockerfile, Fault, Instruction, Mount, Network, Position, Reason, Word, did_you_mean, nearest,
+};
 use oci::ImageReference;
 
 use crate::config::ImageConfig;
@@ -113,6 +115,30 @@ pub struct RunAction {
     pub user: String,
     /// `WORKDIR`, absolute.
     pub workdir: String,
+    /// `--mount`, in order.
+    pub mounts: Vec<RunMount>,
+    /// `--network`.
+    pub network: Network,
+}
+
+/// A mount of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunMount {
+    /// Where its flag stands.
+    pub at: Position,
+    /// What it is.
+    pub mount: Mount,
+    /// What it shows, or begins with: files of the context, a stage or an image.
+    pub source: Option<MountSource>,
+}
+
+/// The files that a mount shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountSource {
+    /// From where.
+    pub from: CopyFrom,
+    /// The path in it; its root when empty.
+    pub path: String,
 }
 
 /// An executable file of a step.
@@ -168,6 +194,23 @@ pub enum CopySource {
         /// Its contents.
         contents: String,
     },
+}
+
+impl CopyAction {
+    /// The files at a path of the context, at the same path.
+    pub(crate) fn whole(path: &str) -> Self {
+        let path = path.trim_matches('/');
+        Self {
+            from: CopyFrom::Context,
+            sources: vec![CopySource::Path(if path.is_empty() { ".".to_owned() } else { path.to_owned() })],
+            destination: "/".to_owned(),
+            chown: None,
+            chmod: None,
+            exclude: Vec::new(),
+            parents: !path.is_empty(),
+            is_add: false,
+        }
+    }
 }
 
 impl BuildArgs {

@@ -1,11 +1,13 @@
 //! Files below a folder, as a process sees them whose root is that folder.
 //!
-//! A path from an image or a Dockerfile is resolved here, in two steps. [`Rooted::resolve`] follows symbolic links by
-//! hand, with the folder as the root, and gives a path that has none. Every operation then opens the parent of that path
-//! with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, so that even a tree that changes meanwhile cannot lead out.
+//! Paths are resolved by [`tree::resolve`], which gives a path without links. Every operation then opens the parent of
+//! that path with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`, so that even a tree that changes meanwhile cannot lead
+//! out.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -15,25 +17,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Times
 use rustix::io::Errno;
 
 use crate::error::{Error, at};
-
-/// The most symbolic links on the way to a file, as the kernel's `MAXSYMLINKS`.
-const MAX_LINKS: usize = 40;
-
-/// What a link that points above the root means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Escape {
-    /// The root itself, as in a container.
-    Clamp,
-    /// An error: the context ends there.
-    Refuse,
-}
-
-/// Whether the last name of a path is followed when it is a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Last {
-    Follow,
-    Keep,
-}
+use crate::tree::{self, Entry, EntryKind, Escape, Last, Tree};
 
 /// A folder that is a root.
 #[derive(Debug)]
@@ -57,50 +41,7 @@ impl Rooted {
 
     /// The path without symbolic links. What does not exist is taken as it stands.
     pub(crate) fn resolve(&self, path: &[u8], last: Last, escape: Escape) -> Result<LayerPath, Error> {
-        let refuse = |reason: &str| Error::Source {
-            what: String::from_utf8_lossy(path).into_owned(),
-            reason: reason.to_owned(),
-        };
-        let mut pending: Vec<Vec<u8>> = path.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec).collect();
-        let mut resolved = LayerPath::default();
-        let mut links = 0;
-        while let Some(name) = pending.pop() {
-            match name.as_slice() {
-                b"" | b"." => continue,
-                b".." => {
-                    match resolved.split() {
-                        Some((parent, _)) => resolved = parent,
-                        None if escape == Escape::Refuse => {
-                            return Err(refuse("it leads outside of the folder"));
-                        }
-                        None => {}
-                    }
-                    continue;
-                }
-                _ => {}
-            }
-            let next = resolved.join(&name)?;
-            let is_last = pending.iter().all(|name| name.is_empty() || name == b".");
-            let keep = is_last && last == Last::Keep;
-            let is_link = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
-            if keep || !self.stat(&next)?.as_ref().is_some_and(is_link) {
-                resolved = next;
-                continue;
-            }
-            links += 1;
-            if links > MAX_LINKS {
-                return Err(refuse("too many symbolic links"));
-            }
-            let target = self.read_link(&next)?;
-            if target.starts_with(b"/") {
-                if escape == Escape::Refuse {
-                    return Err(refuse("a symbolic link on the way leads outside of the folder"));
-                }
-                resolved = LayerPath::default();
-            }
-            pending.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
-        }
-        Ok(resolved)
+        tree::resolve(self, path, last, escape)
     }
 
     /// The attributes of what is at the resolved path; a link is not followed.
@@ -294,6 +235,69 @@ impl Rooted {
         let name = if path.is_root() { OsStr::new(".") } else { path.as_path().as_os_str() };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         rustix::fs::openat2(self.folder.as_fd(), name, flags, Mode::empty(), resolve)
+    }
+}
+
+/// The longest list of attribute names, the kernel's `XATTR_LIST_MAX`; a value has the same bound.
+const MAX_XATTRS: usize = 64 << 10;
+
+impl Tree for Rooted {
+    fn entry(&self, path: &LayerPath) -> Result<Option<Entry>, Error> {
+        Ok(self.stat(path)?.map(|stat| Entry { kind: kind_of(&stat), metadata: metadata_of(&stat) }))
+    }
+
+    fn read_link(&self, path: &LayerPath) -> Result<Vec<u8>, Error> {
+        Rooted::read_link(self, path)
+    }
+
+    fn names(&self, path: &LayerPath) -> Result<Vec<Vec<u8>>, Error> {
+        Rooted::names(self, path)
+    }
+
+    fn open(&self, path: &LayerPath) -> Result<Box<dyn Read + '_>, Error> {
+        Ok(Box::new(self.file(path)?))
+    }
+
+    fn xattrs(&self, path: &LayerPath) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Error> {
+        let file = self.file(path)?;
+        let io = |errno| at(&self.shown(path))(errno);
+        let mut list = vec![0u8; MAX_XATTRS];
+        let length = match rustix::fs::flistxattr(&file, &mut list[..]) {
+            Ok(length) => length,
+            Err(Errno::NOTSUP) => 0,
+            Err(errno) => return Err(io(errno)),
+        };
+        let mut xattrs = BTreeMap::new();
+        for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            let mut value = vec![0u8; MAX_XATTRS];
+            match rustix::fs::fgetxattr(&file, name, &mut value[..]) {
+                Ok(length) => {
+                    value.truncate(length);
+                    xattrs.insert(name.to_vec(), value);
+                }
+                // Gone meanwhile, or not for us.
+                Err(Errno::NODATA | Errno::PERM | Errno::ACCESS) => {}
+                Err(errno) => return Err(io(errno)),
+            }
+        }
+        Ok(xattrs)
+    }
+
+    fn shown(&self, path: &LayerPath) -> PathBuf {
+        Rooted::shown(self, path)
+    }
+}
+
+fn kind_of(stat: &Stat) -> EntryKind {
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => EntryKind::File { size: stat.st_size as u64 },
+        FileType::Directory => EntryKind::Directory,
+        FileType::Symlink => EntryKind::Symlink,
+        FileType::Fifo => EntryKind::Fifo,
+        FileType::CharacterDevice => EntryKind::CharDevice { major, minor },
+        FileType::BlockDevice => EntryKind::BlockDevice { major, minor },
+        _ => EntryKind::Socket,
     }
 }
 

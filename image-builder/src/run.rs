@@ -15,7 +15,8 @@ use crate::container::{OUTCOME_FILE, Outcome};
 use crate::error::{Error, at};
 use crate::interrupt::Interrupt;
 use crate::plan::RunAction;
-use crate::rooted::{Escape, Last, Rooted, time_of};
+use crate::rooted::{Rooted, time_of};
+use crate::tree::{Escape, Last};
 use crate::users;
 
 /// Where the host's certificates are in the container, on a mount that ends with the step.
@@ -204,7 +205,7 @@ fn start(environment: &Environment<'_>) -> Result<(), Error> {
         }
         child.wait()
     });
-    environment.interrupt.unwatch();
+    environment.interrupt.unwatch(child.id());
     let status = status.map_err(at(program))?;
     environment.interrupt.check()?;
 

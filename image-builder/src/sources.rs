@@ -5,11 +5,10 @@ use std::io::Read;
 
 use dockerfile::{is_pattern, name_matches};
 use oci::layer::LayerPath;
-use rustix::fs::FileType;
 
 use crate::copy::SourceTree;
 use crate::error::{Error, at};
-use crate::rooted::Last;
+use crate::tree::Last;
 
 /// The most paths of one pattern.
 const MAX_FOUND: usize = 1_000_000;
@@ -73,7 +72,7 @@ pub(crate) fn find(tree: &SourceTree<'_>, written: &str, parents: bool) -> Resul
         Ok(Named { path, kept })
     };
     if !is_pattern(written.as_bytes()) {
-        return Ok(vec![named(tree.root.resolve(written.as_bytes(), Last::Keep, tree.escape())?)?]);
+        return Ok(vec![named(tree.resolve(written.as_bytes(), Last::Keep)?)?]);
     }
     let mut search = Search { tree, deep: parents, seen: HashSet::new(), found: Vec::new() };
     let pattern: Vec<&str> = written.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
@@ -109,9 +108,8 @@ impl Search<'_> {
         let any_depth = self.deep && *part == "**";
         // Links are followed, but not by `**`: they may lead back.
         let last = if any_depth { Last::Keep } else { Last::Follow };
-        let real = self.tree.root.resolve(folder.as_bytes(), last, self.tree.escape())?;
-        let stat = self.tree.root.stat(&real)?;
-        if !stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory) {
+        let real = self.tree.resolve(folder.as_bytes(), last)?;
+        if !self.tree.root.entry(&real)?.is_some_and(|entry| entry.is_directory()) {
             return Ok(());
         }
         if any_depth && !rest.is_empty() {
@@ -151,7 +149,7 @@ impl Search<'_> {
 pub(crate) fn is_archive(tree: &SourceTree<'_>, path: &LayerPath) -> Result<bool, Error> {
     let mut head = Vec::new();
     let shown = tree.root.shown(path);
-    tree.root.file(path)?.take(TAR_MARK).read_to_end(&mut head).map_err(at(&shown))?;
+    tree.root.open(path)?.take(TAR_MARK).read_to_end(&mut head).map_err(at(&shown))?;
     let compressed: [&[u8]; 4] = [b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
     Ok(head.ends_with(b"ustar") && head.len() as u64 == TAR_MARK
         || compressed.iter().any(|mark| head.starts_with(mark)))

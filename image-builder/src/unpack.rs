@@ -3,21 +3,22 @@
 //! The tree is a plain folder, or an overlay whose lower layers are those below. Paths are resolved as in a container,
 //! so a symbolic link leads nowhere but into the tree.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
-use oci::layer::{Change, Kind, LayerPath, LayerReader, Metadata, Node};
+use oci::layer::{Change, Kind, LayerPath, LayerReader, Metadata, Node, Timestamp};
 use rustix::fs::FileType;
 
 use crate::error::{Error, at};
-use crate::rooted::{Escape, Last, Rooted};
+use crate::rooted::{Rooted, time_of};
+use crate::tree::{Escape, Last};
 
 /// Applies everything in the stream and reads it to its end, so that its digests are checked. On an error the tree is
 /// half-changed and must be thrown away.
 pub(crate) fn apply(stream: impl Read, root: &Rooted) -> Result<(), Error> {
     let mut reader = LayerReader::new(stream);
-    let mut state = State { root, ours: HashSet::new(), directories: Vec::new() };
+    let mut state = State { root, ours: HashSet::new(), found: HashMap::new(), directories: Vec::new() };
     while let Some(change) = reader.next_change()? {
         match change {
             Change::Whiteout(path) => state.hide(&path)?,
@@ -25,11 +26,13 @@ pub(crate) fn apply(stream: impl Read, root: &Rooted) -> Result<(), Error> {
             Change::Node(node) => state.add(&node, &mut reader)?,
         }
     }
-    // Making entries in a directory changes its time, so those come last, innermost first.
-    for (path, metadata) in state.directories.iter().rev() {
+    // Making entries in a directory changes its time, so times come last. One that the layer does not name keeps what it
+    // had: a layer says all that it changes.
+    let named = state.directories.iter().map(|(path, metadata)| (path, metadata.mtime));
+    for (path, time) in state.found.iter().map(|(path, time)| (path, *time)).chain(named) {
         let is_directory = |mode: u32| FileType::from_raw_mode(mode) == FileType::Directory;
         if root.stat(path)?.is_some_and(|stat| is_directory(stat.st_mode)) {
-            root.set_time(path, metadata.mtime)?;
+            root.set_time(path, time)?;
         }
     }
     Ok(())
@@ -39,12 +42,17 @@ struct State<'a> {
     root: &'a Rooted,
     /// What this layer made: whiteouts hide only what lower layers have.
     ours: HashSet<LayerPath>,
+    /// The times of directories that were there before something in them was changed.
+    found: HashMap<LayerPath, Timestamp>,
     directories: Vec<(LayerPath, Metadata)>,
 }
 
 impl State<'_> {
     fn hide(&mut self, path: &LayerPath) -> Result<(), Error> {
         let real = self.real(path)?;
+        if let Some((parent, _)) = real.split() {
+            self.remember(&parent)?;
+        }
         match self.ours.contains(&real) {
             true => self.hide_lower_children(&real),
             false => self.root.remove(&real),
@@ -75,9 +83,26 @@ impl State<'_> {
         Ok(())
     }
 
+    /// Keeps the time of the directory, or of the lowest one above it that is there.
+    fn remember(&mut self, directory: &LayerPath) -> Result<(), Error> {
+        let mut next = Some(directory.clone());
+        while let Some(path) = next {
+            if self.found.contains_key(&path) || self.ours.contains(&path) {
+                return Ok(());
+            }
+            if let Some(stat) = self.root.stat(&path)? {
+                self.found.insert(path, time_of(&stat));
+                return Ok(());
+            }
+            next = path.split().map(|(parent, _)| parent);
+        }
+        Ok(())
+    }
+
     fn add(&mut self, node: &Node, data: &mut impl Read) -> Result<(), Error> {
         let path = self.real(&node.path)?;
         if let Some((parent, _)) = path.split() {
+            self.remember(&parent)?;
             self.root.make_directories(&parent)?;
             // A folder with something of ours in it stays when what lower layers have there goes.
             let mut above = Some(parent);

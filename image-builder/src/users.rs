@@ -3,8 +3,7 @@
 use std::io::Read;
 
 use crate::error::{Error, at};
-use crate::rooted::{Escape, Last, Rooted};
-use rustix::fs::FileType;
+use crate::tree::{Escape, Last, Tree, resolve};
 
 /// The longest user database that is read.
 const MAX_DATABASE: u64 = 16 << 20;
@@ -36,7 +35,7 @@ struct Group {
 
 /// `USER`: `name`, `uid`, `name:group`, `uid:gid`; empty is root. As with Docker, the user's own groups count only when no
 /// group is named.
-pub(crate) fn user(root: &Rooted, text: &str) -> Result<User, Error> {
+pub(crate) fn user(root: &dyn Tree, text: &str) -> Result<User, Error> {
     let (name, group) = split(text);
     let name = if name.is_empty() { "0" } else { name };
     let passwd = passwd(root)?;
@@ -62,7 +61,7 @@ pub(crate) fn user(root: &Rooted, text: &str) -> Result<User, Error> {
 }
 
 /// `--chown`: as `USER`; without a group, the group with the number of the user.
-pub(crate) fn owner(root: &Rooted, text: &str) -> Result<(u32, u32), Error> {
+pub(crate) fn owner(root: &dyn Tree, text: &str) -> Result<(u32, u32), Error> {
     let (name, group) = split(text);
     let uid = match number(name) {
         Some(uid) => uid,
@@ -106,7 +105,7 @@ fn unknown(kind: &str, name: &str, file: &str) -> Error {
     }
 }
 
-fn passwd(root: &Rooted) -> Result<Vec<Passwd>, Error> {
+fn passwd(root: &dyn Tree) -> Result<Vec<Passwd>, Error> {
     let parse = |line: &str| {
         let mut fields = line.split(':');
         let name = fields.next()?.to_owned();
@@ -118,7 +117,7 @@ fn passwd(root: &Rooted) -> Result<Vec<Passwd>, Error> {
     Ok(database(root, "/etc/passwd")?.lines().filter_map(parse).collect())
 }
 
-fn groups(root: &Rooted) -> Result<Vec<Group>, Error> {
+fn groups(root: &dyn Tree) -> Result<Vec<Group>, Error> {
     let parse = |line: &str| {
         let mut fields = line.split(':');
         let name = fields.next()?.to_owned();
@@ -131,21 +130,21 @@ fn groups(root: &Rooted) -> Result<Vec<Group>, Error> {
 }
 
 /// The file's text; nothing where there is none.
-fn database(root: &Rooted, path: &str) -> Result<String, Error> {
-    let real = root.resolve(path.as_bytes(), Last::Follow, Escape::Clamp)?;
-    let is_file = |mode: u32| FileType::from_raw_mode(mode) == FileType::RegularFile;
-    if !root.stat(&real)?.is_some_and(|stat| is_file(stat.st_mode)) {
+fn database(root: &dyn Tree, path: &str) -> Result<String, Error> {
+    let real = resolve(root, path.as_bytes(), Last::Follow, Escape::Clamp)?;
+    if !root.entry(&real)?.is_some_and(|entry| entry.is_file()) {
         return Ok(String::new());
     }
     let mut text = Vec::new();
     let shown = root.shown(&real);
-    root.file(&real)?.take(MAX_DATABASE).read_to_end(&mut text).map_err(at(&shown))?;
+    root.open(&real)?.take(MAX_DATABASE).read_to_end(&mut text).map_err(at(&shown))?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rooted::Rooted;
     use std::fs;
 
     #[test]

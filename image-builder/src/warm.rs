@@ -137,8 +137,9 @@ pub fn warm(
         }
         Err(error) => return Err(at(&program)(error)),
     };
+    let pid = child.id();
     let ended = outcome(child, console);
-    interrupt.unwatch();
+    interrupt.unwatch(pid);
     drop(work);
     if interrupt.check().is_err() {
         console.line(&format!("interrupted; the template {} stays, without a snapshot", template.display()));

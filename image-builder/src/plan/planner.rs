@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use dockerfile::expand::{Variables, expand, expand_heredoc};
 use dockerfile::{
-    AddSource, Chmod, CommandForm, Dockerfile, Fault, Files, Healthcheck, Instruction, Network, Pairs,
+    AddSource, Chmod, CommandForm, Dockerfile, Fault, Files, Healthcheck, Instruction, MountKind, Pairs,
     Position, Reason, Run, RunCommand, Security, Source, Statement, Word,
 };
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, BuildArgs, CopyAction, CopyFrom, CopySource, DEFAULT_PATH, PROXY_ARGS, RunAction, Scope, Script,
-    StageArgs, StagePlan, Step, copy_from, global_scope,
+    Action, BuildArgs, CopyAction, CopyFrom, CopySource, DEFAULT_PATH, MountSource, PROXY_ARGS, RunAction,
+    RunMount, Scope, Script, StageArgs, StagePlan, Step, copy_from, global_scope,
 };
 use crate::config::ImageConfig;
 
@@ -206,18 +206,7 @@ impl Planner<'_> {
     }
 
     fn run(&self, run: &Run, at: Position) -> Result<RunAction, Fault> {
-        // What is wrong with a mount is said before that it is not supported.
-        for mount in &run.mounts {
-            mount.resolve(&mut |text| expand(text, self.escape, self))?;
-        }
-        if let Some(mount) = run.mounts.first() {
-            let advice = "leave it out; the step has no mounts";
-            return Err(not_supported(mount.at, "RUN --mount".to_owned(), advice));
-        }
-        if run.network == Network::None {
-            let advice = "leave it out; the step has the host's network";
-            return Err(not_supported(at, "RUN --network=none".to_owned(), advice));
-        }
+        let mounts = self.mounts(run)?;
         if run.security == Security::Insecure {
             let advice = "leave it out; steps have Docker's default capabilities";
             return Err(not_supported(at, "RUN --security=insecure".to_owned(), advice));
@@ -255,7 +244,39 @@ impl Planner<'_> {
             proxy_env,
             user: self.config.user.clone(),
             workdir: workdir.to_owned(),
+            mounts,
+            network: run.network,
         })
+    }
+
+    fn mounts(&self, run: &Run) -> Result<Vec<RunMount>, Fault> {
+        let mut mounts = Vec::new();
+        for flag in &run.mounts {
+            let mount = flag.resolve(&mut |text| expand(text, self.escape, self))?;
+            let (from, path) = match &mount.kind {
+                MountKind::Bind { from, source } => (Some(from.as_ref()), source),
+                // Without `from` a cache begins empty.
+                MountKind::Cache { from, source, .. } => (from.as_ref().map(Some), source),
+                MountKind::Tmpfs { .. } | MountKind::Secret { .. } => (None, &None),
+                MountKind::Ssh { .. } => {
+                    let advice = "use type=secret with a key of its own";
+                    return Err(not_supported(flag.at, "RUN --mount=type=ssh".to_owned(), advice));
+                }
+            };
+            let source = match from {
+                None => None,
+                Some(from) => {
+                    let from = match from {
+                        None => CopyFrom::Context,
+                        Some(name) => copy_from(self.file, &Word { text: name.clone(), at: flag.at })
+                            .map_err(|error| Fault { at: error.at, reason: *error.reason })?,
+                    };
+                    Some(MountSource { from, path: path.clone().unwrap_or_default() })
+                }
+            };
+            mounts.push(RunMount { at: flag.at, mount, source });
+        }
+        Ok(mounts)
     }
 
     fn copy(&self, keyword: &'static str, from: CopyFrom, files: &Files) -> Result<CopyAction, Fault> {

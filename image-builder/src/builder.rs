@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use template::DataDir;
 
-use crate::base;
+use crate::base::{self, PullOptions};
 use crate::cache::{StepCache, StepKey, StepResult};
 use crate::check;
 use crate::clock;
@@ -213,7 +213,7 @@ impl Build<'_> {
                 }),
             },
             Base::Image(reference) => {
-                let image = base::resolve(&self.store, reference, self.console)?;
+                let image = base::resolve(&self.store, reference, &PullOptions::default(), self.console)?;
                 let config = ImageConfig::from_json(&image.config_json);
                 let created = config.base_created().map(str::to_owned);
                 let mut chain = Chain::default();
@@ -334,7 +334,7 @@ impl Build<'_> {
         if let Some(layers) = self.images.get(&name) {
             return Ok(layers.clone());
         }
-        let layers = base::resolve(&self.store, reference, self.console)?.layers;
+        let layers = base::resolve(&self.store, reference, &PullOptions::default(), self.console)?.layers;
         self.images.insert(name, layers.clone());
         Ok(layers)
     }

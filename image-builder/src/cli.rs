@@ -2,6 +2,7 @@
 
 mod build;
 mod images;
+mod registry;
 mod templates;
 
 use std::io::Write;
@@ -16,6 +17,7 @@ use serde::Serialize;
 use template::DataDir;
 
 use build::BuildCommand;
+use registry::{RegistryArgs, RegistryCommand};
 use templates::TemplateCommand;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input, 130 interrupted.";
@@ -61,11 +63,13 @@ enum Command {
         "Examples:\n",
         "  image-builder load oci-archive:app.tar -t app:1\n",
         "  image-builder load oci:/srv/layout:v2 -t app:2\n",
-        "  image-builder load alpine:3.20 -t alpine:3.20      pulls from docker.io\n\n",
+        "  image-builder load docker-archive:saved.tar -t app:3      what docker save wrote\n",
+        "  image-builder load alpine:3.20 -t alpine:3.20             pulls from docker.io\n\n",
         "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input."
     ))]
     Load {
-        /// A name, oci:DIR[:TAG], oci-archive:FILE[:TAG], or what skopeo reads: docker://NAME, docker-archive:FILE, dir:DIR, ..
+        /// A name, docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], or what skopeo reads:
+        /// dir:DIR, docker-daemon:NAME, containers-storage:NAME
         source: ImageReference,
         /// The name that it gets
         #[arg(long, short, value_name = "NAME")]
@@ -73,20 +77,28 @@ enum Command {
         /// Print the result as JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        registry: RegistryArgs,
     },
     /// Write an image of the local store to files that skopeo and others read
     #[command(after_help = concat!(
         "Examples:\n",
         "  image-builder save app:1 -o oci-archive:app.tar\n",
-        "  image-builder save app:1 -o oci:/srv/layout:v1\n\n",
+        "  image-builder save app:1 -o oci:/srv/layout:v1\n",
+        "  image-builder save app:1 -o docker-archive:app.tar      for docker load\n\n",
         "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input."
     ))]
     Save {
         /// The image's name
         name: ImageName,
-        /// oci:DIR[:TAG] or oci-archive:FILE[:TAG]
+        /// oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], docker://NAME, or what skopeo writes
         #[arg(long, short, value_name = "DEST")]
         output: ImageReference,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        registry: RegistryArgs,
     },
     /// List the images of the local store
     #[command(after_help = EXIT_CODES)]
@@ -119,6 +131,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Registry(RegistryCommand),
     /// Make and look after templates, which sandboxes start from
     #[command(subcommand)]
     Template(TemplateCommand),
@@ -162,16 +176,16 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
     let store = || Store::open_or_create(&data.images()).map_err(Error::from);
     match cli.command {
         Command::Build(command) => build::build(command, &data, &console),
-        Command::Load { source, tag, json } => {
+        Command::Load { source, tag, json, registry } => {
             let _interrupt = Interrupt::install()?;
-            let digest = image_builder::load(&store()?, &source, &tag, &console)?;
+            let digest = image_builder::load(&store()?, &source, &tag, &registry.options(), &console)?;
             let name = tag.canonical();
             print(json, &serde_json::json!({"name": name, "digest": digest}), &format!("{name} {digest}"))
         }
-        Command::Save { name, output } => {
+        Command::Save { name, output, json, registry } => {
             let _interrupt = Interrupt::install()?;
-            let digest = image_builder::save(&store()?, &name, &output, &console)?;
-            line(&format!("{output} {digest}"))
+            let saved = image_builder::save(&store()?, &name, &output, &registry.options(), &console)?;
+            print(json, &saved, &registry::told(&saved))
         }
         Command::Images { json } => images::images(&store()?, json),
         Command::Bootstrap { name, variant, mirror, force, json } => {
@@ -183,6 +197,7 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
             }
             print(json, &report, &format!("{} {}", report.name, report.digest))
         }
+        Command::Registry(command) => registry::registry(command, store, &console),
         Command::Template(command) => templates::template(command, &data, &console),
         Command::RunContainer { .. } => Ok(()),
     }
@@ -197,7 +212,12 @@ fn print(json: bool, value: &impl Serialize, text: &str) -> anyhow::Result<()> {
 }
 
 fn line(text: &str) -> anyhow::Result<()> {
-    match writeln!(std::io::stdout().lock(), "{text}") {
+    bytes(format!("{text}\n").as_bytes())
+}
+
+fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         // `image-builder images | head` is no failure.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("cannot write to stdout"),

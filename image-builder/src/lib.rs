@@ -26,6 +26,7 @@ mod container;
 mod context;
 mod copy;
 mod error;
+mod inspect;
 mod interrupt;
 mod layers;
 mod overlay;
@@ -42,6 +43,7 @@ mod users;
 pub mod warm;
 mod worker;
 
+pub use base::{PullOptions, PullPolicy};
 pub use bootstrap::{BootstrapOptions, BootstrapReport, LABEL as BOOTSTRAP_LABEL, bootstrap};
 pub use builder::{BuildOptions, BuildReport, build};
 pub use check::{CheckOptions, CheckReport, CheckedWarning, check};
@@ -49,7 +51,11 @@ pub use config::{HistoryEntry, ImageConfig};
 pub use console::Console;
 pub use container::{Outcome, run_container};
 pub use error::Error;
+pub use inspect::{Inspected, InspectedLayer, inspect, raw_manifest};
 pub use interrupt::{EXIT_INTERRUPTED, Interrupt};
 pub use overlay::isolate_mounts;
-pub use registry::CONNECT_TIMEOUT;
-pub use transfer::{ListedImage, images, load, save};
+pub use registry::{
+    CONNECT_TIMEOUT, Credential, CredentialFiles, Platforms, PullReport, PushReport, Registries,
+    RegistryOptions,
+};
+pub use transfer::{ListedImage, Saved, images, load, pull, push, remove, save, tag};

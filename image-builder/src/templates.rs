@@ -13,7 +13,7 @@ use template::{
     SourceImage, Template, TemplateFolder, TemplateName,
 };
 
-use crate::base;
+use crate::base::{self, PullOptions};
 use crate::config::ImageConfig;
 use crate::console::Console;
 use crate::error::Error;
@@ -29,6 +29,8 @@ pub struct TemplateOptions {
     pub name: TemplateName,
     /// The image.
     pub image: ImageReference,
+    /// When and how a registry is asked for it.
+    pub pull: PullOptions,
     /// The machine that its sandboxes get by default.
     pub machine: Machine,
     /// What its sandboxes start by themselves; what the image's label says by default, nothing when empty.
@@ -77,7 +79,7 @@ pub fn create(
     // Before anything is made.
     warm::find_host_shim(options.host_shim.as_deref())?;
     let store = Store::open_or_create(&data.images())?;
-    let image = base::resolve(&store, &options.image, console)?;
+    let image = base::resolve(&store, &options.image, &options.pull, console)?;
     let kernel = options.kernel.as_deref().map(digest_of).transpose()?;
     let guest_image = options.guest_image.as_deref().map(digest_of).transpose()?;
     let new = NewTemplate::begin(&data.templates(), &options.name)?;

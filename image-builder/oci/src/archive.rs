@@ -27,7 +27,7 @@ impl Archive {
         let what = format!("oci-archive {}", file.display());
         let mut input = BufReader::with_capacity(256 << 10, File::open(file).map_err(at(file))?);
         let folder = tempfile::tempdir_in(scratch).map_err(at(scratch))?;
-        let store = Store::open_or_create(folder.path())?;
+        let store = Store::temporary(folder.path())?;
         let start = io::BufRead::fill_buf(&mut input).map_err(at(file))?;
         if start.starts_with(&[0x1f, 0x8b]) || start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
             return Err(Error::unsupported(what, "the tar file is compressed; decompress it first"));
@@ -72,13 +72,18 @@ impl Archive {
             }
         }
         if !layout {
-            let hint = if docker { "; this is a docker-archive: convert it with skopeo" } else { "" };
+            let hint = if docker { "; this is a docker-archive: name it docker-archive:FILE" } else { "" };
             return Err(Error::Invalid {
                 what,
                 reason: format!("no OCI image layout: oci-layout is missing{hint}"),
             });
         }
         Ok(Self { store, _folder: folder })
+    }
+
+    /// A layout that somebody filled, which goes with its folder.
+    pub(crate) fn filled(store: Store, folder: tempfile::TempDir) -> Self {
+        Self { store, _folder: folder }
     }
 
     /// The layout `layout`, which goes with `folder`.
@@ -99,23 +104,31 @@ pub fn write_archive(
     tag: Option<&str>,
     file: &Path,
 ) -> Result<(), Error> {
+    // The layout is made first, so that only this image's blobs and tags are in it.
+    let folder = store.scratch()?;
+    let layout = Store::temporary(folder.path())?;
+    let copied = copy_image(store, descriptor, &layout)?;
+    layout.tag(tag.unwrap_or("latest"), &copied)?;
+
+    replace(file, |output| write_tar(folder.path(), output))
+}
+
+/// Writes a file under a temporary name that is renamed at the end.
+pub(crate) fn replace(
+    file: &Path,
+    write: impl FnOnce(BufWriter<&mut File>) -> io::Result<()>,
+) -> Result<(), Error> {
     let parent = match file.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    // The layout is made first, so that only this image's blobs and tags are in it.
-    let folder = store.scratch()?;
-    let layout = Store::open_or_create(folder.path())?;
-    let copied = copy_image(store, descriptor, &layout)?;
-    layout.tag(tag.unwrap_or("latest"), &copied)?;
-
     let mut output = tempfile::Builder::new().prefix(".new-").tempfile_in(parent).map_err(at(file))?;
-    write_tar(folder.path(), BufWriter::with_capacity(256 << 10, output.as_file_mut())).map_err(at(file))?;
+    write(BufWriter::with_capacity(256 << 10, output.as_file_mut())).map_err(at(file))?;
     use std::os::unix::fs::PermissionsExt;
     output.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(at(file))?;
     output.as_file().sync_all().map_err(at(file))?;
     output.persist(file).map_err(|error| at(file)(error.error))?;
-    Ok(())
+    File::open(parent).and_then(|parent| parent.sync_all()).map_err(at(parent))
 }
 
 fn write_tar(folder: &Path, out: impl Write) -> io::Result<()> {
@@ -129,10 +142,51 @@ fn write_tar(folder: &Path, out: impl Write) -> io::Result<()> {
     let mut builder = tar::Builder::new(out);
     for name in names {
         let file = File::open(folder.join(&name))?;
-        let mut header = tar::Header::new_ustar();
-        header.set_mode(0o644);
-        header.set_size(file.metadata()?.len());
-        builder.append_data(&mut header, &name, file)?;
+        append(&mut builder, &name, file.metadata()?.len(), file)?;
     }
     builder.into_inner()?.flush()
+}
+
+/// Adds a file of that length.
+pub(crate) fn append(
+    builder: &mut tar::Builder<impl Write>,
+    name: &str,
+    size: u64,
+    contents: impl Read,
+) -> io::Result<()> {
+    // Not POSIX's old form, which ends at 8 GiB.
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(size);
+    builder.append_data(&mut header, name, contents)
+}
+
+/// Writes a layout that holds one manifest and `blobs`, as an archive. Each blob is opened when its turn comes, and must have
+/// the length that its descriptor says.
+pub fn write_layout_archive<'a, R: Read>(
+    file: &Path,
+    manifest: &Descriptor,
+    tag: &str,
+    blobs: impl Iterator<Item = &'a Descriptor>,
+    mut open: impl FnMut(&Descriptor) -> io::Result<R>,
+) -> Result<(), Error> {
+    let index = crate::store::index_of(manifest, tag).map_err(|error| at(file)(error.into()))?;
+    replace(file, |output| {
+        let mut builder = tar::Builder::new(output);
+        let layout = crate::store::LAYOUT.as_bytes();
+        append(&mut builder, "oci-layout", layout.len() as u64, layout)?;
+        append(&mut builder, "index.json", index.len() as u64, &index[..])?;
+        for blob in blobs {
+            let name = format!("blobs/sha256/{}", blob.digest().digest());
+            let mut contents = open(blob)?.take(blob.size());
+            append(&mut builder, &name, blob.size(), &mut contents)?;
+            if contents.limit() > 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!("blob {} is too short", blob.digest()),
+                ));
+            }
+        }
+        builder.into_inner()?.flush()
+    })
 }

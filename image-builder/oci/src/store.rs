@@ -12,7 +12,7 @@ use crate::error::at;
 use crate::{Error, Image, canonical_json};
 
 const LAYOUT_FILE: &str = "oci-layout";
-const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(crate) const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX_FILE: &str = "index.json";
 const BLOBS: &str = "blobs/sha256";
 /// Blobs being written. Not in the layout's own folders, so that no reader takes one for a blob.
@@ -27,6 +27,8 @@ const COPY_BUFFER: usize = 256 << 10;
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    /// Whether what is written must outlast a power cut.
+    durable: bool,
 }
 
 /// One line of the store's list of images.
@@ -43,7 +45,7 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self, Error> {
         let marker = root.join(LAYOUT_FILE);
         match fs::metadata(&marker) {
-            Ok(_) => Ok(Self { root: root.to_owned() }),
+            Ok(_) => Ok(Self { root: root.to_owned(), durable: true }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Invalid {
                 what: root.display().to_string(),
                 reason: format!("no OCI image layout: {LAYOUT_FILE} is missing"),
@@ -54,14 +56,24 @@ impl Store {
 
     /// Opens the layout, making an empty one where nothing is. What an aborted writer left is removed.
     pub fn open_or_create(root: &Path) -> Result<Self, Error> {
-        let store = Self { root: root.to_owned() };
+        Self { root: root.to_owned(), durable: true }.create()
+    }
+
+    /// A layout that nobody looks at after this process: an archive of thousands of blobs is unpacked in the time that it
+    /// takes to sync some.
+    pub(crate) fn temporary(root: &Path) -> Result<Self, Error> {
+        Self { root: root.to_owned(), durable: false }.create()
+    }
+
+    fn create(self) -> Result<Self, Error> {
+        let store = self;
         for folder in [store.root.join(BLOBS), store.root.join(INCOMING)] {
             fs::create_dir_all(&folder).map_err(at(&folder))?;
         }
         let _lock = store.lock()?;
-        let marker = root.join(LAYOUT_FILE);
+        let marker = store.root.join(LAYOUT_FILE);
         if !marker.exists() {
-            let index = root.join(INDEX_FILE);
+            let index = store.root.join(INDEX_FILE);
             if !index.exists() {
                 store.write_index(&empty_index())?;
             }
@@ -272,9 +284,10 @@ impl Store {
     /// Writes beside the target, syncs, renames: a reader sees the old file or the new one.
     fn replace(&self, path: &Path, contents: &[u8]) -> Result<(), Error> {
         let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(&self.root).map_err(at(path))?;
-        file.write_all(contents).and_then(|()| publish_mode(file.as_file())).map_err(at(path))?;
+        let written = file.write_all(contents).and_then(|()| publish_mode(file.as_file(), self.durable));
+        written.map_err(at(path))?;
         file.persist(path).map_err(|error| at(path)(error.error))?;
-        sync_directory(&self.root)
+        if self.durable { sync_directory(&self.root) } else { Ok(()) }
     }
 
     /// One writer of `index.json` at a time. The lock is on the folder: a layout holds no foreign files.
@@ -338,10 +351,23 @@ impl BlobWriter {
     pub fn finish(self) -> Result<(Digest, u64), Error> {
         let (digest, size) = self.hasher.finish();
         let path = self.store.blob_path(&digest)?;
-        publish_mode(self.file.as_file()).map_err(at(&path))?;
+        publish_mode(self.file.as_file(), self.store.durable).map_err(at(&path))?;
         self.file.persist(&path).map_err(|error| at(&path)(error.error))?;
-        sync_directory(&self.store.root.join(BLOBS))?;
+        if self.store.durable {
+            sync_directory(&self.store.root.join(BLOBS))?;
+        }
         Ok((digest, size))
+    }
+
+    /// As [`BlobWriter::finish`], if the bytes are those that were promised; else nothing is left of them.
+    pub fn finish_as(self, promised: &Descriptor) -> Result<(), Error> {
+        let (digest, size) = self.hasher.clone().finish();
+        if (&digest, size) != (promised.digest(), promised.size()) {
+            let what = format!("blob {}", promised.digest());
+            let reason = format!("expected {} bytes, got {size} with the digest {digest}", promised.size());
+            return Err(Error::corrupt(what, reason));
+        }
+        self.finish().map(drop)
     }
 
     fn path(&self) -> &Path {
@@ -379,6 +405,15 @@ pub fn copy_image(from: &Store, descriptor: &Descriptor, to: &Store) -> Result<D
     Ok(image.descriptor)
 }
 
+/// The text of an `index.json` that names one manifest.
+pub(crate) fn index_of(manifest: &Descriptor, tag: &str) -> Result<Vec<u8>, serde_json::Error> {
+    let mut manifest = manifest.clone();
+    manifest.set_annotations(Some(HashMap::from([(REF_NAME.to_owned(), tag.to_owned())])));
+    let mut index = empty_index();
+    index.set_manifests(vec![manifest]);
+    canonical_json(&index)
+}
+
 fn empty_index() -> ImageIndex {
     ImageIndexBuilder::default()
         .schema_version(2u32)
@@ -394,10 +429,10 @@ fn names(entries: &[Tagged]) -> String {
 }
 
 /// Temporary files are made 0600; an image is for whoever may reach its folder.
-fn publish_mode(file: &File) -> io::Result<()> {
+fn publish_mode(file: &File, sync: bool) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.sync_all()
+    if sync { file.sync_all() } else { Ok(()) }
 }
 
 fn sync_directory(path: &Path) -> Result<(), Error> {

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use image_builder::templates::{self, TemplateOptions, TemplateReport};
 use image_builder::warm::SnapshotChoice;
-use image_builder::{Console, Error, Interrupt};
+use image_builder::{Console, Error, Interrupt, PullOptions};
 use oci::ImageReference;
 use template::{DataDir, Machine, TemplateFolder, TemplateName};
 
 use super::print;
+use super::registry::RegistryArgs;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TemplateCommand {
@@ -87,6 +88,8 @@ pub(super) struct CreateTemplate {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -117,12 +120,14 @@ pub(super) fn template(command: TemplateCommand, data: &DataDir, console: &Conso
                 snapshot,
                 host_shim,
                 json,
+                registry,
             } = *create;
             let interrupt = Interrupt::install()?;
             let machine = Machine { cpus, memory_mib: memory, disk_mib: disk };
             let options = TemplateOptions {
                 name,
                 image,
+                pull: PullOptions { registries: registry.options(), ..PullOptions::default() },
                 machine,
                 start_command: start,
                 ready_command: ready,

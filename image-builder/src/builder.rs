@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use dockerfile::{Dockerfile, Position};
 use oci::layer::{Compression, LayerWriter, Timestamp, WrittenLayer};
@@ -17,8 +18,10 @@ use crate::clock;
 use crate::config::{HistoryEntry, ImageConfig};
 use crate::console::Console;
 use crate::context::{Context, DockerfileText, dockerfile_path};
+use crate::contexts::{Contexts, NamedContext};
 use crate::copy::{Selection, SourceTree, make_workdir};
 use crate::error::{Error, at};
+use crate::fetch::Fetcher;
 use crate::interrupt::Interrupt;
 use crate::layers::{Chain, LayerCache};
 use crate::plan::{self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, StageArgs, Step};
@@ -27,6 +30,12 @@ use crate::worker::{ContainerWorker, RunStep, Worker};
 
 /// Layers of files that a mount shows are read on this machine alone, and soon.
 const COMPRESSION_OF_MOUNTS: &str = "None";
+
+/// A named context has no Dockerfile, so its ignore file has no other name than `.dockerignore`.
+const NO_DOCKERFILE: &str = "";
+
+/// In the key of a step whose layer does not depend on what is below it.
+const LINKED: &str = "linked";
 
 /// What a build may be told.
 #[derive(Clone, Debug)]
@@ -39,6 +48,8 @@ pub struct BuildOptions {
     pub names: Vec<ImageName>,
     /// `--build-arg`.
     pub args: BuildArgs,
+    /// `--build-context`.
+    pub contexts: Contexts,
     /// The stage to stop at; the last one by default.
     pub target: Option<String>,
     /// Run every step, whatever the cache has.
@@ -75,21 +86,23 @@ pub fn build(
 ) -> Result<BuildReport, Error> {
     let folder = std::path::absolute(&options.context).map_err(at(&options.context))?;
     let path = dockerfile_path(&options.context, options.dockerfile.as_deref());
-    let context = Context::open(&folder, &path)?;
+    let context = Arc::new(Context::open(&folder, &path)?);
     let text = DockerfileText::read(&path)?;
     let file = Dockerfile::parse(&text.shown, &text.contents)?;
     for name in options.args.unused(&file) {
         console.line(&format!("warning: no ARG of {} declares the build argument {name}", file.file));
     }
     check::report(&file, &context.ignore, console)?;
-    let stages = plan::stages(&file, &options.args, options.target.as_deref())?;
+    let stages = plan::stages(&file, &options.args, &options.contexts, options.target.as_deref())?;
     let store = Store::open_or_create(&data.images())?;
     let mut build = Build {
         options,
         console,
         interrupt,
         file: &file,
-        context: &context,
+        context: Arc::clone(&context),
+        fetcher: Arc::new(Fetcher::new(&data.cache().join("urls"), interrupt)?),
+        named: BTreeMap::new(),
         worker: Box::new(ContainerWorker {
             layers: LayerCache::open(&data.cache().join("layers"))?,
             store: store.clone(),
@@ -138,7 +151,11 @@ struct Build<'a> {
     console: &'a Console,
     interrupt: &'a Interrupt,
     file: &'a Dockerfile,
-    context: &'a Context,
+    context: Arc<Context>,
+    /// Gets what ADD names by URL.
+    fetcher: Arc<Fetcher>,
+    /// Folders of `--build-context`.
+    named: BTreeMap<String, Arc<Context>>,
     store: Store,
     worker: Box<dyn Worker + 'a>,
     cache: StepCache,
@@ -161,6 +178,20 @@ struct Built {
 }
 
 impl Built {
+    /// An image without a config.
+    fn of_layers(layers: Vec<Layer>) -> Self {
+        let mut chain = Chain::default();
+        layers.iter().for_each(|layer| chain.push(&layer.diff_id));
+        Self {
+            layers,
+            chain,
+            config: ImageConfig::default(),
+            args: StageArgs::default(),
+            history: Vec::new(),
+            created: clock::rfc3339(Default::default()),
+        }
+    }
+
     fn json(&self) -> Value {
         let diff_ids: Vec<_> = self.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         self.config.to_json(&self.created, &diff_ids, &self.history)
@@ -180,7 +211,14 @@ impl Build<'_> {
         self.console.line(&format!("[{label}1/{total}] {}", parsed.from.text));
         let mut built =
             self.base(&stage.base).map_err(|error| explain(parsed.from.at, &parsed.from.text, error))?;
-        let planned = plan::steps(self.file, stage.index, &self.options.args, &built.config, &built.args)?;
+        let planned = plan::steps(
+            self.file,
+            stage.index,
+            &self.options.args,
+            &self.options.contexts,
+            &built.config,
+            &built.args,
+        )?;
         // With the instructions of the base image.
         let total = planned.steps.len() + 1;
         for (step, number) in planned.steps.iter().zip(2..) {
@@ -197,14 +235,11 @@ impl Build<'_> {
 
     fn base(&mut self, base: &Base) -> Result<Built, Error> {
         match base {
-            Base::Scratch => Ok(Built {
-                layers: Vec::new(),
-                chain: Chain::default(),
-                config: ImageConfig::default(),
-                args: StageArgs::default(),
-                history: Vec::new(),
-                created: clock::rfc3339(Default::default()),
-            }),
+            Base::Scratch => Ok(Built::of_layers(Vec::new())),
+            Base::Named(name) => match self.options.contexts.find(name) {
+                Some((_, NamedContext::Image(reference))) => self.base(&Base::Image(reference.clone())),
+                _ => Ok(Built::of_layers(self.layers_of(&CopyFrom::Named(name.clone()))?)),
+            },
             Base::Stage(index) => match self.stages.get(index) {
                 Some(built) => Ok(built.clone()),
                 None => Err(Error::Invalid {
@@ -240,7 +275,8 @@ impl Build<'_> {
         }
         let sources = self.sources(step)?;
         let compression = format!("{:?}", self.options.compression);
-        let key = StepKey::new(built.chain.id(), &step.action, &compression, &sources.digest)?;
+        let below = if is_independent(&step.action) { LINKED } else { built.chain.id() };
+        let key = StepKey::new(below, &step.action, &compression, &sources.digest)?;
         let found = if self.options.no_cache { None } else { self.cache.find(&key, &self.store) };
         let result = match found {
             Some(result) => {
@@ -270,26 +306,35 @@ impl Build<'_> {
     /// What a step reads besides the layers below it, and its digest for the key.
     fn sources(&mut self, step: &Step) -> Result<Sources, Error> {
         match &step.action {
-            Action::Copy(copy) if copy.from == CopyFrom::Context => {
-                let tree = self.context_tree();
-                let selection = Selection::find(copy, Some(&tree))?;
-                let digest = selection.digest(Some(&tree))?.to_string();
-                Ok(Sources { digest, selection: Some(selection), ..Sources::default() })
-            }
             Action::Copy(copy) => {
-                let layers = self.layers_of(&copy.from)?;
-                // The same layers hold the same files.
-                Ok(Sources { digest: chain_id(&layers), layers, ..Sources::default() })
+                let context = self.context_of(&copy.from)?;
+                if context.is_none()
+                    && copy.sources.iter().any(|source| matches!(source, CopySource::Path(_)))
+                {
+                    let layers = self.layers_of(&copy.from)?;
+                    // The same layers hold the same files.
+                    return Ok(Sources { digest: chain_id(&layers), layers, ..Sources::default() });
+                }
+                let tree = context.as_ref().map(|context| context.tree());
+                let selection = Selection::find(copy, tree.as_ref(), &self.fetcher)?;
+                for warning in &selection.warnings {
+                    self.console.line(&format!("warning: {}: {warning}", step.at));
+                }
+                let digest = selection.digest(tree.as_ref())?.to_string();
+                drop(tree);
+                Ok(Sources { digest, selection: Some(selection), context, ..Sources::default() })
             }
             Action::Run(run) => {
                 let mut sources = Sources::default();
                 for mount in &run.mounts {
                     let layers = match &mount.source {
                         None => Vec::new(),
-                        Some(source) if source.from == CopyFrom::Context => {
-                            vec![self.context_layer(&source.path)?]
-                        }
-                        Some(source) => self.layers_of(&source.from)?,
+                        Some(source) => match self.context_of(&source.from)? {
+                            Some(context) => {
+                                vec![self.context_layer(&context, &CopyAction::whole(&source.path))?]
+                            }
+                            None => self.layers_of(&source.from)?,
+                        },
                     };
                     sources.digest.push_str(&format!("{} ", chain_id(&layers)));
                     sources.mounts.push(layers);
@@ -300,11 +345,10 @@ impl Build<'_> {
         }
     }
 
-    /// The files of the context at that path as a layer with the same paths, from the cache where it can be.
-    fn context_layer(&mut self, path: &str) -> Result<Layer, Error> {
-        let copy = CopyAction::whole(path);
-        let tree = self.context_tree();
-        let selection = Selection::find(&copy, Some(&tree))?;
+    /// What a copy from a context makes of an empty tree, from the cache where it can be.
+    fn context_layer(&mut self, context: &Context, copy: &CopyAction) -> Result<Layer, Error> {
+        let tree = context.tree();
+        let selection = Selection::find(copy, Some(&tree), &self.fetcher)?;
         let digest = selection.digest(Some(&tree))?.to_string();
         let key = StepKey::new("scratch", &Action::Copy(copy.clone()), COMPRESSION_OF_MOUNTS, &digest)?;
         if let Some(StepResult { layer: Some(layer), .. }) = self.cache.find(&key, &self.store) {
@@ -313,7 +357,7 @@ impl Build<'_> {
         let mut writer = LayerWriter::new(&self.store, Compression::None)?;
         let now = clock::now()?;
         let nothing = self.worker.tree(&[])?;
-        selection.write(&copy, Some(&tree), &*nothing, None, now, &mut writer)?;
+        selection.write(copy, Some(&tree), &*nothing, None, now, &mut writer)?;
         let layer = writer.finish()?;
         self.cache.put(&key, &StepResult { layer: Some(layer.clone()), created: clock::rfc3339(now) })?;
         Ok(Layer::new(&self.store, layer.descriptor, layer.diff_id)?)
@@ -326,7 +370,37 @@ impl Build<'_> {
                 Ok(self.stages.get(index).map(|built| built.layers.clone()).unwrap_or_default())
             }
             CopyFrom::Image(reference) => self.image_layers(reference),
+            CopyFrom::Named(name) => match self.options.contexts.find(name) {
+                Some((_, NamedContext::Image(reference))) => self.image_layers(reference),
+                Some((_, NamedContext::Archive(file))) => {
+                    let context = Context::of_archive(file)?;
+                    let name = file.file_name().unwrap_or_default().to_string_lossy();
+                    Ok(vec![self.context_layer(&context, &CopyAction::unpacked(&name))?])
+                }
+                _ => match self.context_of(from)? {
+                    Some(context) => Ok(vec![self.context_layer(&context, &CopyAction::whole(""))?]),
+                    None => Err(unknown_context(name)),
+                },
+            },
         }
+    }
+
+    /// The folder that is meant; `None` where it is a tree of layers.
+    fn context_of(&mut self, from: &CopyFrom) -> Result<Option<Arc<Context>>, Error> {
+        let name = match from {
+            CopyFrom::Context => return Ok(Some(Arc::clone(&self.context))),
+            CopyFrom::Named(name) => name,
+            CopyFrom::Stage(_) | CopyFrom::Image(_) => return Ok(None),
+        };
+        if let Some(context) = self.named.get(name) {
+            return Ok(Some(Arc::clone(context)));
+        }
+        let Some((_, NamedContext::Folder(folder))) = self.options.contexts.find(name) else {
+            return Ok(None);
+        };
+        let context = Arc::new(Context::open(folder, &folder.join(NO_DOCKERFILE))?);
+        self.named.insert(name.clone(), Arc::clone(&context));
+        Ok(Some(context))
     }
 
     fn image_layers(&mut self, reference: &ImageReference) -> Result<Vec<Layer>, Error> {
@@ -337,15 +411,6 @@ impl Build<'_> {
         let layers = base::resolve(&self.store, reference, &PullOptions::default(), self.console)?.layers;
         self.images.insert(name, layers.clone());
         Ok(layers)
-    }
-
-    fn context_tree(&self) -> SourceTree<'_> {
-        SourceTree {
-            root: &self.context.root,
-            ignore: Some(&self.context.ignore),
-            is_context: true,
-            shown: format!("the context {}", self.options.context.display()),
-        }
     }
 
     fn execute(
@@ -382,20 +447,29 @@ impl Build<'_> {
         built: &Built,
         now: Timestamp,
     ) -> Result<Option<WrittenLayer>, Error> {
-        let lower = self.worker.tree(&built.layers)?;
+        let linked = copy.is_independent();
+        let lower = self.worker.tree(if linked { &[] } else { &built.layers })?;
         let owner = copy.chown.as_ref().map(|owner| users::owner(&*lower, owner)).transpose()?;
+        // Names of owners are the image's, but links of the image lead a linked layer nowhere.
+        let lower = if copy.link && !linked { self.worker.tree(&[])? } else { lower };
         let mut writer = LayerWriter::new(&self.store, self.options.compression)?;
         if let Some(selection) = &sources.selection {
-            let wrote =
-                selection.write(copy, Some(&self.context_tree()), &*lower, owner, now, &mut writer)?;
+            let tree = sources.context.as_ref().map(|context| context.tree());
+            let wrote = selection.write(copy, tree.as_ref(), &*lower, owner, now, &mut writer)?;
             return Ok(wrote.then(|| writer.finish()).transpose()?);
         }
         let from = self.worker.tree(&sources.layers)?;
-        let tree = SourceTree { root: &*from, ignore: None, is_context: false, shown: shown(&copy.from) };
-        let has_paths = copy.sources.iter().any(|source| matches!(source, CopySource::Path(_)));
-        let tree = has_paths.then_some(&tree);
-        let wrote = Selection::find(copy, tree)?.write(copy, tree, &*lower, owner, now, &mut writer)?;
+        let is_context = self.is_archive(&copy.from);
+        let tree = SourceTree { root: &*from, ignore: None, is_context, shown: shown(&copy.from) };
+        let selection = Selection::find(copy, Some(&tree), &self.fetcher)?;
+        let wrote = selection.write(copy, Some(&tree), &*lower, owner, now, &mut writer)?;
         Ok(wrote.then(|| writer.finish()).transpose()?)
+    }
+
+    /// Owners in an archive that was sent mean nothing, as those in a folder.
+    fn is_archive(&self, from: &CopyFrom) -> bool {
+        let CopyFrom::Named(name) = from else { return false };
+        matches!(self.options.contexts.find(name), Some((_, NamedContext::Archive(_))))
     }
 
     fn write_image(&self, built: &Built) -> Result<Descriptor, Error> {
@@ -407,12 +481,21 @@ impl Build<'_> {
 #[derive(Default)]
 struct Sources {
     digest: String,
-    /// What a copy takes from the context.
+    /// What a copy takes from a context.
     selection: Option<Selection>,
+    context: Option<Arc<Context>>,
     /// The tree that a copy takes from, where that is not the context.
     layers: Vec<Layer>,
     /// The trees of a command's mounts.
     mounts: Vec<Vec<Layer>>,
+}
+
+fn unknown_context(name: &str) -> Error {
+    Error::Invalid { what: format!("context {name}"), reason: "no --build-context has this name".to_owned() }
+}
+
+fn is_independent(action: &Action) -> bool {
+    matches!(action, Action::Copy(copy) if copy.is_independent())
 }
 
 fn chain_id(layers: &[Layer]) -> String {
@@ -426,6 +509,7 @@ fn shown(from: &CopyFrom) -> String {
         CopyFrom::Stage(index) => format!("stage {index}"),
         CopyFrom::Image(reference) => format!("image {reference}"),
         CopyFrom::Context => "the context".to_owned(),
+        CopyFrom::Named(name) => format!("the context {name}"),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, at};
 use crate::plan::{Action, CopyAction, RunAction};
 
 /// Changes with the meaning of a key, so that older results are not taken for newer ones.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// The longest result that is read.
 const MAX_RECORD: u64 = 1 << 20;
 
@@ -57,11 +57,12 @@ impl StepKey {
                 })
             }
             Action::Copy(action) => {
-                let CopyAction { destination, chown, chmod, sources: paths, from, exclude, parents, is_add } =
-                    action;
+                let CopyAction { destination, chown, chmod, sources: paths, from, .. } = action;
+                let CopyAction { exclude, parents, link, unpack, .. } = action;
                 json!({
                     "copy": format!("{paths:?}"), "from": format!("{from:?}"), "to": destination,
-                    "chown": chown, "chmod": chmod, "exclude": exclude, "parents": parents, "add": is_add,
+                    "chown": chown, "chmod": chmod, "exclude": exclude, "parents": parents, "link": link,
+                    "unpack": unpack,
                 })
             }
         };

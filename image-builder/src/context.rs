@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use dockerfile::{Ignore, MAX_DOCKERFILE};
 
+use crate::copy::SourceTree;
 use crate::error::{Error, at};
 use crate::rooted::Rooted;
 
@@ -17,6 +18,8 @@ const NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "e2b.Dockerfile"];
 pub(crate) struct Context {
     pub(crate) root: Rooted,
     pub(crate) ignore: Ignore,
+    /// How errors call it.
+    shown: String,
 }
 
 /// A Dockerfile's text and its name.
@@ -34,7 +37,25 @@ impl Context {
                 reason: "expected a folder".to_owned(),
             });
         }
-        Ok(Self { root: Rooted::open(folder)?, ignore: read_ignore(folder, dockerfile)? })
+        let shown = format!("the context {}", folder.display());
+        Ok(Self { root: Rooted::open(folder)?, ignore: read_ignore(folder, dockerfile)?, shown })
+    }
+
+    /// The folder of an archive, for that archive alone.
+    pub(crate) fn of_archive(file: &Path) -> Result<Self, Error> {
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let shown = format!("the archive {}", file.display());
+        Ok(Self { root: Rooted::open(folder)?, ignore: Ignore::default(), shown })
+    }
+
+    /// Its files, as a copy sees them.
+    pub(crate) fn tree(&self) -> SourceTree<'_> {
+        SourceTree {
+            root: &self.root,
+            ignore: Some(&self.ignore),
+            is_context: true,
+            shown: self.shown.clone(),
+        }
     }
 }
 

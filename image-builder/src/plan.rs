@@ -11,9 +11,10 @@ use dockerfile::lint::PLATFORM_ARGS;
 use dockerfile::{
     Chmod, Dockerfile, Fault, Instruction, Mount, Network, Position, Reason, Word, did_you_mean, nearest,
 };
-use oci::ImageReference;
+use oci::{Digest, ImageReference};
 
 use crate::config::ImageConfig;
+use crate::contexts::{Contexts, NamedContext};
 
 mod planner;
 #[cfg(test)]
@@ -50,6 +51,8 @@ pub enum Base {
     Stage(usize),
     /// An image.
     Image(ImageReference),
+    /// A context of this name, as `--build-context` gives it.
+    Named(String),
 }
 
 /// A stage that the target needs.
@@ -167,8 +170,22 @@ pub struct CopyAction {
     pub exclude: Vec<String>,
     /// `--parents`: the sources' folders are kept.
     pub parents: bool,
-    /// It is an `ADD`, which unpacks local archives.
-    pub is_add: bool,
+    /// `--link`: the layer does not depend on what is below it.
+    pub link: bool,
+    /// Which archives are unpacked.
+    pub unpack: Unpack,
+}
+
+/// Which archives a copy unpacks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub enum Unpack {
+    /// None: `COPY`, and `ADD --unpack=false`.
+    #[default]
+    Never,
+    /// Those of the context: `ADD`.
+    Local,
+    /// Also those that are fetched: `ADD --unpack`.
+    Always,
 }
 
 /// Where files are copied from.
@@ -180,6 +197,8 @@ pub enum CopyFrom {
     Stage(usize),
     /// An image.
     Image(ImageReference),
+    /// A context of this name, as `--build-context` gives it.
+    Named(String),
 }
 
 /// One source of a copy.
@@ -193,6 +212,13 @@ pub enum CopySource {
         name: String,
         /// Its contents.
         contents: String,
+    },
+    /// A file that is fetched.
+    Url {
+        /// Where it is, by http or https.
+        url: String,
+        /// `--checksum`.
+        checksum: Option<Digest>,
     },
 }
 
@@ -208,8 +234,23 @@ impl CopyAction {
             chmod: None,
             exclude: Vec::new(),
             parents: !path.is_empty(),
-            is_add: false,
+            link: false,
+            unpack: Unpack::Never,
         }
+    }
+}
+
+impl CopyAction {
+    /// An archive of a context, unpacked.
+    pub(crate) fn unpacked(name: &str) -> Self {
+        let sources = vec![CopySource::Path(name.to_owned())];
+        Self { sources, parents: false, unpack: Unpack::Local, ..Self::whole("") }
+    }
+
+    /// Whether its layer does not depend on what is below: it is linked, and needs no names of owners from there.
+    pub(crate) fn is_independent(&self) -> bool {
+        let number = |text: &str| text.is_empty() || text.parse::<u32>().is_ok();
+        self.link && self.chown.as_ref().is_none_or(|owner| owner.split(':').all(number))
     }
 }
 
@@ -231,6 +272,7 @@ impl BuildArgs {
 pub fn stages(
     file: &Dockerfile,
     args: &BuildArgs,
+    contexts: &Contexts,
     target: Option<&str>,
 ) -> Result<Vec<PlannedStage>, dockerfile::Error> {
     let last = file.stages.len() - 1;
@@ -243,6 +285,7 @@ pub fn stages(
     };
     let mut order = Order {
         file,
+        contexts,
         globals: global_scope(file, args)?,
         visits: vec![Visit::Not; file.stages.len()],
         planned: Vec::new(),
@@ -254,6 +297,7 @@ pub fn stages(
 /// Stages, each behind those that it needs.
 struct Order<'a> {
     file: &'a Dockerfile,
+    contexts: &'a Contexts,
     globals: Scope,
     visits: Vec<Visit>,
     planned: Vec<PlannedStage>,
@@ -272,7 +316,7 @@ impl Order<'_> {
         self.visits[index] = Visit::Begun;
         let file = self.file;
         let stage = &file.stages[index];
-        let base = base(file, index, &self.globals)?;
+        let base = base(file, index, &self.globals, self.contexts)?;
         if let Base::Stage(earlier) = base {
             self.need(earlier, &stage.image.text, stage.image.at)?;
         }
@@ -280,7 +324,7 @@ impl Order<'_> {
             match &statement.instruction {
                 Instruction::Copy(copy) => {
                     if let Some(from) = &copy.from
-                        && let CopyFrom::Stage(needed) = copy_from(file, from)?
+                        && let CopyFrom::Stage(needed) = copy_from(file, from, self.contexts)?
                     {
                         self.need(needed, &from.text, from.at)?;
                     }
@@ -288,7 +332,7 @@ impl Order<'_> {
                 Instruction::Run(run) => {
                     for mount in &run.mounts {
                         if let Some(from) = mount.from()
-                            && let Some(needed) = find_stage(file, from)
+                            && let Some(needed) = stage_of(file, from, self.contexts)
                         {
                             self.need(needed, from, mount.at)?;
                         }
@@ -314,7 +358,12 @@ impl Order<'_> {
     }
 }
 
-fn base(file: &Dockerfile, index: usize, globals: &Scope) -> Result<Base, dockerfile::Error> {
+fn base(
+    file: &Dockerfile,
+    index: usize,
+    globals: &Scope,
+    contexts: &Contexts,
+) -> Result<Base, dockerfile::Error> {
     let stage = &file.stages[index];
     let expand = |word: &Word| {
         expand(&word.text, file.escape(), globals).map_err(|error| file.fault(Fault::new(word.at, error)))
@@ -343,6 +392,14 @@ fn base(file: &Dockerfile, index: usize, globals: &Scope) -> Result<Base, docker
     if image == "scratch" {
         return Ok(Base::Scratch);
     }
+    match contexts.find(&image) {
+        Some((_, NamedContext::Stage(name))) => {
+            let missing = || fail(stage_name(file, name, NO_TARGET));
+            return find_stage(file, name).map(Base::Stage).ok_or_else(missing);
+        }
+        Some((name, _)) => return Ok(Base::Named(name.to_owned())),
+        None => {}
+    }
     // A number is no name of a stage here: `FROM 0` would be an image.
     match file.stage_named(&image, index) {
         Some(earlier) => Ok(Base::Stage(earlier)),
@@ -350,12 +407,20 @@ fn base(file: &Dockerfile, index: usize, globals: &Scope) -> Result<Base, docker
     }
 }
 
-/// A stage of any place, as long as none needs itself, else an image.
-fn copy_from(file: &Dockerfile, from: &Word) -> Result<CopyFrom, dockerfile::Error> {
-    if let Some(stage) = find_stage(file, &from.text) {
+/// What is wrong with `--build-context NAME=target:STAGE`.
+const NO_TARGET: &str = "--build-context names it as a target, but no stage has this name or number";
+
+/// A named context, a stage of any place, as long as none needs itself, else an image.
+fn copy_from(file: &Dockerfile, from: &Word, contexts: &Contexts) -> Result<CopyFrom, dockerfile::Error> {
+    let fail = |reason: Reason| file.fault(Fault::new(from.at, reason));
+    if let Some(stage) = stage_of(file, &from.text, contexts) {
         return Ok(CopyFrom::Stage(stage));
     }
-    let fail = |reason: Reason| file.fault(Fault::new(from.at, reason));
+    match contexts.find(&from.text) {
+        Some((_, NamedContext::Stage(name))) => return Err(fail(stage_name(file, name, NO_TARGET))),
+        Some((name, _)) => return Ok(CopyFrom::Named(name.to_owned())),
+        None => {}
+    }
     if from.text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(fail(stage_name(file, &from.text, "--from names no stage")));
     }
@@ -368,6 +433,15 @@ fn bad_image(file: &Dockerfile, name: &str, error: oci::InvalidReference) -> Rea
         None => String::new(),
     };
     Reason::Image { problem: error.to_string(), advice }
+}
+
+/// The stage that the name means: a context of that name comes before it, but may be a stage itself.
+fn stage_of(file: &Dockerfile, name: &str, contexts: &Contexts) -> Option<usize> {
+    match contexts.find(name) {
+        Some((_, NamedContext::Stage(name))) => find_stage(file, name),
+        Some(_) => None,
+        None => find_stage(file, name),
+    }
 }
 
 /// The stage of that name or number.

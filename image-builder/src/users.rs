@@ -60,22 +60,20 @@ pub(crate) fn user(root: &dyn Tree, text: &str) -> Result<User, Error> {
     Ok(User { uid, gid, groups: supplementary, home })
 }
 
-/// `--chown`: as `USER`; without a group, the group with the number of the user.
+/// `--chown`: a name has its own group, a number the group of that number, unless one is named.
 pub(crate) fn owner(root: &dyn Tree, text: &str) -> Result<(u32, u32), Error> {
     let (name, group) = split(text);
-    let uid = match number(name) {
-        Some(uid) => uid,
+    let (uid, own) = match number(name) {
+        Some(uid) => (uid, uid),
         None => {
-            passwd(root)?
-                .iter()
-                .find(|entry| entry.name == name)
-                .ok_or_else(|| unknown("user", name, "/etc/passwd"))?
-                .uid
+            let known = passwd(root)?.into_iter().find(|entry| entry.name == name);
+            let known = known.ok_or_else(|| unknown("user", name, "/etc/passwd"))?;
+            (known.uid, known.gid)
         }
     };
     let gid = match group {
         Some(group) => group_id(&groups(root)?, group)?,
-        None => uid,
+        None => own,
     };
     Ok((uid, gid))
 }
@@ -172,7 +170,8 @@ mod tests {
         ] {
             assert_eq!(user(&root, text).unwrap(), expected, "{text:?}");
         }
-        assert_eq!(owner(&root, "app").unwrap(), (1000, 1000));
+        assert_eq!(owner(&root, "app").unwrap(), (1000, 100));
+        assert_eq!(owner(&root, "1000").unwrap(), (1000, 1000));
         assert_eq!(owner(&root, "app:w").unwrap(), (1000, 7));
         for bad in ["nobody", "app:nogroup", "4294967295", "-1"] {
             assert!(matches!(user(&root, bad), Err(Error::Source { .. })), "{bad}");

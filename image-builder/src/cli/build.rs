@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use image_builder::contexts::Contexts;
 use image_builder::plan::BuildArgs;
 use image_builder::{BuildOptions, CheckOptions, CheckedWarning, Console, Error, Interrupt};
 use oci::ImageName;
@@ -36,6 +37,10 @@ pub(super) struct BuildCommand {
     /// The value of an ARG; without =VALUE, that of the environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     build_arg: Vec<String>,
+    /// Another tree for FROM, COPY --from and mounts: NAME=FOLDER, NAME=docker-image://IMAGE, NAME=oci-layout://FOLDER[:TAG] or
+    /// NAME=target:STAGE; it comes before a stage or image of that name
+    #[arg(long, value_name = "NAME=SOURCE")]
+    build_context: Vec<String>,
     /// Stop at this stage
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
@@ -75,9 +80,13 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
             args.0.insert(name.to_owned(), value);
         }
     }
+    let mut contexts = Contexts::default();
+    for context in &command.build_context {
+        contexts.parse(context)?;
+    }
     if command.check {
         let (context, dockerfile, target) = (command.context, command.file, command.target);
-        return check(&CheckOptions { context, dockerfile, args, target }, command.json);
+        return check(&CheckOptions { context, dockerfile, args, contexts, target }, command.json);
     }
     let host_ca = match command.host_ca {
         false => None,
@@ -92,6 +101,7 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
         dockerfile: command.file,
         names: command.tag,
         args,
+        contexts,
         target: command.target,
         no_cache: command.no_cache,
         host_ca,

@@ -20,8 +20,8 @@ pub use read::{LayerReader, MAX_ENTRIES};
 pub use upper::{UpperRoot, write_upper};
 pub use write::{LayerWriter, WrittenLayer};
 
-/// The prefix of a name that says that the lower layers' entry of that name is gone.
-pub(crate) const WHITEOUT: &[u8] = b".wh.";
+/// The prefix of a name that says that the lower layers' entry of that name is gone. No layer can hold a file of such a name.
+pub const WHITEOUT: &[u8] = b".wh.";
 /// The name that hides everything that lower layers have in its directory.
 pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 

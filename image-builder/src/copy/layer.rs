@@ -4,7 +4,7 @@
 //! what an archive brings may be links that its own later entries go through. Nothing is written before the end, so a copy
 //! that fails leaves nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -26,8 +26,8 @@ pub(super) struct NewLayer<'a> {
     /// Sorted by path, so that folders come before what is in them; of several entries for one path the last counts.
     nodes: BTreeMap<LayerPath, usize>,
     inodes: Vec<Inode<'a>>,
-    /// Directories of the lower tree in whose place something else was put.
-    replaced: BTreeSet<LayerPath>,
+    /// What of the lower tree something else was put in place of, and whether it was a directory.
+    replaced: BTreeMap<LayerPath, bool>,
 }
 
 pub(super) struct Inode<'a> {
@@ -64,7 +64,7 @@ impl<'a> NewLayer<'a> {
             now,
             nodes: BTreeMap::new(),
             inodes: Vec::new(),
-            replaced: BTreeSet::new(),
+            replaced: BTreeMap::new(),
         }
     }
 
@@ -204,7 +204,7 @@ impl<'a> NewLayer<'a> {
     fn hides(&self, path: &LayerPath) -> bool {
         let mut next = Some(path.clone()).filter(|_| !self.replaced.is_empty());
         while let Some(path) = next {
-            if self.replaced.contains(&path) {
+            if self.replaced.contains_key(&path) {
                 return true;
             }
             next = path.split().map(|(parent, _)| parent);
@@ -217,8 +217,10 @@ impl<'a> NewLayer<'a> {
         if path.is_root() {
             return Err(in_the_way(path, true));
         }
-        if !self.hides(path) && self.lower.entry(path)?.is_some_and(|entry| entry.is_directory()) {
-            self.replaced.insert(path.clone());
+        if !self.hides(path)
+            && let Some(entry) = self.lower.entry(path)?
+        {
+            self.replaced.insert(path.clone(), entry.is_directory());
         }
         let below = [path.as_bytes(), b"/"].concat();
         // No name sorts before this one: none is empty, and none holds a NUL.
@@ -261,7 +263,7 @@ impl<'a> NewLayer<'a> {
             match contents {
                 Contents::Directory => {
                     writer.append(&node(Kind::Directory), io::empty())?;
-                    if self.replaced.contains(path) {
+                    if self.replaced.get(path) == Some(&true) {
                         writer.append_opaque(path)?;
                     }
                 }

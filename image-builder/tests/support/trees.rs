@@ -58,6 +58,30 @@ impl Builder {
         command.arg(self.path("Dockerfile")).args(options).arg(self.path("context")).output().unwrap()
     }
 
+    /// Builds with these arguments alone.
+    #[track_caller]
+    pub(crate) fn build_as(&self, arguments: &[&str]) -> Built {
+        let output = self.command(arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        self.image(report["cached"].as_u64().unwrap())
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_image-builder"));
+        command.current_dir(self.dir.path()).args(["--data-dir", "data", "build", "--json", "-t", "built"]);
+        command.args(arguments).output().unwrap()
+    }
+
+    /// Files of the context.
+    pub(crate) fn write(&self, files: &[(&str, &str)]) {
+        for (name, contents) in files {
+            let path = self.path("context").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, contents).unwrap();
+        }
+    }
+
     #[track_caller]
     pub(crate) fn build(&self, dockerfile: &str, options: &[&str]) -> Built {
         self.build_and_listen(dockerfile, options).0

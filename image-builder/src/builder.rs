@@ -20,6 +20,8 @@ use crate::console::Console;
 use crate::context::{Context, DockerfileText, dockerfile_path};
 use crate::contexts::{Contexts, NamedContext};
 use crate::copy::{Selection, SourceTree, make_workdir};
+use crate::e2b_steps::{self, StepsOptions};
+use crate::e2b_user;
 use crate::error::{Error, at};
 use crate::fetch::Fetcher;
 use crate::interrupt::Interrupt;
@@ -50,6 +52,10 @@ pub struct BuildOptions {
     pub args: BuildArgs,
     /// `--build-context`.
     pub contexts: Contexts,
+    /// Steps of an E2B template in place of a Dockerfile.
+    pub steps: Option<StepsOptions>,
+    /// Add the user of E2B's sandboxes at the end.
+    pub e2b_user: bool,
     /// The stage to stop at; the last one by default.
     pub target: Option<String>,
     /// Run every step, whatever the cache has.
@@ -87,13 +93,21 @@ pub fn build(
     let folder = std::path::absolute(&options.context).map_err(at(&options.context))?;
     let path = dockerfile_path(&options.context, options.dockerfile.as_deref());
     let context = Arc::new(Context::open(&folder, &path)?);
-    let text = DockerfileText::read(&path)?;
-    let file = Dockerfile::parse(&text.shown, &text.contents)?;
+    let mut contexts = options.contexts.clone();
+    let (file, labels) = match &options.steps {
+        Some(steps) => e2b_steps::read(steps, &mut contexts)?,
+        None => {
+            let text = DockerfileText::read(&path)?;
+            (Dockerfile::parse(&text.shown, &text.contents)?, BTreeMap::new())
+        }
+    };
+    let options = &BuildOptions { contexts, ..options.clone() };
     for name in options.args.unused(&file) {
         console.line(&format!("warning: no ARG of {} declares the build argument {name}", file.file));
     }
     check::report(&file, &context.ignore, console)?;
-    let stages = plan::stages(&file, &options.args, &options.contexts, options.target.as_deref())?;
+    let stages = plan::stages(&file, &options.args, &options.contexts, options.target.as_deref())
+        .map_err(|error| e2b_steps::of_plan(options.steps.is_some(), error))?;
     let store = Store::open_or_create(&data.images())?;
     let mut build = Build {
         options,
@@ -131,6 +145,13 @@ pub fn build(
             reason: "it has no stage to build".to_owned(),
         });
     };
+    let mut built = built;
+    built.config.labels.extend(labels);
+    if options.e2b_user {
+        let (at, text) = (file.stages[0].from.at, "image-builder build --e2b-user".to_owned());
+        let step = Step { at, text: text.clone(), action: Action::E2bUser };
+        build.step(&step, &mut built, "[user]", &text)?;
+    }
     let descriptor = build.write_image(&built)?;
     let mut names = Vec::new();
     for name in &options.names {
@@ -203,7 +224,9 @@ impl Build<'_> {
         let parsed = &self.file.stages[stage.index];
         let file = self.file.file.clone();
         let explain = |at: Position, text: &str, source: Error| match source {
-            Error::Dockerfile(_) | Error::Interrupted => source,
+            Error::Interrupted => source,
+            source if self.options.steps.is_some() => e2b_steps::at_step(&file, at, text, source),
+            Error::Dockerfile(_) => source,
             _ => Error::Step { file: file.clone(), at, text: text.to_owned(), source: Box::new(source) },
         };
         let total = parsed.statements.len() + 1;
@@ -341,7 +364,7 @@ impl Build<'_> {
                 }
                 Ok(sources)
             }
-            Action::Config | Action::Workdir(_) => Ok(Sources::default()),
+            Action::Config | Action::Workdir(_) | Action::E2bUser => Ok(Sources::default()),
         }
     }
 
@@ -430,6 +453,12 @@ impl Build<'_> {
                 made.then(|| writer.finish()).transpose()?
             }
             Action::Copy(copy) => self.copy(copy, sources, built, now)?,
+            Action::E2bUser => {
+                let lower = self.worker.tree(&built.layers)?;
+                let mut writer = LayerWriter::new(&self.store, self.options.compression)?;
+                let changed = e2b_user::add(&*lower, now, &mut writer)?;
+                changed.then(|| writer.finish()).transpose()?
+            }
             Action::Run(action) => self.worker.run(&RunStep {
                 layers: &built.layers,
                 action,

@@ -41,6 +41,7 @@ impl StepKey {
     pub(crate) fn new(chain: &str, action: &Action, compression: &str, sources: &str) -> Result<Self, Error> {
         let action = match action {
             Action::Config => json!("config"),
+            Action::E2bUser => json!("e2b user 1"),
             Action::Workdir(path) => json!({"workdir": path}),
             // Proxies and the host's certificates change how a step reaches the network, not what it is.
             Action::Run(RunAction { argv, script, env, user, workdir, mounts, network, proxy_env: _ }) => {

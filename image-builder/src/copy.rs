@@ -16,9 +16,7 @@ use crate::plan::{CopyAction, CopySource, Unpack};
 use crate::sources::{self, Named};
 use crate::tree::{self, EntryKind, Escape, Last, Tree, resolve};
 
-use layer::NewLayer;
-
-pub(crate) use layer::make_workdir;
+pub(crate) use layer::{Contents, Inode, NewLayer, make_workdir};
 
 /// The most files of one COPY; a context with more is most likely the wrong folder.
 const MAX_FILES: usize = 1_000_000;
@@ -65,7 +63,7 @@ struct Entry {
 type Identity = (usize, u64, u64);
 
 #[derive(Debug)]
-enum Data {
+pub(crate) enum Data {
     Directory,
     File {
         path: LayerPath,
@@ -83,7 +81,7 @@ enum Data {
 
 /// Where an archive is.
 #[derive(Debug)]
-enum Packed {
+pub(crate) enum Packed {
     Local(LayerPath, u64),
     Remote(Arc<Remote>),
 }

@@ -21,6 +21,18 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
+    /// A step of an E2B template failed, or is wrong.
+    #[error("{file}: step {step}: {source}{}", if text.is_empty() { String::new() } else { format!("\n    {text}") })]
+    TemplateStep {
+        /// The file with the steps.
+        file: String,
+        /// Its number, from 1.
+        step: usize,
+        /// The step in one line.
+        text: String,
+        /// Why.
+        source: Box<Error>,
+    },
     /// A name or size that the user gave makes no sense.
     #[error("{what}: {reason}")]
     Invalid {
@@ -128,7 +140,7 @@ impl Error {
         match self {
             Self::Dockerfile(_) | Self::Warnings { .. } | Self::Invalid { .. } | Self::Source { .. } => true,
             Self::Reference(_) | Self::TemplateName(_) => true,
-            Self::Step { source, .. } => source.is_bad_input(),
+            Self::Step { source, .. } | Self::TemplateStep { source, .. } => source.is_bad_input(),
             Self::Oci(oci::Error::Invalid { .. }) => true,
             Self::Rootfs(rootfs_tools::Error::Invalid { .. } | rootfs_tools::Error::TooLarge { .. }) => true,
             _ => false,

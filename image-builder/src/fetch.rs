@@ -270,6 +270,11 @@ impl Fetcher {
             status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
                 return Err(Failure::Passing(format!("the server answers {status}")));
             }
+            // Other schemes are not even offered to our policy.
+            status if status.is_redirection() => {
+                let target = text(answer.headers(), header::LOCATION).unwrap_or_default();
+                return Err(fatal(format!("it redirects to {target:?}, expected http or https")));
+            }
             status => return Err(fatal(format!("the server answers {status}"))),
         }
         let announced = answer.content_length();

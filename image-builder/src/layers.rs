@@ -218,6 +218,10 @@ impl Tree for Stack {
         self.root.xattrs(path)
     }
 
+    fn identity(&self, path: &LayerPath) -> Result<Option<(u64, u64)>, Error> {
+        self.root.identity(path)
+    }
+
     fn shown(&self, path: &LayerPath) -> PathBuf {
         self.root.shown(path)
     }

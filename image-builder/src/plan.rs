@@ -101,6 +101,8 @@ pub enum Action {
     Run(RunAction),
     /// Copies files.
     Copy(CopyAction),
+    /// Adds the user of E2B's sandboxes.
+    E2bUser,
 }
 
 /// A command to run.

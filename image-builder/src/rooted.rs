@@ -240,6 +240,8 @@ impl Rooted {
 
 /// The longest list of attribute names, the kernel's `XATTR_LIST_MAX`; a value has the same bound.
 const MAX_XATTRS: usize = 64 << 10;
+/// A list of a few names.
+const SHORT_LIST: usize = 512;
 
 impl Tree for Rooted {
     fn entry(&self, path: &LayerPath) -> Result<Option<Entry>, Error> {
@@ -261,20 +263,15 @@ impl Tree for Rooted {
     fn xattrs(&self, path: &LayerPath) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Error> {
         let file = self.file(path)?;
         let io = |errno| at(&self.shown(path))(errno);
-        // Most files have none: asking for the length alone is cheap.
-        let length = match rustix::fs::flistxattr(&file, &mut [0u8; 0][..]) {
-            Ok(length) => length.min(MAX_XATTRS),
-            Err(Errno::NOTSUP) => 0,
-            Err(errno) => return Err(io(errno)),
-        };
-        if length == 0 {
-            return Ok(BTreeMap::new());
-        }
-        let mut list = vec![0u8; MAX_XATTRS];
-        let length = match rustix::fs::flistxattr(&file, &mut list[..]) {
-            Ok(length) => length,
-            Err(Errno::NOTSUP) => 0,
-            Err(errno) => return Err(io(errno)),
+        // Most files have none, or few: the largest list is for those with more.
+        let mut list = vec![0u8; SHORT_LIST];
+        let length = loop {
+            match rustix::fs::flistxattr(&file, &mut list[..]) {
+                Ok(length) => break length,
+                Err(Errno::NOTSUP) => break 0,
+                Err(Errno::RANGE) if list.len() < MAX_XATTRS => list.resize(MAX_XATTRS, 0),
+                Err(errno) => return Err(io(errno)),
+            }
         };
         let mut xattrs = BTreeMap::new();
         for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use image_builder::contexts::Contexts;
 use image_builder::plan::BuildArgs;
-use image_builder::{BuildOptions, CheckOptions, CheckedWarning, Console, Error, Interrupt};
+use image_builder::{BuildOptions, CheckOptions, CheckedWarning, Console, Error, Interrupt, StepsOptions};
 use oci::ImageName;
 use oci::layer::Compression;
 use template::DataDir;
@@ -23,8 +23,9 @@ const CA_BUNDLES: [&str; 4] = [
 
 #[derive(Debug, Args)]
 pub(super) struct BuildCommand {
-    /// The folder that COPY copies from, with the Dockerfile in it
-    context: PathBuf,
+    /// The folder that COPY copies from, with the Dockerfile in it [default with --steps: the folder of its FILE]
+    #[arg(required_unless_present = "steps")]
+    context: Option<PathBuf>,
     /// A name for the image; may be given more than once
     #[arg(long, short, value_name = "NAME", required_unless_present = "check")]
     tag: Vec<ImageName>,
@@ -41,6 +42,19 @@ pub(super) struct BuildCommand {
     /// NAME=target:STAGE; it comes before a stage or image of that name
     #[arg(long, value_name = "NAME=SOURCE")]
     build_context: Vec<String>,
+    /// Build the steps of an E2B template, as its clients send them (JSON with fromImage or fromTemplate, and steps), in place
+    /// of a Dockerfile
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["file", "check", "target"])]
+    steps: Option<PathBuf>,
+    /// The folder with the files of the steps: HASH.tar or HASH.tar.gz for each filesHash
+    #[arg(long, value_name = "DIR", requires = "steps")]
+    files: Option<PathBuf>,
+    /// The image of a template that fromTemplate names
+    #[arg(long, value_name = "TEMPLATE=IMAGE", requires = "steps")]
+    template_image: Vec<String>,
+    /// Add the user `user` of E2B's sandboxes (home, passwordless sudo), as the last layer; runs nothing of the image
+    #[arg(long)]
+    e2b_user: bool,
     /// Stop at this stage
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
@@ -84,10 +98,29 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
     for context in &command.build_context {
         contexts.parse(context)?;
     }
+    let of_steps = command.steps.as_ref().and_then(|file| file.parent()).map(|folder| match folder {
+        folder if folder.as_os_str().is_empty() => PathBuf::from("."),
+        folder => folder.to_owned(),
+    });
+    let context = command.context.or(of_steps).unwrap_or_else(|| PathBuf::from("."));
     if command.check {
-        let (context, dockerfile, target) = (command.context, command.file, command.target);
+        let (dockerfile, target) = (command.file, command.target);
         return check(&CheckOptions { context, dockerfile, args, contexts, target }, command.json);
     }
+    let steps = match command.steps {
+        None => None,
+        Some(file) => {
+            let mut steps = StepsOptions { file, files: command.files, templates: Default::default() };
+            for written in &command.template_image {
+                let (name, image) = written.split_once('=').ok_or_else(|| Error::Invalid {
+                    what: format!("--template-image {written:?}"),
+                    reason: "expected TEMPLATE=IMAGE, as base=debian:bookworm".to_owned(),
+                })?;
+                steps.templates.insert(name.to_owned(), image.parse().map_err(Error::from)?);
+            }
+            Some(steps)
+        }
+    };
     let host_ca = match command.host_ca {
         false => None,
         true => Some(host_ca()?),
@@ -97,11 +130,13 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
     image_builder::isolate_mounts()?;
     let interrupt = Interrupt::install()?;
     let options = BuildOptions {
-        context: command.context,
+        context,
         dockerfile: command.file,
         names: command.tag,
         args,
         contexts,
+        steps,
+        e2b_user: command.e2b_user,
         target: command.target,
         no_cache: command.no_cache,
         host_ca,

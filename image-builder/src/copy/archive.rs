@@ -36,6 +36,23 @@ const MAX_LINKS: usize = 255;
 const TAR_BLOCK: usize = 512;
 const BUFFER: usize = 256 << 10;
 
+/// What one archive may take.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// Of the stream, and of all its files.
+    bytes: u64,
+    entries: usize,
+    names: usize,
+}
+
+impl Bounds {
+    /// Those of an archive of that size.
+    fn of(size: u64) -> Self {
+        let bytes = size.saturating_mul(MAX_RATIO).clamp(FREE_UNPACKED, MAX_UNPACKED);
+        Self { bytes, entries: MAX_FILES, names: MAX_NAMES }
+    }
+}
+
 /// A file that is an archive.
 pub(super) struct Archive<'a> {
     stream: Box<dyn Read + 'a>,
@@ -103,9 +120,21 @@ pub(super) fn unpack(
     let Some(archive) = archive else {
         return Err(wrong("it was an archive, and is none any more: it changed during the build".to_owned()));
     };
+    let bounds = Bounds::of(archive.size);
+    unpack_within(bounds, archive, shown, scratch, new, destination)
+}
+
+fn unpack_within(
+    bounds: Bounds,
+    archive: Archive<'_>,
+    shown: &Path,
+    scratch: &Path,
+    new: &mut NewLayer<'_>,
+    destination: &LayerPath,
+) -> Result<(), Error> {
+    let wrong = |reason: String| Error::Source { what: shown.display().to_string(), reason };
     new.directories(destination, new.owner.unwrap_or_default())?;
-    let (file, limit) = spool(archive, shown, scratch)?;
-    let file = Arc::new(file);
+    let file = Arc::new(spool(archive, bounds.bytes, shown, scratch)?);
     let own = file.try_clone().map_err(at(shown))?;
     let mut reader = LayerReader::seeking(BufReader::with_capacity(BUFFER, own)).plain();
     let (mut entries, mut names, mut bytes) = (0, 0, 0u64);
@@ -116,14 +145,13 @@ pub(super) fn unpack(
         entries += 1;
         names += weight(&node);
         bytes = bytes.saturating_add(size(&node.kind));
-        if entries > MAX_FILES || names > MAX_NAMES {
-            return Err(wrong(format!(
-                "it has more than {MAX_FILES} entries, or {MAX_NAMES} bytes of names"
-            )));
+        if entries > bounds.entries || names > bounds.names {
+            let Bounds { entries, names, .. } = bounds;
+            return Err(wrong(format!("it has more than {entries} entries, or {names} bytes of names")));
         }
         // Holes count: in a layer they are zeros.
-        if bytes > limit {
-            return Err(wrong(bomb(limit)));
+        if bytes > bounds.bytes {
+            return Err(wrong(bomb(bounds.bytes)));
         }
         if node.path.is_root() {
             continue;
@@ -134,10 +162,9 @@ pub(super) fn unpack(
     Ok(())
 }
 
-/// The decompressed archive in a file without a name, and how much all its files may hold.
-fn spool(mut archive: Archive<'_>, shown: &Path, scratch: &Path) -> Result<(File, u64), Error> {
+/// The decompressed archive in a file without a name.
+fn spool(mut archive: Archive<'_>, limit: u64, shown: &Path, scratch: &Path) -> Result<File, Error> {
     let mut file = tempfile::tempfile_in(scratch).map_err(at(scratch))?;
-    let limit = limit(archive.size);
     let wrong = |reason: String| Error::Source { what: shown.display().to_string(), reason };
     let mut buffer = vec![0; BUFFER];
     let mut total = 0u64;
@@ -155,12 +182,7 @@ fn spool(mut archive: Archive<'_>, shown: &Path, scratch: &Path) -> Result<(File
         file.write_all(&buffer[..count]).map_err(at(scratch))?;
     }
     file.seek(SeekFrom::Start(0)).map_err(at(scratch))?;
-    Ok((file, limit))
-}
-
-/// How large an archive of that size may become.
-fn limit(size: u64) -> u64 {
-    size.saturating_mul(MAX_RATIO).clamp(FREE_UNPACKED, MAX_UNPACKED)
+    Ok(file)
 }
 
 fn bomb(limit: u64) -> String {
@@ -272,3 +294,6 @@ fn real(new: &NewLayer<'_>, path: &LayerPath, destination: &LayerPath) -> Result
     }
     Ok(current)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 //! what an archive brings may be links that its own later entries go through. Nothing is written before the end, so a copy
 //! that fails leaves nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -18,45 +18,47 @@ use crate::error::{Error, at};
 use crate::tree::{Escape, Last, Tree, resolve};
 
 /// What a copy adds to the tree below it.
-pub(super) struct NewLayer<'a> {
-    pub(super) lower: &'a dyn Tree,
-    pub(super) owner: Option<(u32, u32)>,
-    pub(super) mode: Option<&'a Chmod>,
-    pub(super) now: Timestamp,
+pub(crate) struct NewLayer<'a> {
+    pub(crate) lower: &'a dyn Tree,
+    pub(crate) owner: Option<(u32, u32)>,
+    pub(crate) mode: Option<&'a Chmod>,
+    pub(crate) now: Timestamp,
     /// Sorted by path, so that folders come before what is in them; of several entries for one path the last counts.
     nodes: BTreeMap<LayerPath, usize>,
     inodes: Vec<Inode<'a>>,
-    /// Directories of the lower tree in whose place something else was put.
-    replaced: BTreeSet<LayerPath>,
+    /// What of the lower tree something else was put in place of, and whether it was a directory.
+    replaced: BTreeMap<LayerPath, bool>,
 }
 
-pub(super) struct Inode<'a> {
-    pub(super) metadata: Metadata,
-    pub(super) contents: Contents<'a>,
+pub(crate) struct Inode<'a> {
+    pub(crate) metadata: Metadata,
+    pub(crate) contents: Contents<'a>,
 }
 
 /// What a new node holds.
-pub(super) enum Contents<'a> {
+pub(crate) enum Contents<'a> {
     Directory,
     /// What the selection found.
     Copied(&'a Data),
     /// A file in an unpacked archive.
     Part(Arc<File>, Kind),
     Symlink(Vec<u8>),
+    /// A file with this text.
+    Bytes(Vec<u8>),
     /// The file that the lower tree has there: it got another name, which needs both in one layer.
     Lower(LayerPath, u64),
 }
 
 /// What the tree has at a path, with what was put there so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(crate) enum Found {
     Directory,
     Symlink(Vec<u8>),
     Other,
 }
 
 impl<'a> NewLayer<'a> {
-    pub(super) fn new(lower: &'a dyn Tree, now: Timestamp) -> Self {
+    pub(crate) fn new(lower: &'a dyn Tree, now: Timestamp) -> Self {
         Self {
             lower,
             owner: None,
@@ -64,12 +66,20 @@ impl<'a> NewLayer<'a> {
             now,
             nodes: BTreeMap::new(),
             inodes: Vec::new(),
-            replaced: BTreeSet::new(),
+            replaced: BTreeMap::new(),
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.nodes.is_empty()
+    }
+
+    /// The text of a file that was put there.
+    pub(crate) fn bytes(&self, path: &LayerPath) -> Option<&[u8]> {
+        match &self.inodes[*self.nodes.get(path)?].contents {
+            Contents::Bytes(text) => Some(text),
+            _ => None,
+        }
     }
 
     /// Adds an entry of a selection. `names` knows the files that have several names.
@@ -111,7 +121,7 @@ impl<'a> NewLayer<'a> {
     }
 
     /// Puts a node at the path, whatever is there.
-    pub(super) fn put(&mut self, path: LayerPath, inode: Inode<'a>) -> Result<(), Error> {
+    pub(crate) fn put(&mut self, path: LayerPath, inode: Inode<'a>) -> Result<(), Error> {
         if self.inodes.len() > 2 * MAX_FILES {
             return Err(super::too_many());
         }
@@ -122,7 +132,7 @@ impl<'a> NewLayer<'a> {
 
     /// Gives the file at `target` another name. A file of the lower tree gets a new copy for that. What it has at the end
     /// is the metadata of the last of its names.
-    pub(super) fn link(
+    pub(crate) fn link(
         &mut self,
         target: &LayerPath,
         path: LayerPath,
@@ -155,7 +165,7 @@ impl<'a> NewLayer<'a> {
     }
 
     /// Makes the directories on the way where they are missing.
-    pub(super) fn directories(&mut self, path: &LayerPath, owner: (u32, u32)) -> Result<(), Error> {
+    pub(crate) fn directories(&mut self, path: &LayerPath, owner: (u32, u32)) -> Result<(), Error> {
         let mut missing = Vec::new();
         let mut next = Some(path.clone());
         while let Some(path) = next {
@@ -176,7 +186,7 @@ impl<'a> NewLayer<'a> {
     }
 
     /// What is at the path; `None` when nothing is.
-    pub(super) fn found(&self, path: &LayerPath) -> Result<Option<Found>, Error> {
+    pub(crate) fn found(&self, path: &LayerPath) -> Result<Option<Found>, Error> {
         if path.is_root() {
             return Ok(Some(Found::Directory));
         }
@@ -204,7 +214,7 @@ impl<'a> NewLayer<'a> {
     fn hides(&self, path: &LayerPath) -> bool {
         let mut next = Some(path.clone()).filter(|_| !self.replaced.is_empty());
         while let Some(path) = next {
-            if self.replaced.contains(&path) {
+            if self.replaced.contains_key(&path) {
                 return true;
             }
             next = path.split().map(|(parent, _)| parent);
@@ -213,12 +223,14 @@ impl<'a> NewLayer<'a> {
     }
 
     /// Takes away whatever is at the path, with everything in it.
-    pub(super) fn remove(&mut self, path: &LayerPath) -> Result<(), Error> {
+    pub(crate) fn remove(&mut self, path: &LayerPath) -> Result<(), Error> {
         if path.is_root() {
             return Err(in_the_way(path, true));
         }
-        if !self.hides(path) && self.lower.entry(path)?.is_some_and(|entry| entry.is_directory()) {
-            self.replaced.insert(path.clone());
+        if !self.hides(path)
+            && let Some(entry) = self.lower.entry(path)?
+        {
+            self.replaced.insert(path.clone(), entry.is_directory());
         }
         let below = [path.as_bytes(), b"/"].concat();
         // No name sorts before this one: none is empty, and none holds a NUL.
@@ -235,7 +247,7 @@ impl<'a> NewLayer<'a> {
     }
 
     /// Writes the nodes. Of a file with several names the first holds the data.
-    pub(super) fn write(&self, tree: Option<&SourceTree<'_>>, writer: &mut LayerWriter) -> Result<(), Error> {
+    pub(crate) fn write(&self, tree: Option<&SourceTree<'_>>, writer: &mut LayerWriter) -> Result<(), Error> {
         let mut written: BTreeMap<usize, &LayerPath> = BTreeMap::new();
         let mut names: BTreeMap<usize, usize> = BTreeMap::new();
         self.nodes.values().for_each(|inode| *names.entry(*inode).or_default() += 1);
@@ -261,7 +273,7 @@ impl<'a> NewLayer<'a> {
             match contents {
                 Contents::Directory => {
                     writer.append(&node(Kind::Directory), io::empty())?;
-                    if self.replaced.contains(path) {
+                    if self.replaced.get(path) == Some(&true) {
                         writer.append_opaque(path)?;
                     }
                 }
@@ -269,6 +281,10 @@ impl<'a> NewLayer<'a> {
                 Contents::Part(file, kind) => writer.append(&node(kind.clone()), parts(file, kind))?,
                 Contents::Symlink(target) => {
                     writer.append(&node(Kind::Symlink(target.clone())), io::empty())?
+                }
+                Contents::Bytes(text) => {
+                    let kind = Kind::File { size: text.len() as u64, offset: 0 };
+                    writer.append(&node(kind), &text[..])?;
                 }
                 Contents::Lower(lower, size) => {
                     let mut node = node(Kind::File { size: *size, offset: 0 });
@@ -355,9 +371,8 @@ fn append(
             };
             let mut hashed = Hashed { inner: file.by_ref().take(*size), hasher: Hasher::new() };
             writer.append(&node, &mut hashed).map_err(|error| match &error {
-                oci::Error::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
-                    changed("less")
-                }
+                // The writer's word for a file that ends too early.
+                oci::Error::Corrupt { .. } => changed("less"),
                 _ => error.into(),
             })?;
             let got = hashed.hasher.finish().0;

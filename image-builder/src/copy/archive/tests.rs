@@ -114,27 +114,57 @@ fn hostile_archives_stay_in_the_destination() {
     let cases: &[(&str, &[Written<'_>], Result<&[&str], &str>)] = &[
         ("a path out", &[("../x", FILE, "")], Err("leads out of the image")),
         ("a path out, later", &[("a/../../x", FILE, "")], Err("leads out of the image")),
-        ("an absolute path", &[("/etc/x", FILE, "1")], Ok(&["/opt/dest/etc 755 0:0 directory", "/opt/dest/etc/x 4751 7:8 file 1"])),
-        ("through its own absolute link", &[("l", LINK, "/etc"), ("l/x", FILE, "1")], Ok(&[
-            "/opt/dest/etc 755 0:0 directory", "/opt/dest/etc/x 4751 7:8 file 1", "/opt/dest/l 4751 7:8 -> /etc",
-        ])),
-        ("through its own link out", &[("l", LINK, "../.."), ("l/x", FILE, "")], Err("leads out of the destination")),
-        ("through two links out", &[("a", LINK, "."), ("b", LINK, "a/.."), ("b/x", FILE, "")], Err("leads out of the destination")),
-        ("through the image's absolute link", &[("abs/x", FILE, "1")], Ok(&["/opt/dest/etc 755 0:0 directory", "/opt/dest/etc/x 4751 7:8 file 1"])),
+        (
+            "an absolute path",
+            &[("/etc/x", FILE, "1")],
+            Ok(&["/opt/dest/etc 755 0:0 directory", "/opt/dest/etc/x 4751 7:8 file 1"]),
+        ),
+        (
+            "through its own absolute link",
+            &[("l", LINK, "/etc"), ("l/x", FILE, "1")],
+            Ok(&[
+                "/opt/dest/etc 755 0:0 directory",
+                "/opt/dest/etc/x 4751 7:8 file 1",
+                "/opt/dest/l 4751 7:8 -> /etc",
+            ]),
+        ),
+        (
+            "through its own link out",
+            &[("l", LINK, "../.."), ("l/x", FILE, "")],
+            Err("leads out of the destination"),
+        ),
+        (
+            "through two links out",
+            &[("a", LINK, "."), ("b", LINK, "a/.."), ("b/x", FILE, "")],
+            Err("leads out of the destination"),
+        ),
+        (
+            "through the image's absolute link",
+            &[("abs/x", FILE, "1")],
+            Ok(&["/opt/dest/etc 755 0:0 directory", "/opt/dest/etc/x 4751 7:8 file 1"]),
+        ),
         ("through the image's link out", &[("up/x", FILE, "")], Err("leads out of the destination")),
-        ("through the image's link inside", &[("rel/x", FILE, "1")], Ok(&["/opt/dest/full/x 4751 7:8 file 1"])),
+        (
+            "through the image's link inside",
+            &[("rel/x", FILE, "1")],
+            Ok(&["/opt/dest/full/x 4751 7:8 file 1"]),
+        ),
         ("a loop", &[("a", LINK, "b"), ("b", LINK, "a"), ("a/x", FILE, "")], Err("too many symbolic links")),
         ("a hard link out", &[("h", HARD, "../../secret")], Err("leads out of the image")),
         ("a hard link through a link out", &[("h", HARD, "up/secret")], Err("leads out of the destination")),
         ("a hard link to nothing", &[("h", HARD, "missing")], Err("what is not there")),
         ("a hard link to a folder", &[("h", HARD, "full")], Err("what is no file")),
         ("a hard link to itself", &[("there", HARD, "there")], Ok(&[])),
-        ("a hard link to a file of the image", &[("a", HARD, "there")], Ok(&[
-            "/opt/dest/a 4751 7:8 file there", "/opt/dest/there 4751 7:8 = /opt/dest/a",
-        ])),
-        ("a hard link whose target is replaced", &[("a", FILE, "1"), ("b", HARD, "a"), ("a", FILE, "2")], Ok(&[
-            "/opt/dest/a 4751 7:8 file 2", "/opt/dest/b 4751 7:8 file 1",
-        ])),
+        (
+            "a hard link to a file of the image",
+            &[("a", HARD, "there")],
+            Ok(&["/opt/dest/a 4751 7:8 file there", "/opt/dest/there 4751 7:8 = /opt/dest/a"]),
+        ),
+        (
+            "a hard link whose target is replaced",
+            &[("a", FILE, "1"), ("b", HARD, "a"), ("a", FILE, "2")],
+            Ok(&["/opt/dest/a 4751 7:8 file 2", "/opt/dest/b 4751 7:8 file 1"]),
+        ),
         ("devices and pipes", &[("n", char, ""), ("there", block, ""), ("p", fifo, "")], Ok(&[])),
         ("a whiteout", &[(".wh.there", FILE, "")], Err("begins with .wh.")),
         ("a whiteout of all", &[("full/.wh..wh..opq", FILE, "")], Err("begins with .wh.")),
@@ -143,12 +173,16 @@ fn hostile_archives_stay_in_the_destination() {
         ("its root stays", &[("./", DIR, "")], Ok(&[])),
         ("a file for a folder", &[("full", FILE, "1")], Ok(&["/opt/dest/full 4751 7:8 file 1"])),
         ("a folder for a file", &[("there", DIR, "")], Ok(&["/opt/dest/there 4751 7:8 directory"])),
-        ("a folder for a link", &[("abs", DIR, ""), ("abs/x", FILE, "1")], Ok(&[
-            "/opt/dest/abs 4751 7:8 directory", "/opt/dest/abs/x 4751 7:8 file 1",
-        ])),
-        ("an emptied folder", &[("full", FILE, "1"), ("full", DIR, "")], Ok(&[
-            "/opt/dest/full 4751 7:8 directory", "Opaque(\"opt/dest/full\")",
-        ])),
+        (
+            "a folder for a link",
+            &[("abs", DIR, ""), ("abs/x", FILE, "1")],
+            Ok(&["/opt/dest/abs 4751 7:8 directory", "/opt/dest/abs/x 4751 7:8 file 1"]),
+        ),
+        (
+            "an emptied folder",
+            &[("full", FILE, "1"), ("full", DIR, "")],
+            Ok(&["/opt/dest/full 4751 7:8 directory", "Opaque(\"opt/dest/full\")"]),
+        ),
         ("below a file", &[("f", FILE, "1"), ("f/x", FILE, "")], Err("a file or link is there")),
         ("in itself", &[("a/x", FILE, "1"), ("a", FILE, "2")], Ok(&["/opt/dest/a 4751 7:8 file 2"])),
     ];
@@ -169,7 +203,8 @@ fn hostile_archives_stay_in_the_destination() {
 fn bombs_are_bounded() {
     let case = Case::new();
     let small = Bounds { bytes: 10_000, entries: 3, names: 100 };
-    let said = |bounds: Option<Bounds>, bytes: &[u8]| case.unpack_within(bounds, bytes).unwrap_err().to_string();
+    let said =
+        |bounds: Option<Bounds>, bytes: &[u8]| case.unpack_within(bounds, bytes).unwrap_err().to_string();
     let zeros = "0".repeat(20_000);
     let packed = zstd::bulk::compress(&tar(&[("zeros", FILE, &zeros)]), 1).unwrap();
     assert!(packed.len() < 1000);
@@ -177,7 +212,9 @@ fn bombs_are_bounded() {
     let many: Vec<_> = ["a", "b", "c", "d"].map(|name| (name, FILE, "")).to_vec();
     assert!(said(Some(small), &tar(&many)).contains("more than 3 entries"));
     let long = "l".repeat(90);
-    assert!(said(Some(small), &tar(&[("a", LINK, &long), ("b", LINK, &long)])).contains("100 bytes of names"));
+    assert!(
+        said(Some(small), &tar(&[("a", LINK, &long), ("b", LINK, &long)])).contains("100 bytes of names")
+    );
     // A file that is a hole of 1 TiB, in 2 KiB, with the real bounds.
     let mut hole = header("hole", EntryType::GNUSparse, "", 0);
     hole.as_mut_bytes()[257..265].copy_from_slice(b"ustar  \0");
@@ -224,14 +261,21 @@ fn archives_are_known_by_their_contents() {
     let (first, second) = plain.split_at(300);
     assert!(case.unpack_within(None, &[gzip(first), gzip(second)].concat()).is_ok());
     for other in [
-        &b""[..], b"text", b"\x1f\x8b\x08", b"\x1f\x8b\x08garbage", b"BZh9", b"\xfd7zXZ\0", &gzip(b"no archive"),
-        &[0; 4096], &plain[..511],
+        &b""[..],
+        b"text",
+        b"\x1f\x8b\x08",
+        b"\x1f\x8b\x08garbage",
+        b"BZh9",
+        b"\xfd7zXZ\0",
+        &gzip(b"no archive"),
+        &[0; 4096],
+        &plain[..511],
     ] {
         assert!(!is_archive(other), "{other:?}");
     }
     let mut wrong = plain.clone();
     wrong[0] ^= 1;
     assert!(!is_archive(&wrong), "the checksum is wrong");
-    let cut = case.unpack_within(None, &gzip(&plain)[..30]);
-    assert!(cut.is_err() || cut.unwrap().is_empty());
+    let cut = case.unpack_within(None, &plain[..700]).unwrap_err().to_string();
+    assert!(cut.contains("cannot be unpacked"), "{cut}");
 }

@@ -181,7 +181,9 @@ fn where_a_redirect_leads_nobody_is_told_the_password() {
     let server = Server::with_quirk(&world.theirs, &[("v1", &top)], move |asked, reply| {
         let status = match asked.header("authorization") {
             None => {
-                return reply.status("401 Unauthorized", &[("WWW-Authenticate", "Basic")], b"").map(|()| true);
+                return reply
+                    .status("401 Unauthorized", &[("WWW-Authenticate", "Basic")], b"")
+                    .map(|()| true);
             }
             Some(_) if asked.path.contains("/blobs/") => "307 Temporary Redirect",
             Some(_) => return Ok(false),

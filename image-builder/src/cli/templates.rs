@@ -46,7 +46,7 @@ pub(super) enum TemplateCommand {
         name: String,
     },
     #[command(flatten)]
-    Transfer(TransferCommand),
+    Transfer(Box<TransferCommand>),
 }
 
 #[derive(Debug, Args)]
@@ -162,7 +162,7 @@ pub(super) fn template(command: TemplateCommand, data: &DataDir, console: &Conso
             templates::open(data, &name)?.delete().map_err(Error::from)?;
             Ok(())
         }
-        TemplateCommand::Transfer(command) => template_transfer::transfer(command, data, console),
+        TemplateCommand::Transfer(command) => template_transfer::transfer(*command, data, console),
     }
 }
 

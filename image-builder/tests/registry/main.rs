@@ -9,3 +9,4 @@ mod interrupt;
 mod login;
 mod servers;
 mod templates;
+mod transport;

@@ -68,18 +68,41 @@ const ME: &str = "me:$2y$05$WCEsWNBRL7dpXOsf7.PXGOLy1PFJOGsxVuBQRKLssr/e0p5TDxCr
 impl Registry {
     /// `None`, with the reason on stderr, where it is not installed.
     pub(crate) fn start(folder: &Path, auth: bool) -> Option<Self> {
+        let passwords = folder.join("htpasswd");
+        let auth =
+            auth.then(|| format!("auth: {{htpasswd: {{realm: test, path: '{}'}}}}\n", passwords.display()));
+        Self::configured(folder, &auth.unwrap_or_default(), "")
+    }
+
+    /// With TLS, by a certificate that nobody signed, which is `tls.crt` in the folder.
+    pub(crate) fn with_tls(folder: &Path) -> Option<Self> {
+        std::fs::create_dir_all(folder).unwrap();
+        let file = |name: &str| folder.join(name).display().to_string();
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=registry"])
+            .args(["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"])
+            .args(["-keyout", &file("tls.key"), "-out", &file("tls.crt")])
+            .stderr(Stdio::null())
+            .status();
+        match made {
+            Ok(status) => assert!(status.success()),
+            Err(error) => {
+                eprintln!("SKIPPED: openssl: {error}");
+                return None;
+            }
+        }
+        let tls = format!(", tls: {{certificate: '{}', key: '{}'}}", file("tls.crt"), file("tls.key"));
+        Self::configured(folder, "", &tls)
+    }
+
+    fn configured(folder: &Path, auth: &str, tls: &str) -> Option<Self> {
         std::fs::create_dir_all(folder).unwrap();
         std::fs::write(folder.join("htpasswd"), ME).unwrap();
-        let mut config = format!(
-            "version: 0.1\nlog: {{level: info}}\nhttp: {{addr: '127.0.0.1:0'}}\n\
+        let config = format!(
+            "version: 0.1\nlog: {{level: info}}\nhttp: {{addr: '127.0.0.1:0'{tls}}}\n{auth}\
              storage: {{filesystem: {{rootdirectory: '{}'}}}}\n",
             folder.join("storage").display()
         );
-        if auth {
-            let passwords = folder.join("htpasswd");
-            config
-                .push_str(&format!("auth: {{htpasswd: {{realm: test, path: '{}'}}}}\n", passwords.display()));
-        }
         let file = folder.join("config.yml");
         std::fs::write(&file, config).unwrap();
         let mut command = Command::new("docker-registry");

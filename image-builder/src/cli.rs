@@ -3,6 +3,7 @@
 mod build;
 mod images;
 mod registry;
+mod template_transfer;
 mod templates;
 
 use std::io::Write;

@@ -39,6 +39,7 @@ mod registry;
 mod rooted;
 mod run;
 mod sources;
+pub mod template_transfer;
 pub mod templates;
 mod transfer;
 mod tree;

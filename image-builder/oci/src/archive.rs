@@ -14,6 +14,9 @@ use crate::{Error, Store};
 /// The longest `index.json` and `oci-layout` of an archive.
 const MAX_SMALL_FILE: u64 = 16 << 20;
 
+/// The most files of an archive: the chunks of the largest template, several times over.
+const MAX_FILES: usize = 100_000;
+
 /// An archive that was unpacked into a temporary layout, which goes when this is dropped.
 pub struct Archive {
     store: Store,
@@ -33,7 +36,7 @@ impl Archive {
             return Err(Error::unsupported(what, "the tar file is compressed; decompress it first"));
         }
         let mut reader = LayerReader::new(input);
-        let (mut layout, mut docker) = (false, false);
+        let (mut layout, mut docker, mut files) = (false, false, 0);
         loop {
             let change =
                 reader.next_change().map_err(|error| Error::corrupt(what.clone(), error.to_string()))?;
@@ -46,6 +49,10 @@ impl Archive {
                 ));
             }
             let Kind::File { size, .. } = node.kind else { continue };
+            files += 1;
+            if files > MAX_FILES {
+                return Err(Error::corrupt(what, format!("it has more than {MAX_FILES} files")));
+            }
             let name = node.path.as_bytes();
             if name == b"index.json" || name == b"oci-layout" {
                 if size > MAX_SMALL_FILE {

@@ -47,7 +47,7 @@ pub fn open_docker_archive(file: &Path, name: Option<&str>, scratch: &Path) -> R
     let (mut blobs, mut links, mut list) = (HashMap::new(), HashMap::new(), None);
     while let Some(change) = reader.next_change().map_err(|error| corrupt(error.to_string()))? {
         let Change::Node(node) = change else { continue };
-        let path = node.path.to_string();
+        let path = String::from_utf8_lossy(node.path.as_bytes()).into_owned();
         if blobs.len() + links.len() >= MAX_FILES {
             return Err(corrupt(format!("it has more than {MAX_FILES} files")));
         }

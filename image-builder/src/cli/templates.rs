@@ -11,6 +11,7 @@ use template::{DataDir, Machine, TemplateFolder, TemplateName};
 
 use super::print;
 use super::registry::RegistryArgs;
+use super::template_transfer::{self, TransferCommand};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TemplateCommand {
@@ -44,6 +45,8 @@ pub(super) enum TemplateCommand {
         /// The template's name
         name: String,
     },
+    #[command(flatten)]
+    Transfer(Box<TransferCommand>),
 }
 
 #[derive(Debug, Args)]
@@ -159,6 +162,7 @@ pub(super) fn template(command: TemplateCommand, data: &DataDir, console: &Conso
             templates::open(data, &name)?.delete().map_err(Error::from)?;
             Ok(())
         }
+        TemplateCommand::Transfer(command) => template_transfer::transfer(*command, data, console),
     }
 }
 

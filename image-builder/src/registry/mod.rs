@@ -17,6 +17,7 @@
 //! length and its time, and what is printed of it is text. It is a client of our own on reqwest, because a redirect, a
 //! password and an endless answer are where registries do harm, and there the caller must decide.
 
+mod artifact;
 mod authority;
 mod challenge;
 mod configuration;
@@ -42,6 +43,7 @@ use std::path::PathBuf;
 use oci::{ImageName, Platform};
 use tokio::runtime::Runtime;
 
+pub(crate) use artifact::{ArtifactBlob, ArtifactSource};
 pub use credentials::{Credential, CredentialFiles};
 pub use limits::CONNECT_TIMEOUT;
 pub use pull::PullReport;

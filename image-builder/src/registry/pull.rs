@@ -58,12 +58,22 @@ impl Registries {
         platforms: &Platforms,
         console: &Console,
     ) -> Result<(Descriptor, PullReport), Error> {
+        self.at_each(name, console, |endpoint| self.pull_from(store, name, endpoint, platforms, console))
+    }
+
+    /// Does `from` at each place that the name's images may be pulled from, until it goes well.
+    pub(super) fn at_each<T>(
+        &self,
+        name: &ImageName,
+        console: &Console,
+        from: impl Fn(Endpoint) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let mut failures: Vec<(String, String)> = Vec::new();
         for endpoint in self.configuration.pull_from(name)? {
-            let host = endpoint.host.clone();
+            let host = endpoint.known_as().to_owned();
             console.line(&format!("pulling {} from {host}", name.canonical()));
-            match self.pull_from(store, name, endpoint, platforms, console) {
-                Ok(report) => return Ok(report),
+            match from(endpoint) {
+                Ok(done) => return Ok(done),
                 Err(Error::Registry { registry, reason }) => failures.push((registry, reason)),
                 // A blob that is not what it should be is this registry's fault too.
                 Err(Error::Oci(oci::Error::Corrupt { what, reason })) => {

@@ -18,7 +18,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFT
 use reqwest::{Client, Method, Response, StatusCode, Url};
 
 use super::authority::Authority;
-use super::configuration::{Endpoint, Transport};
+use super::configuration::{Endpoint, Transport, is_loopback};
 use super::failure::{Failure, retry_after};
 use super::limits::{CONNECT_ATTEMPTS, CONNECT_TIMEOUT, Limits, MAX_CHALLENGES, MAX_REDIRECTS, MAX_REFUSAL};
 use super::payload::Payload;
@@ -30,9 +30,19 @@ const USER_AGENT: &str = concat!("tiffin-image-builder/", env!("CARGO_PKG_VERSIO
 
 /// Connections, shared by all registries.
 pub(super) struct Http {
-    checked: Client,
-    unchecked: OnceLock<Client>,
+    /// Made when they are wanted, by [`Way`].
+    clients: [OnceLock<Client>; 4],
     pub(super) limits: Limits,
+}
+
+/// How a connection is made.
+#[derive(Clone, Copy)]
+struct Way {
+    /// With anybody, whatever the certificate.
+    unchecked: bool,
+    /// Past the proxy that the environment names: no proxy reaches this machine's own addresses (Go's programs, and with them
+    /// Docker's, do the same).
+    direct: bool,
 }
 
 /// A request that can be made again.
@@ -61,16 +71,16 @@ impl Http {
     pub(super) fn new(limits: Limits) -> Result<Self, Error> {
         // Another part of the process may have chosen already; any provider will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Ok(Self { checked: client(false)?, unchecked: OnceLock::new(), limits })
+        Ok(Self { clients: Default::default(), limits })
     }
 
-    /// The client whose connections may be to anybody; made for those who want it.
-    fn unchecked(&self) -> Result<&Client, Error> {
-        if let Some(client) = self.unchecked.get() {
+    fn client(&self, way: Way) -> Result<&Client, Error> {
+        let slot = &self.clients[usize::from(way.unchecked) + 2 * usize::from(way.direct)];
+        if let Some(client) = slot.get() {
             return Ok(client);
         }
-        let made = client(true)?;
-        Ok(self.unchecked.get_or_init(|| made))
+        let made = client(way)?;
+        Ok(slot.get_or_init(|| made))
     }
 
     /// One request to `url`, and the beginning of the answer.
@@ -81,7 +91,8 @@ impl Http {
         authorization: Option<HeaderValue>,
         unchecked: bool,
     ) -> Result<Response, Failure> {
-        let client = if unchecked { self.unchecked().map_err(Failure::Local)? } else { &self.checked };
+        let direct = url.host_str().is_some_and(is_loopback);
+        let client = self.client(Way { unchecked, direct }).map_err(Failure::Local)?;
         let mut builder =
             client.request(request.method.clone(), url.clone()).headers(request.headers.clone());
         if let Some(authorization) = authorization {
@@ -170,13 +181,14 @@ impl Http {
     }
 }
 
-fn client(unchecked: bool) -> Result<Client, Error> {
+fn client(way: Way) -> Result<Client, Error> {
     let builder = Client::builder()
         .user_agent(USER_AGENT)
         .connect_timeout(CONNECT_TIMEOUT)
         // Redirects are followed here, where it is known what may go where.
         .redirect(reqwest::redirect::Policy::none())
-        .tls_danger_accept_invalid_certs(unchecked);
+        .tls_danger_accept_invalid_certs(way.unchecked);
+    let builder = if way.direct { builder.no_proxy() } else { builder };
     builder.build().map_err(|error| Error::Program { program: "TLS".to_owned(), reason: with_causes(&error) })
 }
 
@@ -293,7 +305,17 @@ impl<'a> Session<'a> {
             let follows = matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
                 && (request.method == Method::GET || request.method == Method::HEAD);
             if !follows {
-                return Err(self.http.refusal(&request.what, &self.host, response).await);
+                let failure = self.http.refusal(&request.what, &self.host, response).await;
+                return Err(match failure {
+                    // What a server with TLS answers to those who come without.
+                    Failure::Final(reason) if status == StatusCode::BAD_REQUEST && url.scheme() == "http" => {
+                        Failure::Final(format!(
+                            "{reason}; it was asked without TLS, as registries on this machine are: if it has TLS, name it in \
+                             registries.conf"
+                        ))
+                    }
+                    failure => failure,
+                });
             }
             hops += 1;
             if hops > MAX_REDIRECTS {

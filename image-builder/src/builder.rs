@@ -1,7 +1,9 @@
-//! Carries a plan out: stage by stage, step by step, each from the cache where it can be.
+//! Carries a plan out: stages side by side, each step by step, from the cache where it can be.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use dockerfile::{Dockerfile, Position};
 use oci::layer::{Compression, LayerWriter, Timestamp, WrittenLayer};
@@ -11,22 +13,30 @@ use serde_json::{Value, json};
 use template::DataDir;
 
 use crate::base;
-use crate::cache::{StepCache, StepKey, StepResult};
+use crate::cache::{About, Parts, StepCache, StepKey, StepResult, layer_of};
 use crate::check;
 use crate::clock;
 use crate::config::{HistoryEntry, ImageConfig};
-use crate::console::Console;
+use crate::console::{Console, StepStatus};
 use crate::context::{Context, DockerfileText, dockerfile_path};
 use crate::copy::{Selection, SourceTree, make_workdir};
+use crate::digests::{ContextTree, FileDigests};
 use crate::error::{Error, at};
+use crate::exchange::{self, Imported};
+use crate::graph::{Board, Flights, Jobs};
+use crate::history::{BuildLog, LoggedStep, StepOutcome};
 use crate::interrupt::Interrupt;
 use crate::layers::{Chain, LayerCache};
+use crate::outputs::{self, BuildOutput, WrittenOutput};
 use crate::plan::{self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, StageArgs, Step};
+use crate::rewrite;
 use crate::users;
 use crate::worker::{ContainerWorker, RunStep, Worker};
 
 /// Layers of files that a mount shows are read on this machine alone, and soon.
 const COMPRESSION_OF_MOUNTS: &str = "None";
+/// As much as the main thread has: folders in folders are walked by recursion.
+const STACK: usize = 8 << 20;
 
 /// What a build may be told.
 #[derive(Clone, Debug)]
@@ -43,6 +53,28 @@ pub struct BuildOptions {
     pub target: Option<String>,
     /// Run every step, whatever the cache has.
     pub no_cache: bool,
+    /// Run every step of these stages.
+    pub no_cache_filter: Vec<String>,
+    /// Ask the registries for base images, whatever the store has.
+    pub pull: bool,
+    /// How many steps may run at the same time; as many as there are CPUs, at least two, by default.
+    pub jobs: Option<usize>,
+    /// Folders with results of other machines.
+    pub cache_from: Vec<PathBuf>,
+    /// The folder that gets the results of this build.
+    pub cache_to: Option<PathBuf>,
+    /// No file of the new layers is newer than `SOURCE_DATE_EPOCH`.
+    pub rewrite_timestamp: bool,
+    /// Labels that the image gets over those of the Dockerfile.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// What is made of the image.
+    pub outputs: Vec<BuildOutput>,
+    /// The file that gets digests and names, as docker buildx writes them.
+    pub metadata_file: Option<PathBuf>,
+    /// The file that gets the image's id.
+    pub iidfile: Option<PathBuf>,
     /// The host's certificates, for RUN.
     pub host_ca: Option<PathBuf>,
     /// How new layers are compressed.
@@ -58,12 +90,30 @@ pub struct BuildReport {
     pub names: Vec<String>,
     /// Digest of its manifest.
     pub digest: Digest,
+    /// Digest of its config, which Docker calls the image's id.
+    pub config_digest: Digest,
+    /// Length of its manifest in bytes.
+    pub size: u64,
     /// Number of its layers.
     pub layers: usize,
     /// Steps that were carried out.
     pub executed: usize,
     /// Steps whose result was in the cache.
     pub cached: usize,
+    /// Steps that another stage has too, and that were carried out there.
+    pub shared: usize,
+    /// What was made of the image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<WrittenOutput>,
+}
+
+impl BuildReport {
+    /// The descriptor of the manifest.
+    pub fn descriptor(&self) -> Descriptor {
+        let mut descriptor = Descriptor::new(MediaType::ImageManifest, self.size, self.digest.clone());
+        descriptor.set_platform(Some(oci::host_platform()));
+        descriptor
+    }
 }
 
 /// Builds the image and gives it its names. Call [`crate::isolate_mounts`] before.
@@ -83,13 +133,32 @@ pub fn build(
     }
     check::report(&file, &context.ignore, console)?;
     let stages = plan::stages(&file, &options.args, options.target.as_deref())?;
+    let Some(last) = stages.last().map(|stage| stage.index) else {
+        return Err(Error::Invalid {
+            what: file.file.clone(),
+            reason: "it has no stage to build".to_owned(),
+        });
+    };
+    let epoch = clock::epoch(&options.args)?;
+    if options.rewrite_timestamp && epoch.is_none() {
+        return Err(Error::Invalid {
+            what: "--rewrite-timestamp".to_owned(),
+            reason: format!("expected {} in the environment or as --build-arg", clock::EPOCH),
+        });
+    }
+    let mut imported = Vec::new();
+    for folder in &options.cache_from {
+        imported.extend(Imported::open(folder, console)?);
+    }
     let store = Store::open_or_create(&data.images())?;
-    let mut build = Build {
+    let digests = FileDigests::open(&data.cache().join("contexts"), &folder)?;
+    let build = Build {
         options,
         console,
         interrupt,
         file: &file,
         context: &context,
+        files: ContextTree::new(&context.root, &digests),
         worker: Box::new(ContainerWorker {
             layers: LayerCache::open(&data.cache().join("layers"))?,
             store: store.clone(),
@@ -100,37 +169,38 @@ pub fn build(
             interrupt,
         }),
         cache: StepCache::open(&data.cache().join("steps"))?,
+        imported,
+        epoch,
         store,
-        stages: HashMap::new(),
-        images: BTreeMap::new(),
-        executed: 0,
-        cached: 0,
+        several: stages.len() > 1,
+        jobs: Jobs::new(options.jobs.unwrap_or_else(default_jobs)),
+        stages: Board::new(),
+        steps: Flights::new(),
+        images: Flights::new(),
+        log: Mutex::new(BuildLog::begin(&folder, &path, options.target.as_deref())),
+        counts: Counts::default(),
     };
-    let mut last = None;
-    for stage in &stages {
-        let built = build.stage(stage)?;
-        build.stages.insert(stage.index, built);
-        last = Some(stage.index);
+    let result = build.all(&stages, last);
+    // What was found out about files holds also when a step failed.
+    digests.save()?;
+    build.finish_log(&result, &data.cache().join("builds"))?;
+    let mut report = result?;
+    for output in &options.outputs {
+        let written = outputs::write(data, &build.store, &report, output, console, interrupt)?;
+        report.outputs.push(written);
     }
-    let Some(built) = last.and_then(|index| build.stages.remove(&index)) else {
-        return Err(Error::Invalid {
-            what: file.file.clone(),
-            reason: "it has no stage to build".to_owned(),
-        });
-    };
-    let descriptor = build.write_image(&built)?;
-    let mut names = Vec::new();
-    for name in &options.names {
-        build.store.tag(&name.canonical(), &descriptor)?;
-        names.push(name.canonical());
+    options.metadata_file.as_deref().map(|file| outputs::write_metadata(file, &report)).transpose()?;
+    options.iidfile.as_deref().map(|file| outputs::write_id(file, &report)).transpose()?;
+    if let Some(folder) = &options.cache_to {
+        let keys: Vec<_> = build.log().steps.iter().filter_map(|step| step.key.clone()).collect();
+        exchange::export(folder, &keys, &build.store, &build.cache, console)?;
     }
-    Ok(BuildReport {
-        names,
-        digest: descriptor.digest().clone(),
-        layers: built.layers.len(),
-        executed: build.executed,
-        cached: build.cached,
-    })
+    Ok(report)
+}
+
+/// Steps wait for disks and networks too, so one is too few anywhere.
+fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(2, |cpus| cpus.get().max(2))
 }
 
 struct Build<'a> {
@@ -139,20 +209,37 @@ struct Build<'a> {
     interrupt: &'a Interrupt,
     file: &'a Dockerfile,
     context: &'a Context,
+    files: ContextTree<'a>,
     store: Store,
     worker: Box<dyn Worker + 'a>,
     cache: StepCache,
-    stages: HashMap<usize, Built>,
-    /// Images that `COPY --from` named.
-    images: BTreeMap<String, Vec<Layer>>,
-    executed: usize,
-    cached: usize,
+    imported: Vec<Imported>,
+    epoch: Option<Timestamp>,
+    /// Whether lines say of which stage they are, also of one without a name.
+    several: bool,
+    jobs: Jobs,
+    stages: Board<Built>,
+    /// Steps by their keys, each with whether it was in the cache.
+    steps: Flights<Digest, (StepResult, bool)>,
+    /// Images that `FROM` and `COPY --from` named.
+    images: Flights<String, Image>,
+    log: Mutex<BuildLog>,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    executed: AtomicUsize,
+    cached: AtomicUsize,
+    shared: AtomicUsize,
 }
 
 /// A stage so far.
 #[derive(Clone)]
 struct Built {
     layers: Vec<Layer>,
+    /// How many of them came with the base image.
+    base_layers: usize,
     chain: Chain,
     config: ImageConfig,
     args: StageArgs,
@@ -160,15 +247,103 @@ struct Built {
     created: String,
 }
 
-impl Built {
-    fn json(&self) -> Value {
-        let diff_ids: Vec<_> = self.layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        self.config.to_json(&self.created, &diff_ids, &self.history)
-    }
-}
-
 impl Build<'_> {
-    fn stage(&mut self, stage: &plan::PlannedStage) -> Result<Built, Error> {
+    /// Builds every stage on a thread of its own, and the image of the last one.
+    fn all(&self, stages: &[plan::PlannedStage], last: usize) -> Result<BuildReport, Error> {
+        let first_error = Mutex::new(None);
+        let fail = |error: Error| {
+            // The first one is why the others were stopped.
+            first_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
+            self.interrupt.stop();
+        };
+        std::thread::scope(|scope| {
+            for stage in stages {
+                let work = || {
+                    // Also when the thread panics, those that wait for it must not do so for ever.
+                    let mut post = Post { board: &self.stages, stage: stage.index, built: None };
+                    own_working_directory();
+                    match self.stage(stage) {
+                        Ok(built) => post.built = Some(built),
+                        Err(error) => fail(error),
+                    }
+                };
+                let thread = std::thread::Builder::new().name(format!("stage {}", stage.index));
+                if let Err(error) = thread.stack_size(STACK).spawn_scoped(scope, work) {
+                    fail(at(Path::new("a thread"))(error));
+                    self.stages.post(stage.index, None);
+                    break;
+                }
+            }
+        });
+        self.interrupt.restart();
+        if let Some(error) = first_error.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+            return Err(error);
+        }
+        self.image(self.stages.wait(last)?)
+    }
+
+    /// Writes the image of a stage, and gives it its names.
+    fn image(&self, mut built: Built) -> Result<BuildReport, Error> {
+        built.config.labels.extend(self.options.labels.clone());
+        if let Some(epoch) = self.epoch {
+            built.created = clock::rfc3339(epoch);
+            built.history.iter_mut().for_each(|entry| entry.created.clone_from(&built.created));
+            if self.options.rewrite_timestamp {
+                self.rewrite(&mut built, epoch)?;
+            }
+        }
+        let diff_ids: Vec<_> = built.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        let config = built.config.to_json(&built.created, &diff_ids, &built.history);
+        let descriptor =
+            write_annotated_image(&self.store, &built.layers, &config, &self.options.annotations)?;
+        let image = Image::open(&self.store, &descriptor)?;
+        let mut names = Vec::new();
+        for name in &self.options.names {
+            self.store.tag(&name.canonical(), &descriptor)?;
+            names.push(name.canonical());
+        }
+        Ok(BuildReport {
+            names,
+            digest: descriptor.digest().clone(),
+            config_digest: image.manifest.config().digest().clone(),
+            size: descriptor.size(),
+            layers: built.layers.len(),
+            executed: self.counts.executed.load(Ordering::Relaxed),
+            cached: self.counts.cached.load(Ordering::Relaxed),
+            shared: self.counts.shared.load(Ordering::Relaxed),
+            outputs: Vec::new(),
+        })
+    }
+
+    /// The layers of this build without files that are newer than `epoch`.
+    fn rewrite(&self, built: &mut Built, epoch: Timestamp) -> Result<(), Error> {
+        for layer in built.layers.iter_mut().skip(built.base_layers) {
+            let parts = Parts::from_iter([
+                ("kind".to_owned(), "rewrite".to_owned()),
+                ("layer".to_owned(), layer.diff_id.to_string()),
+                ("latest".to_owned(), clock::rfc3339(epoch)),
+                ("compression".to_owned(), format!("{:?}", self.options.compression)),
+            ]);
+            let key = StepKey::of_parts(parts)?;
+            let found = self.cache.find(&key, &self.store).filter(|_| !self.options.no_cache);
+            let result = match found {
+                Some(result) => result,
+                None => {
+                    let layer = rewrite::clamp(&self.store, layer, epoch, self.options.compression)?;
+                    let created = clock::rfc3339(epoch);
+                    let result = StepResult { layer: Some(layer), created };
+                    self.cache.put(&key, &result, &About::default())?;
+                    result
+                }
+            };
+            if let Some(rewritten) = layer_of(&result, &self.store)? {
+                *layer = rewritten;
+            }
+        }
+        Ok(())
+    }
+
+    fn stage(&self, stage: &plan::PlannedStage) -> Result<Built, Error> {
         let parsed = &self.file.stages[stage.index];
         let file = self.file.file.clone();
         let explain = |at: Position, text: &str, source: Error| match source {
@@ -176,49 +351,71 @@ impl Build<'_> {
             _ => Error::Step { file: file.clone(), at, text: text.to_owned(), source: Box::new(source) },
         };
         let total = parsed.statements.len() + 1;
-        let label = parsed.name.as_ref().map(|name| format!("{} ", name.name)).unwrap_or_default();
-        self.console.line(&format!("[{label}1/{total}] {}", parsed.from.text));
+        let label = match &parsed.name {
+            Some(name) => format!("{} ", name.name),
+            None if self.several => format!("stage-{} ", stage.index),
+            None => String::new(),
+        };
+        self.interrupt.check()?;
+        self.console.step(&format!("[{label}1/{total}]"), &parsed.from.text, StepStatus::Started);
         let mut built =
             self.base(&stage.base).map_err(|error| explain(parsed.from.at, &parsed.from.text, error))?;
         let planned = plan::steps(self.file, stage.index, &self.options.args, &built.config, &built.args)?;
+        let args: Vec<_> =
+            planned.args.names().filter(|name| planned.config.env_value(name).is_none()).collect();
+        let name = parsed.name.as_ref().map(|name| name.name.as_str()).unwrap_or_default();
+        let filter = &self.options.no_cache_filter;
+        let forced = self.options.no_cache || filter.iter().any(|stage| stage.eq_ignore_ascii_case(name));
         // With the instructions of the base image.
         let total = planned.steps.len() + 1;
         for (step, number) in planned.steps.iter().zip(2..) {
             self.interrupt.check()?;
-            let first_line = step.text.lines().next().unwrap_or_default();
-            let prefix = format!("[{label}{number}/{total}]");
-            self.step(step, &mut built, &prefix, first_line)
-                .map_err(|error| explain(step.at, &step.text, error))?;
+            let mut logged = LoggedStep {
+                stage: stage.index,
+                number,
+                mark: format!("[{label}{number}/{total}]"),
+                text: step.text.clone(),
+                outcome: StepOutcome::Failed,
+                key: None,
+                args: args.iter().map(|name| (*name).to_owned()).collect(),
+                forced,
+            };
+            let result = self.step(step, &mut built, &mut logged);
+            if result.is_err() {
+                self.console.step(
+                    &logged.mark,
+                    step.text.lines().next().unwrap_or_default(),
+                    StepStatus::Failed,
+                );
+            }
+            self.log().steps.push(logged);
+            result.map_err(|error| explain(step.at, &step.text, error))?;
         }
         built.config = planned.config;
         built.args = planned.args;
         Ok(built)
     }
 
-    fn base(&mut self, base: &Base) -> Result<Built, Error> {
+    fn base(&self, base: &Base) -> Result<Built, Error> {
         match base {
             Base::Scratch => Ok(Built {
                 layers: Vec::new(),
+                base_layers: 0,
                 chain: Chain::default(),
                 config: ImageConfig::default(),
                 args: StageArgs::default(),
                 history: Vec::new(),
                 created: clock::rfc3339(Default::default()),
             }),
-            Base::Stage(index) => match self.stages.get(index) {
-                Some(built) => Ok(built.clone()),
-                None => Err(Error::Invalid {
-                    what: format!("stage {index}"),
-                    reason: "it was not built before the stage that needs it".to_owned(),
-                }),
-            },
+            Base::Stage(index) => self.stages.wait(*index),
             Base::Image(reference) => {
-                let image = base::resolve(&self.store, reference, self.console)?;
+                let image = self.fetch(reference)?;
                 let config = ImageConfig::from_json(&image.config_json);
                 let created = config.base_created().map(str::to_owned);
                 let mut chain = Chain::default();
                 image.layers.iter().for_each(|layer| chain.push(&layer.diff_id));
                 Ok(Built {
+                    base_layers: image.layers.len(),
                     layers: image.layers,
                     chain,
                     config,
@@ -230,35 +427,44 @@ impl Build<'_> {
         }
     }
 
-    fn step(&mut self, step: &Step, built: &mut Built, prefix: &str, shown: &str) -> Result<(), Error> {
+    fn step(&self, step: &Step, built: &mut Built, logged: &mut LoggedStep) -> Result<(), Error> {
+        let shown = step.text.lines().next().unwrap_or_default();
+        let mark = &logged.mark;
         let mut entry =
             HistoryEntry { created: built.created.clone(), created_by: step.text.clone(), empty_layer: true };
         if step.action == Action::Config {
-            self.console.line(&format!("{prefix} {shown}"));
+            self.console.step(mark, shown, StepStatus::Started);
+            logged.outcome = StepOutcome::Config;
             built.history.push(entry);
             return Ok(());
         }
-        let sources = self.sources(step)?;
+        let mut sources = self.sources(step)?;
         let compression = format!("{:?}", self.options.compression);
         let key = StepKey::new(built.chain.id(), &step.action, &compression, &sources.digest)?;
-        let found = if self.options.no_cache { None } else { self.cache.find(&key, &self.store) };
-        let result = match found {
-            Some(result) => {
-                self.console.line(&format!("{prefix} {shown} (cached)"));
-                self.cached += 1;
-                result
+        logged.key = Some(key.digest().clone());
+        let about = About { text: &step.text, mark, files: sources.files.take() };
+        let ((result, cached), first) = self.steps.once(key.digest(), || {
+            if let Some(result) = self.find(&key).filter(|_| !logged.forced) {
+                return Ok((result, true));
             }
-            None => {
-                self.console.line(&format!("{prefix} {shown}"));
-                self.executed += 1;
-                let result = self.execute(&step.action, &sources, built, prefix)?;
-                self.cache.put(&key, &result)?;
-                result
-            }
+            let _place = self.jobs.place();
+            self.interrupt.check()?;
+            self.console.step(mark, shown, StepStatus::Started);
+            let result = self.execute(&step.action, &sources, built, mark)?;
+            self.cache.put(&key, &result, &about)?;
+            Ok::<_, Error>((result, false))
+        })?;
+        let (outcome, status, count) = match (cached, first) {
+            (true, _) => (StepOutcome::Cached, StepStatus::Cached, &self.counts.cached),
+            (false, true) => (StepOutcome::Executed, StepStatus::Done, &self.counts.executed),
+            (false, false) => (StepOutcome::Shared, StepStatus::Shared, &self.counts.shared),
         };
-        if let Some(layer) = result.layer {
+        count.fetch_add(1, Ordering::Relaxed);
+        self.console.step(mark, shown, status);
+        logged.outcome = outcome;
+        if let Some(layer) = layer_of(&result, &self.store)? {
             built.chain.push(&layer.diff_id);
-            built.layers.push(Layer::new(&self.store, layer.descriptor, layer.diff_id)?);
+            built.layers.push(layer);
             entry.empty_layer = false;
         }
         built.created.clone_from(&result.created);
@@ -267,14 +473,45 @@ impl Build<'_> {
         Ok(())
     }
 
+    /// The result of an earlier build, here or elsewhere.
+    fn find(&self, key: &StepKey) -> Option<StepResult> {
+        let elsewhere =
+            || self.imported.iter().find_map(|cache| cache.take(key, &self.store, &self.cache, self.console));
+        self.cache.find(key, &self.store).or_else(elsewhere)
+    }
+
+    fn log(&self) -> MutexGuard<'_, BuildLog> {
+        self.log.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn finish_log(&self, result: &Result<BuildReport, Error>, folder: &Path) -> Result<(), Error> {
+        let mut log = self.log();
+        log.steps.sort_by_key(|step| (step.stage, step.number));
+        match result {
+            Ok(report) => {
+                log.names.clone_from(&report.names);
+                log.digest = Some(report.digest.clone());
+            }
+            Err(error) => log.error = Some(error.to_string()),
+        }
+        match log.write(folder) {
+            // The build's own error says more.
+            Err(_) if result.is_err() => Ok(()),
+            written => written,
+        }
+    }
+
     /// What a step reads besides the layers below it, and its digest for the key.
-    fn sources(&mut self, step: &Step) -> Result<Sources, Error> {
+    fn sources(&self, step: &Step) -> Result<Sources, Error> {
         match &step.action {
             Action::Copy(copy) if copy.from == CopyFrom::Context => {
+                let _place = self.jobs.place();
                 let tree = self.context_tree();
                 let selection = Selection::find(copy, Some(&tree))?;
-                let digest = selection.digest(Some(&tree))?.to_string();
-                Ok(Sources { digest, selection: Some(selection), ..Sources::default() })
+                self.files.read_ahead(&selection.files());
+                let (digest, files) = selection.digest_of_each(Some(&tree))?;
+                let digest = digest.to_string();
+                Ok(Sources { digest, selection: Some(selection), files: Some(files), ..Sources::default() })
             }
             Action::Copy(copy) => {
                 let layers = self.layers_of(&copy.from)?;
@@ -301,47 +538,57 @@ impl Build<'_> {
     }
 
     /// The files of the context at that path as a layer with the same paths, from the cache where it can be.
-    fn context_layer(&mut self, path: &str) -> Result<Layer, Error> {
+    fn context_layer(&self, path: &str) -> Result<Layer, Error> {
+        let place = self.jobs.place();
         let copy = CopyAction::whole(path);
         let tree = self.context_tree();
         let selection = Selection::find(&copy, Some(&tree))?;
+        self.files.read_ahead(&selection.files());
         let digest = selection.digest(Some(&tree))?.to_string();
         let key = StepKey::new("scratch", &Action::Copy(copy.clone()), COMPRESSION_OF_MOUNTS, &digest)?;
-        if let Some(StepResult { layer: Some(layer), .. }) = self.cache.find(&key, &self.store) {
-            return Ok(Layer::new(&self.store, layer.descriptor, layer.diff_id)?);
-        }
-        let mut writer = LayerWriter::new(&self.store, Compression::None)?;
-        let now = clock::now()?;
-        let nothing = self.worker.tree(&[])?;
-        selection.write(&copy, Some(&tree), &*nothing, None, now, &mut writer)?;
-        let layer = writer.finish()?;
-        self.cache.put(&key, &StepResult { layer: Some(layer.clone()), created: clock::rfc3339(now) })?;
-        Ok(Layer::new(&self.store, layer.descriptor, layer.diff_id)?)
+        // Who waits for another one's work holds no place.
+        drop(place);
+        let ((result, _), _) = self.steps.once(key.digest(), || {
+            if let Some(result) = self.cache.find(&key, &self.store) {
+                return Ok((result, true));
+            }
+            let _place = self.jobs.place();
+            let mut writer = LayerWriter::new(&self.store, Compression::None)?;
+            let now = clock::system();
+            let nothing = self.worker.tree(&[])?;
+            selection.write(&copy, Some(&tree), &*nothing, None, now, &mut writer)?;
+            let result = StepResult { layer: Some(writer.finish()?), created: clock::rfc3339(now) };
+            self.cache.put(&key, &result, &About::default())?;
+            Ok::<_, Error>((result, false))
+        })?;
+        let nothing =
+            || Error::Source { what: path.to_owned(), reason: "it holds nothing to mount".to_owned() };
+        layer_of(&result, &self.store)?.ok_or_else(nothing)
     }
 
-    fn layers_of(&mut self, from: &CopyFrom) -> Result<Vec<Layer>, Error> {
+    fn layers_of(&self, from: &CopyFrom) -> Result<Vec<Layer>, Error> {
         match from {
             CopyFrom::Context => Ok(Vec::new()),
-            CopyFrom::Stage(index) => {
-                Ok(self.stages.get(index).map(|built| built.layers.clone()).unwrap_or_default())
-            }
-            CopyFrom::Image(reference) => self.image_layers(reference),
+            CopyFrom::Stage(index) => Ok(self.stages.wait(*index)?.layers),
+            CopyFrom::Image(reference) => Ok(self.fetch(reference)?.layers),
         }
     }
 
-    fn image_layers(&mut self, reference: &ImageReference) -> Result<Vec<Layer>, Error> {
-        let name = reference.to_string();
-        if let Some(layers) = self.images.get(&name) {
-            return Ok(layers.clone());
-        }
-        let layers = base::resolve(&self.store, reference, self.console)?.layers;
-        self.images.insert(name, layers.clone());
-        Ok(layers)
+    /// The image, in the store. Several stages that name it fetch it once.
+    fn fetch(&self, reference: &ImageReference) -> Result<Image, Error> {
+        let fetch = || match reference {
+            ImageReference::Name(name) if self.options.pull => {
+                Ok(Image::open(&self.store, &base::pull(&self.store, name, self.console)?)?)
+            }
+            _ => base::resolve(&self.store, reference, self.console),
+        };
+        let (image, _) = self.images.once(&reference.to_string(), fetch)?;
+        Ok(image)
     }
 
     fn context_tree(&self) -> SourceTree<'_> {
         SourceTree {
-            root: &self.context.root,
+            root: &self.files,
             ignore: Some(&self.context.ignore),
             is_context: true,
             shown: format!("the context {}", self.options.context.display()),
@@ -355,7 +602,8 @@ impl Build<'_> {
         built: &Built,
         prefix: &str,
     ) -> Result<StepResult, Error> {
-        let now = clock::now()?;
+        // With --rewrite-timestamp times are set in the end, and what is in the cache depends on no epoch.
+        let now = self.epoch.filter(|_| !self.options.rewrite_timestamp).unwrap_or_else(clock::system);
         let layer = match action {
             Action::Config => None,
             Action::Workdir(path) => {
@@ -397,9 +645,24 @@ impl Build<'_> {
         let wrote = Selection::find(copy, tree)?.write(copy, tree, &*lower, owner, now, &mut writer)?;
         Ok(wrote.then(|| writer.finish()).transpose()?)
     }
+}
 
-    fn write_image(&self, built: &Built) -> Result<Descriptor, Error> {
-        write_image(&self.store, &built.layers, &built.json())
+/// Mounting changes the working directory for a moment; each thread that mounts must have one of its own. Where even this
+/// is forbidden, as in containers with Docker's seccomp profile, nothing can be mounted either.
+fn own_working_directory() {
+    let _ = nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS);
+}
+
+/// Tells the others about a stage when its thread ends, however it does.
+struct Post<'a> {
+    board: &'a Board<Built>,
+    stage: usize,
+    built: Option<Built>,
+}
+
+impl Drop for Post<'_> {
+    fn drop(&mut self) {
+        self.board.post(self.stage, self.built.take());
     }
 }
 
@@ -409,6 +672,8 @@ struct Sources {
     digest: String,
     /// What a copy takes from the context.
     selection: Option<Selection>,
+    /// What there is at each of its paths.
+    files: Option<BTreeMap<String, String>>,
     /// The tree that a copy takes from, where that is not the context.
     layers: Vec<Layer>,
     /// The trees of a command's mounts.
@@ -431,6 +696,15 @@ fn shown(from: &CopyFrom) -> String {
 
 /// Writes config and manifest of an image whose layers are in the store.
 pub(crate) fn write_image(store: &Store, layers: &[Layer], config: &Value) -> Result<Descriptor, Error> {
+    write_annotated_image(store, layers, config, &BTreeMap::new())
+}
+
+fn write_annotated_image(
+    store: &Store,
+    layers: &[Layer],
+    config: &Value,
+    annotations: &BTreeMap<String, String>,
+) -> Result<Descriptor, Error> {
     let put = |media_type: MediaType, value: &Value| {
         let path = Path::new("image config");
         let text = canonical_json(value).map_err(|error| at(path)(std::io::Error::from(error)))?;
@@ -446,12 +720,15 @@ pub(crate) fn write_image(store: &Store, layers: &[Layer], config: &Value) -> Re
             })
         })
         .collect();
-    let manifest = json!({
+    let mut manifest = json!({
         "schemaVersion": 2,
         "mediaType": MediaType::ImageManifest,
         "config": config,
         "layers": layers,
     });
+    if !annotations.is_empty() {
+        manifest["annotations"] = json!(annotations);
+    }
     let mut descriptor = put(MediaType::ImageManifest, &manifest)?;
     descriptor.set_platform(Some(oci::host_platform()));
     // The specification's own rules, before the image gets a name.

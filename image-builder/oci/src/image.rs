@@ -20,7 +20,7 @@ const MAX_RATIO: u64 = 1100;
 /// Small blobs may exceed the ratio (a sparse file of zeros in a zstd layer).
 const RATIO_FLOOR: u64 = 256 << 20;
 /// Registries take manifests of up to 4 MiB (distribution-spec 1.1).
-const MAX_MANIFEST: u64 = 4 << 20;
+pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// A config grows with its history; 127 layers make some 30 KB.
 const MAX_CONFIG: u64 = 8 << 20;
 

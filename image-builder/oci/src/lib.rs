@@ -19,6 +19,7 @@ mod image;
 mod json;
 pub mod layer;
 mod reference;
+mod sessions;
 mod skopeo;
 mod store;
 
@@ -35,5 +36,6 @@ pub use oci_spec::image::{
     Platform,
 };
 pub use reference::{ImageName, ImageReference, InvalidReference};
+pub use sessions::{Removal, StoredBlob, Using};
 pub use skopeo::SkopeoReference;
 pub use store::{BlobWriter, Scratch, Store, Tagged, copy_image};

@@ -1,43 +1,51 @@
-//! Carries a plan out: stage by stage, step by step, each from the cache where it can be.
+//! Carries a plan out: stages side by side, each step by step, from the cache where it can be.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use dockerfile::{Dockerfile, Position};
-use oci::layer::{Compression, LayerWriter, Timestamp, WrittenLayer};
-use oci::{Descriptor, Digest, Image, ImageName, ImageReference, Layer, MediaType, Store, canonical_json};
+use oci::layer::{Compression, LayerWriter, Timestamp};
+use oci::{Descriptor, Digest, Image, ImageName, Layer, MediaType, Store};
 use serde::Serialize;
-use serde_json::{Value, json};
 use template::DataDir;
 
-use crate::base::{self, PullOptions};
-use crate::cache::{StepCache, StepKey, StepResult};
+use crate::cache::{About, Parts, StepCache, StepKey, StepResult, layer_of};
 use crate::check;
 use crate::clock;
 use crate::config::{HistoryEntry, ImageConfig};
-use crate::console::Console;
+use crate::console::{Console, StepStatus};
 use crate::context::{Context, DockerfileText, dockerfile_path};
 use crate::contexts::{Contexts, NamedContext};
-use crate::copy::{Selection, SourceTree, make_workdir};
+use crate::copy::make_workdir;
 use crate::e2b_steps::{self, StepsOptions};
 use crate::e2b_user;
 use crate::error::{Error, at};
+use crate::exchange::{self, Imported};
 use crate::fetch::Fetcher;
+use crate::graph::{Board, Flights, Jobs};
+use crate::history::{BuildLog, LoggedStep, StepOutcome};
 use crate::interrupt::Interrupt;
 use crate::layers::{Chain, LayerCache};
-use crate::plan::{self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, StageArgs, Step};
-use crate::users;
+use crate::outputs::{self, BuildOutput, WrittenOutput};
+use crate::plan::{self, Action, Base, BuildArgs, CopyFrom, StageArgs, Step};
+use crate::registry::RegistryOptions;
+use crate::rewrite;
 use crate::worker::{ContainerWorker, RunStep, Worker};
 
-/// Layers of files that a mount shows are read on this machine alone, and soon.
-const COMPRESSION_OF_MOUNTS: &str = "None";
+mod manifest;
+mod sources;
 
-/// A named context has no Dockerfile, so its ignore file has no other name than `.dockerignore`.
-const NO_DOCKERFILE: &str = "";
+pub(crate) use manifest::write_image;
+
+use manifest::write_annotated_image;
+use sources::Sources;
 
 /// In the key of a step whose layer does not depend on what is below it.
 const LINKED: &str = "linked";
+/// As much as the main thread has: folders in folders are walked by recursion.
+const STACK: usize = 8 << 20;
 
 /// What a build may be told.
 #[derive(Clone, Debug)]
@@ -60,6 +68,30 @@ pub struct BuildOptions {
     pub target: Option<String>,
     /// Run every step, whatever the cache has.
     pub no_cache: bool,
+    /// Run every step of these stages.
+    pub no_cache_filter: Vec<String>,
+    /// Ask the registries for base images, whatever the store has.
+    pub pull: bool,
+    /// How many steps may run at the same time; as many as there are CPUs, at least two, by default.
+    pub jobs: Option<usize>,
+    /// How registries are found.
+    pub registries: RegistryOptions,
+    /// Folders with results of other machines.
+    pub cache_from: Vec<PathBuf>,
+    /// The folder that gets the results of this build.
+    pub cache_to: Option<PathBuf>,
+    /// No file of the new layers is newer than `SOURCE_DATE_EPOCH`.
+    pub rewrite_timestamp: bool,
+    /// Labels that the image gets over those of the Dockerfile.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// What is made of the image.
+    pub outputs: Vec<BuildOutput>,
+    /// The file that gets digests and names, as docker buildx writes them.
+    pub metadata_file: Option<PathBuf>,
+    /// The file that gets the image's id.
+    pub iidfile: Option<PathBuf>,
     /// The host's certificates, for RUN.
     pub host_ca: Option<PathBuf>,
     /// How new layers are compressed.
@@ -75,12 +107,30 @@ pub struct BuildReport {
     pub names: Vec<String>,
     /// Digest of its manifest.
     pub digest: Digest,
+    /// Digest of its config, which Docker calls the image's id.
+    pub config_digest: Digest,
+    /// Length of its manifest in bytes.
+    pub size: u64,
     /// Number of its layers.
     pub layers: usize,
     /// Steps that were carried out.
     pub executed: usize,
     /// Steps whose result was in the cache.
     pub cached: usize,
+    /// Steps that another stage has too, and that were carried out there.
+    pub shared: usize,
+    /// What was made of the image.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<WrittenOutput>,
+}
+
+impl BuildReport {
+    /// The descriptor of the manifest.
+    pub fn descriptor(&self) -> Descriptor {
+        let mut descriptor = Descriptor::new(MediaType::ImageManifest, self.size, self.digest.clone());
+        descriptor.set_platform(Some(oci::host_platform()));
+        descriptor
+    }
 }
 
 /// Builds the image and gives it its names. Call [`crate::isolate_mounts`] before.
@@ -92,7 +142,8 @@ pub fn build(
 ) -> Result<BuildReport, Error> {
     let folder = std::path::absolute(&options.context).map_err(at(&options.context))?;
     let path = dockerfile_path(&options.context, options.dockerfile.as_deref());
-    let context = Arc::new(Context::open(&folder, &path)?);
+    let known = data.cache().join("contexts");
+    let context = Arc::new(Context::open(&folder, &path, &known)?);
     let mut contexts = options.contexts.clone();
     let (file, labels) = match &options.steps {
         Some(steps) => e2b_steps::read(steps, &mut contexts)?,
@@ -108,15 +159,35 @@ pub fn build(
     check::report(&file, &context.ignore, console)?;
     let stages = plan::stages(&file, &options.args, &options.contexts, options.target.as_deref())
         .map_err(|error| e2b_steps::of_plan(options.steps.is_some(), error))?;
+    let Some(last) = stages.last().map(|stage| stage.index) else {
+        return Err(Error::Invalid {
+            what: file.file.clone(),
+            reason: "it has no stage to build".to_owned(),
+        });
+    };
+    let epoch = clock::epoch(&options.args)?;
+    if options.rewrite_timestamp && epoch.is_none() {
+        return Err(Error::Invalid {
+            what: "--rewrite-timestamp".to_owned(),
+            reason: format!("expected {} in the environment or as --build-arg", clock::EPOCH),
+        });
+    }
+    let mut imported = Vec::new();
+    for folder in &options.cache_from {
+        imported.extend(Imported::open(folder, console)?);
+    }
     let store = Store::open_or_create(&data.images())?;
-    let mut build = Build {
+    let build = Build {
         options,
         console,
         interrupt,
         file: &file,
+        labels,
         context: Arc::clone(&context),
+        known,
         fetcher: Arc::new(Fetcher::new(&data.cache().join("urls"), interrupt)?),
-        named: BTreeMap::new(),
+        named: Flights::new(),
+        opened: Mutex::new(vec![context]),
         worker: Box::new(ContainerWorker {
             layers: LayerCache::open(&data.cache().join("layers"))?,
             store: store.clone(),
@@ -127,44 +198,40 @@ pub fn build(
             interrupt,
         }),
         cache: StepCache::open(&data.cache().join("steps"))?,
+        imported,
+        epoch,
         store,
-        stages: HashMap::new(),
-        images: BTreeMap::new(),
-        executed: 0,
-        cached: 0,
+        several: stages.len() > 1,
+        jobs: Jobs::new(options.jobs.unwrap_or_else(default_jobs)),
+        stages: Board::new(),
+        steps: Flights::new(),
+        images: Flights::new(),
+        log: Mutex::new(BuildLog::begin(&folder, &path, options.target.as_deref())),
+        counts: Counts::default(),
     };
-    let mut last = None;
-    for stage in &stages {
-        let built = build.stage(stage)?;
-        build.stages.insert(stage.index, built);
-        last = Some(stage.index);
+    let result = build.all(&stages, last);
+    // What was found out about files holds also when a step failed.
+    for context in build.opened.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter() {
+        context.files.save()?;
     }
-    let Some(built) = last.and_then(|index| build.stages.remove(&index)) else {
-        return Err(Error::Invalid {
-            what: file.file.clone(),
-            reason: "it has no stage to build".to_owned(),
-        });
-    };
-    let mut built = built;
-    built.config.labels.extend(labels);
-    if options.e2b_user {
-        let (at, text) = (file.stages[0].from.at, "image-builder build --e2b-user".to_owned());
-        let step = Step { at, text: text.clone(), action: Action::E2bUser };
-        build.step(&step, &mut built, "[user]", &text)?;
+    build.finish_log(&result, &data.cache().join("builds"))?;
+    let mut report = result?;
+    for output in &options.outputs {
+        let written = outputs::write(data, &build.store, &report, output, console, interrupt)?;
+        report.outputs.push(written);
     }
-    let descriptor = build.write_image(&built)?;
-    let mut names = Vec::new();
-    for name in &options.names {
-        build.store.tag(&name.canonical(), &descriptor)?;
-        names.push(name.canonical());
+    options.metadata_file.as_deref().map(|file| outputs::write_metadata(file, &report)).transpose()?;
+    options.iidfile.as_deref().map(|file| outputs::write_id(file, &report)).transpose()?;
+    if let Some(folder) = &options.cache_to {
+        let keys: Vec<_> = build.log().steps.iter().filter_map(|step| step.key.clone()).collect();
+        exchange::export(folder, &keys, &build.store, &build.cache, console)?;
     }
-    Ok(BuildReport {
-        names,
-        digest: descriptor.digest().clone(),
-        layers: built.layers.len(),
-        executed: build.executed,
-        cached: build.cached,
-    })
+    Ok(report)
+}
+
+/// Steps wait for disks and networks too, so one is too few anywhere.
+fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(2, |cpus| cpus.get().max(2))
 }
 
 struct Build<'a> {
@@ -172,25 +239,47 @@ struct Build<'a> {
     console: &'a Console,
     interrupt: &'a Interrupt,
     file: &'a Dockerfile,
+    /// What the steps of a template say about the image.
+    labels: BTreeMap<String, String>,
     context: Arc<Context>,
+    /// Where digests of contexts' files are kept.
+    known: PathBuf,
     /// Gets what ADD names by URL.
     fetcher: Arc<Fetcher>,
     /// Folders of `--build-context`.
-    named: BTreeMap<String, Arc<Context>>,
+    named: Flights<String, Arc<Context>>,
+    /// All folders of this build.
+    opened: Mutex<Vec<Arc<Context>>>,
     store: Store,
     worker: Box<dyn Worker + 'a>,
     cache: StepCache,
-    stages: HashMap<usize, Built>,
-    /// Images that `COPY --from` named.
-    images: BTreeMap<String, Vec<Layer>>,
-    executed: usize,
-    cached: usize,
+    imported: Vec<Imported>,
+    epoch: Option<Timestamp>,
+    /// Whether lines say of which stage they are, also of one without a name.
+    several: bool,
+    jobs: Jobs,
+    stages: Board<Built>,
+    /// Steps by their keys, each with whether it was in the cache.
+    steps: Flights<Digest, (StepResult, bool)>,
+    /// Images that `FROM` and `COPY --from` named.
+    images: Flights<String, Image>,
+    log: Mutex<BuildLog>,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    executed: AtomicUsize,
+    cached: AtomicUsize,
+    shared: AtomicUsize,
 }
 
 /// A stage so far.
 #[derive(Clone)]
 struct Built {
     layers: Vec<Layer>,
+    /// How many of them came with the base image.
+    base_layers: usize,
     chain: Chain,
     config: ImageConfig,
     args: StageArgs,
@@ -204,6 +293,7 @@ impl Built {
         let mut chain = Chain::default();
         layers.iter().for_each(|layer| chain.push(&layer.diff_id));
         Self {
+            base_layers: layers.len(),
             layers,
             chain,
             config: ImageConfig::default(),
@@ -212,15 +302,130 @@ impl Built {
             created: clock::rfc3339(Default::default()),
         }
     }
-
-    fn json(&self) -> Value {
-        let diff_ids: Vec<_> = self.layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        self.config.to_json(&self.created, &diff_ids, &self.history)
-    }
 }
 
 impl Build<'_> {
-    fn stage(&mut self, stage: &plan::PlannedStage) -> Result<Built, Error> {
+    /// Builds every stage on a thread of its own, and the image of the last one.
+    fn all(&self, stages: &[plan::PlannedStage], last: usize) -> Result<BuildReport, Error> {
+        let first_error = Mutex::new(None);
+        let fail = |error: Error| {
+            // The first one is why the others were stopped.
+            first_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
+            self.interrupt.stop();
+        };
+        std::thread::scope(|scope| {
+            for stage in stages {
+                let work = || {
+                    // Also when the thread panics, those that wait for it must not do so for ever.
+                    let mut post = Post { board: &self.stages, stage: stage.index, built: None };
+                    own_working_directory();
+                    match self.stage(stage) {
+                        Ok(built) => post.built = Some(built),
+                        Err(error) => fail(error),
+                    }
+                };
+                let thread = std::thread::Builder::new().name(format!("stage {}", stage.index));
+                if let Err(error) = thread.stack_size(STACK).spawn_scoped(scope, work) {
+                    fail(at(Path::new("a thread"))(error));
+                    self.stages.post(stage.index, None);
+                    break;
+                }
+            }
+        });
+        self.interrupt.restart();
+        if let Some(error) = first_error.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+            return Err(error);
+        }
+        let mut built = self.stages.wait(last)?;
+        if self.options.e2b_user {
+            self.add_user(&mut built, last)?;
+        }
+        self.image(built)
+    }
+
+    /// The step that no Dockerfile has.
+    fn add_user(&self, built: &mut Built, stage: usize) -> Result<(), Error> {
+        let text = "image-builder build --e2b-user";
+        let at = self.file.stages[stage].from.at;
+        let step = Step { at, text: text.to_owned(), action: Action::E2bUser };
+        let mut logged = LoggedStep {
+            stage,
+            number: usize::MAX,
+            mark: "[user]".to_owned(),
+            text: text.to_owned(),
+            outcome: StepOutcome::Failed,
+            key: None,
+            args: Vec::new(),
+            forced: self.options.no_cache,
+        };
+        let result = self.step(&step, built, &mut logged);
+        self.log().steps.push(logged);
+        result
+    }
+
+    /// Writes the image of a stage, and gives it its names.
+    fn image(&self, mut built: Built) -> Result<BuildReport, Error> {
+        built.config.labels.extend(self.labels.clone());
+        built.config.labels.extend(self.options.labels.clone());
+        if let Some(epoch) = self.epoch {
+            built.created = clock::rfc3339(epoch);
+            built.history.iter_mut().for_each(|entry| entry.created.clone_from(&built.created));
+            if self.options.rewrite_timestamp {
+                self.rewrite(&mut built, epoch)?;
+            }
+        }
+        let diff_ids: Vec<_> = built.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        let config = built.config.to_json(&built.created, &diff_ids, &built.history);
+        let descriptor =
+            write_annotated_image(&self.store, &built.layers, &config, &self.options.annotations)?;
+        let image = Image::open(&self.store, &descriptor)?;
+        let mut names = Vec::new();
+        for name in &self.options.names {
+            self.store.tag(&name.canonical(), &descriptor)?;
+            names.push(name.canonical());
+        }
+        Ok(BuildReport {
+            names,
+            digest: descriptor.digest().clone(),
+            config_digest: image.manifest.config().digest().clone(),
+            size: descriptor.size(),
+            layers: built.layers.len(),
+            executed: self.counts.executed.load(Ordering::Relaxed),
+            cached: self.counts.cached.load(Ordering::Relaxed),
+            shared: self.counts.shared.load(Ordering::Relaxed),
+            outputs: Vec::new(),
+        })
+    }
+
+    /// The layers of this build without files that are newer than `epoch`.
+    fn rewrite(&self, built: &mut Built, epoch: Timestamp) -> Result<(), Error> {
+        for layer in built.layers.iter_mut().skip(built.base_layers) {
+            let parts = Parts::from_iter([
+                ("kind".to_owned(), "rewrite".to_owned()),
+                ("layer".to_owned(), layer.diff_id.to_string()),
+                ("latest".to_owned(), clock::rfc3339(epoch)),
+                ("compression".to_owned(), format!("{:?}", self.options.compression)),
+            ]);
+            let key = StepKey::of_parts(parts)?;
+            let found = self.cache.find(&key, &self.store).filter(|_| !self.options.no_cache);
+            let result = match found {
+                Some(result) => result,
+                None => {
+                    let layer = rewrite::clamp(&self.store, layer, epoch, self.options.compression)?;
+                    let created = clock::rfc3339(epoch);
+                    let result = StepResult { layer: Some(layer), created };
+                    self.cache.put(&key, &result, &About::default())?;
+                    result
+                }
+            };
+            if let Some(rewritten) = layer_of(&result, &self.store)? {
+                *layer = rewritten;
+            }
+        }
+        Ok(())
+    }
+
+    fn stage(&self, stage: &plan::PlannedStage) -> Result<Built, Error> {
         let parsed = &self.file.stages[stage.index];
         let file = self.file.file.clone();
         let explain = |at: Position, text: &str, source: Error| match source {
@@ -230,8 +435,13 @@ impl Build<'_> {
             _ => Error::Step { file: file.clone(), at, text: text.to_owned(), source: Box::new(source) },
         };
         let total = parsed.statements.len() + 1;
-        let label = parsed.name.as_ref().map(|name| format!("{} ", name.name)).unwrap_or_default();
-        self.console.line(&format!("[{label}1/{total}] {}", parsed.from.text));
+        let label = match &parsed.name {
+            Some(name) => format!("{} ", name.name),
+            None if self.several => format!("stage-{} ", stage.index),
+            None => String::new(),
+        };
+        self.interrupt.check()?;
+        self.console.step(&format!("[{label}1/{total}]"), &parsed.from.text, StepStatus::Started);
         let mut built =
             self.base(&stage.base).map_err(|error| explain(parsed.from.at, &parsed.from.text, error))?;
         let planned = plan::steps(
@@ -242,41 +452,57 @@ impl Build<'_> {
             &built.config,
             &built.args,
         )?;
+        let args: Vec<_> =
+            planned.args.names().filter(|name| planned.config.env_value(name).is_none()).collect();
+        let name = parsed.name.as_ref().map(|name| name.name.as_str()).unwrap_or_default();
+        let filter = &self.options.no_cache_filter;
+        let forced = self.options.no_cache || filter.iter().any(|stage| stage.eq_ignore_ascii_case(name));
         // With the instructions of the base image.
         let total = planned.steps.len() + 1;
         for (step, number) in planned.steps.iter().zip(2..) {
             self.interrupt.check()?;
-            let first_line = step.text.lines().next().unwrap_or_default();
-            let prefix = format!("[{label}{number}/{total}]");
-            self.step(step, &mut built, &prefix, first_line)
-                .map_err(|error| explain(step.at, &step.text, error))?;
+            let mut logged = LoggedStep {
+                stage: stage.index,
+                number,
+                mark: format!("[{label}{number}/{total}]"),
+                text: step.text.clone(),
+                outcome: StepOutcome::Failed,
+                key: None,
+                args: args.iter().map(|name| (*name).to_owned()).collect(),
+                forced,
+            };
+            let result = self.step(step, &mut built, &mut logged);
+            if result.is_err() {
+                self.console.step(
+                    &logged.mark,
+                    step.text.lines().next().unwrap_or_default(),
+                    StepStatus::Failed,
+                );
+            }
+            self.log().steps.push(logged);
+            result.map_err(|error| explain(step.at, &step.text, error))?;
         }
         built.config = planned.config;
         built.args = planned.args;
         Ok(built)
     }
 
-    fn base(&mut self, base: &Base) -> Result<Built, Error> {
+    fn base(&self, base: &Base) -> Result<Built, Error> {
         match base {
             Base::Scratch => Ok(Built::of_layers(Vec::new())),
             Base::Named(name) => match self.options.contexts.find(name) {
                 Some((_, NamedContext::Image(reference))) => self.base(&Base::Image(reference.clone())),
                 _ => Ok(Built::of_layers(self.layers_of(&CopyFrom::Named(name.clone()))?)),
             },
-            Base::Stage(index) => match self.stages.get(index) {
-                Some(built) => Ok(built.clone()),
-                None => Err(Error::Invalid {
-                    what: format!("stage {index}"),
-                    reason: "it was not built before the stage that needs it".to_owned(),
-                }),
-            },
+            Base::Stage(index) => self.stages.wait(*index),
             Base::Image(reference) => {
-                let image = base::resolve(&self.store, reference, &PullOptions::default(), self.console)?;
+                let image = self.fetch(reference)?;
                 let config = ImageConfig::from_json(&image.config_json);
                 let created = config.base_created().map(str::to_owned);
                 let mut chain = Chain::default();
                 image.layers.iter().for_each(|layer| chain.push(&layer.diff_id));
                 Ok(Built {
+                    base_layers: image.layers.len(),
                     layers: image.layers,
                     chain,
                     config,
@@ -288,36 +514,45 @@ impl Build<'_> {
         }
     }
 
-    fn step(&mut self, step: &Step, built: &mut Built, prefix: &str, shown: &str) -> Result<(), Error> {
+    fn step(&self, step: &Step, built: &mut Built, logged: &mut LoggedStep) -> Result<(), Error> {
+        let shown = step.text.lines().next().unwrap_or_default();
+        let mark = &logged.mark;
         let mut entry =
             HistoryEntry { created: built.created.clone(), created_by: step.text.clone(), empty_layer: true };
         if step.action == Action::Config {
-            self.console.line(&format!("{prefix} {shown}"));
+            self.console.step(mark, shown, StepStatus::Started);
+            logged.outcome = StepOutcome::Config;
             built.history.push(entry);
             return Ok(());
         }
-        let sources = self.sources(step)?;
+        let mut sources = self.sources(step)?;
         let compression = format!("{:?}", self.options.compression);
         let below = if is_independent(&step.action) { LINKED } else { built.chain.id() };
         let key = StepKey::new(below, &step.action, &compression, &sources.digest)?;
-        let found = if self.options.no_cache { None } else { self.cache.find(&key, &self.store) };
-        let result = match found {
-            Some(result) => {
-                self.console.line(&format!("{prefix} {shown} (cached)"));
-                self.cached += 1;
-                result
+        logged.key = Some(key.digest().clone());
+        let about = About { text: &step.text, mark, files: sources.files.take() };
+        let ((result, cached), first) = self.steps.once(key.digest(), || {
+            if let Some(result) = self.find(&key).filter(|_| !logged.forced) {
+                return Ok((result, true));
             }
-            None => {
-                self.console.line(&format!("{prefix} {shown}"));
-                self.executed += 1;
-                let result = self.execute(&step.action, &sources, built, prefix)?;
-                self.cache.put(&key, &result)?;
-                result
-            }
+            let _place = self.jobs.place();
+            self.interrupt.check()?;
+            self.console.step(mark, shown, StepStatus::Started);
+            let result = self.execute(&step.action, &sources, built, mark)?;
+            self.cache.put(&key, &result, &about)?;
+            Ok::<_, Error>((result, false))
+        })?;
+        let (outcome, status, count) = match (cached, first) {
+            (true, _) => (StepOutcome::Cached, StepStatus::Cached, &self.counts.cached),
+            (false, true) => (StepOutcome::Executed, StepStatus::Done, &self.counts.executed),
+            (false, false) => (StepOutcome::Shared, StepStatus::Shared, &self.counts.shared),
         };
-        if let Some(layer) = result.layer {
+        count.fetch_add(1, Ordering::Relaxed);
+        self.console.step(mark, shown, status);
+        logged.outcome = outcome;
+        if let Some(layer) = layer_of(&result, &self.store)? {
             built.chain.push(&layer.diff_id);
-            built.layers.push(Layer::new(&self.store, layer.descriptor, layer.diff_id)?);
+            built.layers.push(layer);
             entry.empty_layer = false;
         }
         built.created.clone_from(&result.created);
@@ -326,114 +561,32 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// What a step reads besides the layers below it, and its digest for the key.
-    fn sources(&mut self, step: &Step) -> Result<Sources, Error> {
-        match &step.action {
-            Action::Copy(copy) => {
-                let context = self.context_of(&copy.from)?;
-                if context.is_none()
-                    && copy.sources.iter().any(|source| matches!(source, CopySource::Path(_)))
-                {
-                    let layers = self.layers_of(&copy.from)?;
-                    // The same layers hold the same files.
-                    return Ok(Sources { digest: chain_id(&layers), layers, ..Sources::default() });
-                }
-                let tree = context.as_ref().map(|context| context.tree());
-                let selection = Selection::find(copy, tree.as_ref(), &self.fetcher)?;
-                for warning in &selection.warnings {
-                    self.console.line(&format!("warning: {}: {warning}", step.at));
-                }
-                let digest = selection.digest(tree.as_ref())?.to_string();
-                drop(tree);
-                Ok(Sources { digest, selection: Some(selection), context, ..Sources::default() })
+    /// The result of an earlier build, here or elsewhere.
+    fn find(&self, key: &StepKey) -> Option<StepResult> {
+        let elsewhere =
+            || self.imported.iter().find_map(|cache| cache.take(key, &self.store, &self.cache, self.console));
+        self.cache.find(key, &self.store).or_else(elsewhere)
+    }
+
+    fn log(&self) -> MutexGuard<'_, BuildLog> {
+        self.log.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn finish_log(&self, result: &Result<BuildReport, Error>, folder: &Path) -> Result<(), Error> {
+        let mut log = self.log();
+        log.steps.sort_by_key(|step| (step.stage, step.number));
+        match result {
+            Ok(report) => {
+                log.names.clone_from(&report.names);
+                log.digest = Some(report.digest.clone());
             }
-            Action::Run(run) => {
-                let mut sources = Sources::default();
-                for mount in &run.mounts {
-                    let layers = match &mount.source {
-                        None => Vec::new(),
-                        Some(source) => match self.context_of(&source.from)? {
-                            Some(context) => {
-                                vec![self.context_layer(&context, &CopyAction::whole(&source.path))?]
-                            }
-                            None => self.layers_of(&source.from)?,
-                        },
-                    };
-                    sources.digest.push_str(&format!("{} ", chain_id(&layers)));
-                    sources.mounts.push(layers);
-                }
-                Ok(sources)
-            }
-            Action::Config | Action::Workdir(_) | Action::E2bUser => Ok(Sources::default()),
+            Err(error) => log.error = Some(error.to_string()),
         }
-    }
-
-    /// What a copy from a context makes of an empty tree, from the cache where it can be.
-    fn context_layer(&mut self, context: &Context, copy: &CopyAction) -> Result<Layer, Error> {
-        let tree = context.tree();
-        let selection = Selection::find(copy, Some(&tree), &self.fetcher)?;
-        let digest = selection.digest(Some(&tree))?.to_string();
-        let key = StepKey::new("scratch", &Action::Copy(copy.clone()), COMPRESSION_OF_MOUNTS, &digest)?;
-        if let Some(StepResult { layer: Some(layer), .. }) = self.cache.find(&key, &self.store) {
-            return Ok(Layer::new(&self.store, layer.descriptor, layer.diff_id)?);
+        match log.write(folder) {
+            // The build's own error says more.
+            Err(_) if result.is_err() => Ok(()),
+            written => written,
         }
-        let mut writer = LayerWriter::new(&self.store, Compression::None)?;
-        let now = clock::now()?;
-        let nothing = self.worker.tree(&[])?;
-        selection.write(copy, Some(&tree), &*nothing, None, now, &mut writer)?;
-        let layer = writer.finish()?;
-        self.cache.put(&key, &StepResult { layer: Some(layer.clone()), created: clock::rfc3339(now) })?;
-        Ok(Layer::new(&self.store, layer.descriptor, layer.diff_id)?)
-    }
-
-    fn layers_of(&mut self, from: &CopyFrom) -> Result<Vec<Layer>, Error> {
-        match from {
-            CopyFrom::Context => Ok(Vec::new()),
-            CopyFrom::Stage(index) => {
-                Ok(self.stages.get(index).map(|built| built.layers.clone()).unwrap_or_default())
-            }
-            CopyFrom::Image(reference) => self.image_layers(reference),
-            CopyFrom::Named(name) => match self.options.contexts.find(name) {
-                Some((_, NamedContext::Image(reference))) => self.image_layers(reference),
-                Some((_, NamedContext::Archive(file))) => {
-                    let context = Context::of_archive(file)?;
-                    let name = file.file_name().unwrap_or_default().to_string_lossy();
-                    Ok(vec![self.context_layer(&context, &CopyAction::unpacked(&name))?])
-                }
-                _ => match self.context_of(from)? {
-                    Some(context) => Ok(vec![self.context_layer(&context, &CopyAction::whole(""))?]),
-                    None => Err(unknown_context(name)),
-                },
-            },
-        }
-    }
-
-    /// The folder that is meant; `None` where it is a tree of layers.
-    fn context_of(&mut self, from: &CopyFrom) -> Result<Option<Arc<Context>>, Error> {
-        let name = match from {
-            CopyFrom::Context => return Ok(Some(Arc::clone(&self.context))),
-            CopyFrom::Named(name) => name,
-            CopyFrom::Stage(_) | CopyFrom::Image(_) => return Ok(None),
-        };
-        if let Some(context) = self.named.get(name) {
-            return Ok(Some(Arc::clone(context)));
-        }
-        let Some((_, NamedContext::Folder(folder))) = self.options.contexts.find(name) else {
-            return Ok(None);
-        };
-        let context = Arc::new(Context::open(folder, &folder.join(NO_DOCKERFILE))?);
-        self.named.insert(name.clone(), Arc::clone(&context));
-        Ok(Some(context))
-    }
-
-    fn image_layers(&mut self, reference: &ImageReference) -> Result<Vec<Layer>, Error> {
-        let name = reference.to_string();
-        if let Some(layers) = self.images.get(&name) {
-            return Ok(layers.clone());
-        }
-        let layers = base::resolve(&self.store, reference, &PullOptions::default(), self.console)?.layers;
-        self.images.insert(name, layers.clone());
-        Ok(layers)
     }
 
     fn execute(
@@ -443,7 +596,8 @@ impl Build<'_> {
         built: &Built,
         prefix: &str,
     ) -> Result<StepResult, Error> {
-        let now = clock::now()?;
+        // With --rewrite-timestamp times are set in the end, and what is in the cache depends on no epoch.
+        let now = self.epoch.filter(|_| !self.options.rewrite_timestamp).unwrap_or_else(clock::system);
         let layer = match action {
             Action::Config => None,
             Action::Workdir(path) => {
@@ -452,7 +606,7 @@ impl Build<'_> {
                 let made = make_workdir(&*lower, path, now, &mut writer)?;
                 made.then(|| writer.finish()).transpose()?
             }
-            Action::Copy(copy) => self.copy(copy, sources, built, now)?,
+            Action::Copy(copy) => self.copy(copy, sources, &built.layers, now)?,
             Action::E2bUser => {
                 let lower = self.worker.tree(&built.layers)?;
                 let mut writer = LayerWriter::new(&self.store, self.options.compression)?;
@@ -468,106 +622,27 @@ impl Build<'_> {
         };
         Ok(StepResult { layer, created: clock::rfc3339(now) })
     }
-
-    fn copy(
-        &self,
-        copy: &CopyAction,
-        sources: &Sources,
-        built: &Built,
-        now: Timestamp,
-    ) -> Result<Option<WrittenLayer>, Error> {
-        let linked = copy.is_independent();
-        let lower = self.worker.tree(if linked { &[] } else { &built.layers })?;
-        let owner = copy.chown.as_ref().map(|owner| users::owner(&*lower, owner)).transpose()?;
-        // Names of owners are the image's, but links of the image lead a linked layer nowhere.
-        let lower = if copy.link && !linked { self.worker.tree(&[])? } else { lower };
-        let mut writer = LayerWriter::new(&self.store, self.options.compression)?;
-        if let Some(selection) = &sources.selection {
-            let tree = sources.context.as_ref().map(|context| context.tree());
-            let wrote = selection.write(copy, tree.as_ref(), &*lower, owner, now, &mut writer)?;
-            return Ok(wrote.then(|| writer.finish()).transpose()?);
-        }
-        let from = self.worker.tree(&sources.layers)?;
-        let is_context = self.is_archive(&copy.from);
-        let tree = SourceTree { root: &*from, ignore: None, is_context, shown: shown(&copy.from) };
-        let selection = Selection::find(copy, Some(&tree), &self.fetcher)?;
-        let wrote = selection.write(copy, Some(&tree), &*lower, owner, now, &mut writer)?;
-        Ok(wrote.then(|| writer.finish()).transpose()?)
-    }
-
-    /// Owners in an archive that was sent mean nothing, as those in a folder.
-    fn is_archive(&self, from: &CopyFrom) -> bool {
-        let CopyFrom::Named(name) = from else { return false };
-        matches!(self.options.contexts.find(name), Some((_, NamedContext::Archive(_))))
-    }
-
-    fn write_image(&self, built: &Built) -> Result<Descriptor, Error> {
-        write_image(&self.store, &built.layers, &built.json())
-    }
 }
 
-/// What a step reads besides the layers below it.
-#[derive(Default)]
-struct Sources {
-    digest: String,
-    /// What a copy takes from a context.
-    selection: Option<Selection>,
-    context: Option<Arc<Context>>,
-    /// The tree that a copy takes from, where that is not the context.
-    layers: Vec<Layer>,
-    /// The trees of a command's mounts.
-    mounts: Vec<Vec<Layer>>,
+/// Mounting changes the working directory for a moment; each thread that mounts must have one of its own. Where even this
+/// is forbidden, as in containers with Docker's seccomp profile, nothing can be mounted either.
+fn own_working_directory() {
+    let _ = nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS);
 }
 
-fn unknown_context(name: &str) -> Error {
-    Error::Invalid { what: format!("context {name}"), reason: "no --build-context has this name".to_owned() }
+/// Tells the others about a stage when its thread ends, however it does.
+struct Post<'a> {
+    board: &'a Board<Built>,
+    stage: usize,
+    built: Option<Built>,
+}
+
+impl Drop for Post<'_> {
+    fn drop(&mut self) {
+        self.board.post(self.stage, self.built.take());
+    }
 }
 
 fn is_independent(action: &Action) -> bool {
     matches!(action, Action::Copy(copy) if copy.is_independent())
-}
-
-fn chain_id(layers: &[Layer]) -> String {
-    let mut chain = Chain::default();
-    layers.iter().for_each(|layer| chain.push(&layer.diff_id));
-    chain.id().to_owned()
-}
-
-fn shown(from: &CopyFrom) -> String {
-    match from {
-        CopyFrom::Stage(index) => format!("stage {index}"),
-        CopyFrom::Image(reference) => format!("image {reference}"),
-        CopyFrom::Context => "the context".to_owned(),
-        CopyFrom::Named(name) => format!("the context {name}"),
-    }
-}
-
-/// Writes config and manifest of an image whose layers are in the store.
-pub(crate) fn write_image(store: &Store, layers: &[Layer], config: &Value) -> Result<Descriptor, Error> {
-    let put = |media_type: MediaType, value: &Value| {
-        let path = Path::new("image config");
-        let text = canonical_json(value).map_err(|error| at(path)(std::io::Error::from(error)))?;
-        Ok::<_, Error>(store.put_blob(media_type, &text[..])?)
-    };
-    let config = put(MediaType::ImageConfig, config)?;
-    let layers: Vec<_> = layers
-        .iter()
-        .map(|layer| {
-            json!({
-                "mediaType": oci::oci_media_type(layer.descriptor.media_type()),
-                "digest": layer.descriptor.digest(), "size": layer.descriptor.size(),
-            })
-        })
-        .collect();
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": MediaType::ImageManifest,
-        "config": config,
-        "layers": layers,
-    });
-    let mut descriptor = put(MediaType::ImageManifest, &manifest)?;
-    descriptor.set_platform(Some(oci::host_platform()));
-    // The specification's own rules, before the image gets a name.
-    Image::open(store, &descriptor)?;
-    Ok(descriptor)
 }

@@ -1,7 +1,10 @@
 //! The command line.
 
 mod build;
+mod explain;
+mod fsck;
 mod images;
+mod prune;
 mod registry;
 mod template_transfer;
 mod templates;
@@ -11,8 +14,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
-use image_builder::{BootstrapOptions, Console, Error, Interrupt};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use image_builder::{BootstrapOptions, Console, Error, Interrupt, ProgressMode};
 use oci::{ImageName, ImageReference, Store};
 use serde::Serialize;
 use template::DataDir;
@@ -37,9 +40,44 @@ struct Global {
     /// Where images, templates and the cache live [default: tiffin in $XDG_DATA_HOME or ~/.local/share]
     #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Show no progress
+    /// Show no progress, as --progress=quiet
     #[arg(long, short, global = true)]
     quiet: bool,
+    /// How progress is shown on stderr
+    ///
+    /// With json, each line is an object. All have "type" and "time" (RFC 3339, milliseconds). type "step": "step" (as "[build
+    /// 2/5]"), "status" (started, cached, shared, done, failed), "message" (the instruction). type "output": "step", "message"
+    /// (a line of its command). type "work": "id", "status" (started, running, done), "message", "done" and "total" (bytes;
+    /// total is null where it is not known). type "message" and type "error": "message".
+    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "MODE")]
+    progress: ProgressArg,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ProgressArg {
+    /// Bars on a terminal, plain lines elsewhere
+    Auto,
+    /// Plain lines
+    Plain,
+    /// Bars; plain lines where stderr is no terminal
+    Tty,
+    /// One JSON object a line
+    Json,
+    /// Nothing but errors
+    Quiet,
+}
+
+impl Global {
+    fn console(&self) -> Console {
+        Console::with_progress(match self.progress {
+            _ if self.quiet => ProgressMode::Quiet,
+            ProgressArg::Auto => ProgressMode::Auto,
+            ProgressArg::Plain => ProgressMode::Plain,
+            ProgressArg::Tty => ProgressMode::Tty,
+            ProgressArg::Json => ProgressMode::Json,
+            ProgressArg::Quiet => ProgressMode::Quiet,
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -50,7 +88,12 @@ enum Command {
         "  image-builder build -t hello .\n",
         "  image-builder build -t app:1 -f docker/Dockerfile --build-arg VERSION=1.2 --target run .\n",
         "  image-builder build -t hello --host-ca .      behind a proxy with its own certificate\n",
-        "  image-builder build --check .                 warnings only: nothing is built\n\n",
+        "  image-builder build --check .                 warnings only: nothing is built\n",
+        "  image-builder build --output type=oci,dest=app.tar --metadata-file app.json .\n",
+        "  image-builder build -t app --cache-from ci-cache --cache-to ci-cache --progress json .\n",
+        "  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) image-builder build -t app --rewrite-timestamp .\n\n",
+        "Stages that do not need each other are built at the same time. Steps are taken from the cache where instruction, files,\n",
+        "build arguments in scope and the layers below are the same; image-builder explain tells why one was not.\n\n",
         "RUN steps run as root on this machine, in containers with the host's network: build only Dockerfiles that you\n",
         "trust. Needs root; --check does not.\n\n",
         "The Dockerfile is CONTEXT/Dockerfile, else CONTEXT/e2b.Dockerfile. Rules of --check have the names of BuildKit's build\n",
@@ -134,6 +177,15 @@ enum Command {
     },
     #[command(flatten)]
     Registry(RegistryCommand),
+    /// Tell which steps of a build were cached, and why the others were not
+    #[command(after_help = explain::HELP)]
+    Explain(explain::ExplainCommand),
+    /// Remove what builds left and nothing needs
+    #[command(after_help = prune::HELP)]
+    Prune(prune::PruneCommand),
+    /// Look for damage in the local store and the cache
+    #[command(after_help = fsck::HELP)]
+    Fsck(fsck::FsckCommand),
     /// Make and look after templates, which sandboxes start from
     #[command(subcommand)]
     Template(TemplateCommand),
@@ -153,14 +205,15 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
             }
         };
     }
-    match carry_out(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+    let console = cli.global.console();
+    match carry_out(cli, &console) {
+        Ok(code) => code,
         Err(error) => {
             // Our own errors say their causes themselves.
-            match error.downcast_ref::<Error>() {
-                Some(error) => eprintln!("image-builder: {error}"),
-                None => eprintln!("image-builder: {error:#}"),
-            }
+            console.error(&match error.downcast_ref::<Error>() {
+                Some(error) => format!("image-builder: {error}"),
+                None => format!("image-builder: {error:#}"),
+            });
             match error.downcast_ref::<Error>() {
                 Some(Error::Interrupted) => ExitCode::from(image_builder::EXIT_INTERRUPTED as u8),
                 Some(error) if error.is_bad_input() => ExitCode::from(2),
@@ -170,38 +223,41 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     }
 }
 
-fn carry_out(cli: Cli) -> anyhow::Result<()> {
+fn carry_out(cli: Cli, console: &Console) -> anyhow::Result<ExitCode> {
     let data = DataDir::resolve(cli.global.data_dir.as_deref())
         .context("no data folder: neither --data-dir nor $HOME is set")?;
-    let console = Console::new(cli.global.quiet);
     let store = || Store::open_or_create(&data.images()).map_err(Error::from);
-    match cli.command {
-        Command::Build(command) => build::build(command, &data, &console),
+    let done = match cli.command {
+        Command::Explain(command) => explain::explain(command, &data),
+        Command::Prune(command) => prune::prune(command, &data, console),
+        Command::Fsck(command) => return fsck::fsck(command, &data, console),
+        Command::Build(command) => build::build(command, &data, console),
         Command::Load { source, tag, json, registry } => {
             let _interrupt = Interrupt::install()?;
-            let digest = image_builder::load(&store()?, &source, &tag, &registry.options(), &console)?;
+            let digest = image_builder::load(&store()?, &source, &tag, &registry.options(), console)?;
             let name = tag.canonical();
             print(json, &serde_json::json!({"name": name, "digest": digest}), &format!("{name} {digest}"))
         }
         Command::Save { name, output, json, registry } => {
             let _interrupt = Interrupt::install()?;
-            let saved = image_builder::save(&store()?, &name, &output, &registry.options(), &console)?;
+            let saved = image_builder::save(&store()?, &name, &output, &registry.options(), console)?;
             print(json, &saved, &registry::told(&saved))
         }
         Command::Images { json } => images::images(&store()?, json),
         Command::Bootstrap { name, variant, mirror, force, json } => {
             let interrupt = Interrupt::install()?;
             let options = BootstrapOptions { name, variant, mirror, force };
-            let report = image_builder::bootstrap(&data, &options, &console, &interrupt)?;
+            let report = image_builder::bootstrap(&data, &options, console, &interrupt)?;
             if report.existed {
                 console.line(&format!("{} is there already; --force makes it anew", report.name));
             }
             print(json, &report, &format!("{} {}", report.name, report.digest))
         }
-        Command::Registry(command) => registry::registry(command, store, &console),
-        Command::Template(command) => templates::template(command, &data, &console),
+        Command::Registry(command) => registry::registry(command, store, console),
+        Command::Template(command) => templates::template(command, &data, console),
         Command::RunContainer { .. } => Ok(()),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Prints the result: one line of JSON, or the text.

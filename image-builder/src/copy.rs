@@ -151,6 +151,21 @@ impl Selection {
     /// The digest of everything that ends in the image: names, modes, owners, contents. Times do not count, as with
     /// Docker: a fresh checkout of the same files is the same.
     pub(crate) fn digest(&self, tree: Option<&SourceTree<'_>>) -> Result<Digest, Error> {
+        Ok(self.digest_of_each(tree)?.0)
+    }
+
+    /// The regular files whose contents are read.
+    pub(crate) fn files(&self) -> Vec<&LayerPath> {
+        let data = self.entries.iter().map(|entry| &entry.data);
+        data.filter_map(|data| if let Data::File { path, .. } = data { Some(path) } else { None }).collect()
+    }
+
+    /// The digest, and for each entry what there was: to tell later what changed.
+    pub(crate) fn digest_of_each(
+        &self,
+        tree: Option<&SourceTree<'_>>,
+    ) -> Result<(Digest, BTreeMap<String, String>), Error> {
+        let mut each = BTreeMap::new();
         let mut hasher = Hasher::new();
         let mut numbers: BTreeMap<Identity, usize> = BTreeMap::new();
         let mut field = |tag: &str, bytes: &[u8]| {
@@ -158,12 +173,19 @@ impl Selection {
             hasher.update(bytes);
         };
         for entry in &self.entries {
-            match &entry.target {
-                Target::Under(path) => field("under", path.as_bytes()),
-                Target::FileNamed(name) => field("named", name),
-            }
+            let name = match &entry.target {
+                Target::Under(path) => {
+                    field("under", path.as_bytes());
+                    path.as_bytes()
+                }
+                Target::FileNamed(name) => {
+                    field("named", name);
+                    name
+                }
+            };
             let metadata = &entry.metadata;
-            field("meta", format!("{:o} {} {}", metadata.mode, metadata.uid, metadata.gid).as_bytes());
+            let mode = format!("{:o} {} {}", metadata.mode, metadata.uid, metadata.gid);
+            field("meta", mode.as_bytes());
             for (name, value) in &metadata.xattrs {
                 field("xattr", name);
                 field("value", value);
@@ -173,28 +195,49 @@ impl Selection {
                 let next = numbers.len();
                 field("same", numbers.entry(identity).or_insert(next).to_string().as_bytes());
             }
-            match &entry.data {
-                Data::Directory => field("directory", b""),
-                Data::Inline(contents) => field("inline", contents.as_bytes()),
-                Data::Symlink(target) => field("link", target),
-                Data::Special(kind) => field("special", format!("{kind:?}").as_bytes()),
+            let state = match &entry.data {
+                Data::Directory => {
+                    field("directory", b"");
+                    "directory".to_owned()
+                }
+                Data::Inline(contents) => {
+                    field("inline", contents.as_bytes());
+                    Hasher::digest_of(contents.as_bytes()).to_string()
+                }
+                Data::Symlink(target) => {
+                    field("link", target);
+                    format!("link to {}", String::from_utf8_lossy(target))
+                }
+                Data::Special(kind) => {
+                    let kind = format!("{kind:?}");
+                    field("special", kind.as_bytes());
+                    kind
+                }
                 Data::File { path, digest, .. } => {
                     let Some(tree) = tree else { continue };
                     let contents = tree.root.content_digest(path)?;
                     field("file", contents.as_ref().as_bytes());
-                    let _ = digest.set(contents);
+                    let _ = digest.set(contents.clone());
+                    contents.to_string()
                 }
-                Data::Remote(remote) => field("remote", remote.identity().as_bytes()),
+                Data::Remote(remote) => {
+                    field("remote", remote.identity().as_bytes());
+                    remote.identity().to_owned()
+                }
                 Data::Archive(Packed::Remote(remote)) => {
                     field("remote archive", remote.identity().as_bytes());
+                    format!("archive {}", remote.identity())
                 }
                 Data::Archive(Packed::Local(path, _)) => {
                     let Some(tree) = tree else { continue };
-                    field("archive", tree.root.content_digest(path)?.as_ref().as_bytes());
+                    let contents = tree.root.content_digest(path)?.to_string();
+                    field("archive", contents.as_bytes());
+                    format!("archive {contents}")
                 }
-            }
+            };
+            each.insert(String::from_utf8_lossy(name).into_owned(), format!("{mode} {state}"));
         }
-        Ok(hasher.finish().0)
+        Ok((hasher.finish().0, each))
     }
 
     /// Writes the files as a layer on top of `lower`, and says whether there is anything in it. `owner` replaces what the

@@ -16,10 +16,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use oci::layer::LayerPath;
-use oci::{Digest, Hasher, Layer};
+use oci::{Digest, Hasher, Layer, Store};
 
 use crate::console::Console;
 use crate::error::{Error, at};
+use crate::graph::Flights;
 use crate::overlay::{Overlay, Upper};
 use crate::rooted::{Rooted, metadata_of};
 use crate::tree::{Entry, Tree};
@@ -35,6 +36,8 @@ const NEW_PREFIX: &str = ".new-";
 #[derive(Debug)]
 pub(crate) struct LayerCache {
     root: PathBuf,
+    /// Stages of one build that need the same layers unpack them once.
+    unpacking: Flights<PathBuf, ()>,
     _lock: File,
 }
 
@@ -91,7 +94,7 @@ impl LayerCache {
             lock.unlock().map_err(at(root))?;
         }
         lock.lock_shared().map_err(at(root))?;
-        Ok(Self { root: root.to_owned(), _lock: lock })
+        Ok(Self { root: root.to_owned(), unpacking: Flights::new(), _lock: lock })
     }
 
     /// Unpacks those of the layers, lowest first, that are not there yet.
@@ -100,17 +103,36 @@ impl LayerCache {
         for (layer, number) in layers.iter().zip(1..) {
             let below = chain.clone();
             chain.push(&layer.diff_id);
-            if chain.0.last().is_some_and(|id| self.root.join(folder_name(id)).is_dir()) {
-                continue;
-            }
-            let _work = console.work(&format!("unpacking layer {number} of {}", layers.len()), None);
-            let scratch = self.scratch(&below)?;
-            let overlay = self.mount(&below, &scratch)?;
-            unpack::apply(layer.open()?, &Rooted::open(&scratch.merged())?)?;
-            overlay.unmount()?;
-            self.keep(scratch, &chain)?;
+            let Some(name) = chain.0.last().map(folder_name) else { continue };
+            self.unpacking.once(&name, || {
+                if self.take_up(&name, layer.store())? {
+                    return Ok::<_, Error>(());
+                }
+                let _work = console.work(&format!("unpacking layer {number} of {}", layers.len()), None);
+                let scratch = self.scratch(&below)?;
+                let overlay = self.mount(&below, &scratch)?;
+                unpack::apply(layer.open()?, &Rooted::open(&scratch.merged())?)?;
+                overlay.unmount()?;
+                self.keep(scratch, &chain)
+            })?;
         }
         Ok(chain)
+    }
+
+    /// Whether the layer is there. It counts as used from now on, and stays: the time of its inode says so, which is in no
+    /// image. The store's lock is the one that `prune` takes.
+    fn take_up(&self, name: &Path, store: &Store) -> Result<bool, Error> {
+        let _using = store.using()?;
+        let folder = self.root.join(name);
+        match fs::metadata(&folder) {
+            Ok(metadata) if metadata.is_dir() => {
+                let _ = fs::set_permissions(&folder, metadata.permissions());
+                Ok(true)
+            }
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(at(&folder)(error)),
+        }
     }
 
     /// An empty upper directory whose root looks like that of the chain.

@@ -26,16 +26,26 @@ mod container;
 mod context;
 pub mod contexts;
 mod copy;
+mod digests;
+mod durable;
 mod e2b_steps;
 mod e2b_user;
 mod error;
+mod exchange;
+mod explain;
 mod fetch;
+mod fsck;
+mod graph;
+mod history;
 mod inspect;
 mod interrupt;
 mod layers;
+mod outputs;
 mod overlay;
 pub mod plan;
+mod prune;
 mod registry;
+mod rewrite;
 mod rooted;
 mod run;
 mod sources;
@@ -53,13 +63,18 @@ pub use bootstrap::{BootstrapOptions, BootstrapReport, LABEL as BOOTSTRAP_LABEL,
 pub use builder::{BuildOptions, BuildReport, build};
 pub use check::{CheckOptions, CheckReport, CheckedWarning, check};
 pub use config::{HistoryEntry, ImageConfig};
-pub use console::Console;
+pub use console::{Console, ProgressMode};
 pub use container::{Outcome, run_container};
 pub use e2b_steps::StepsOptions;
 pub use error::Error;
+pub use explain::{BuildOf, ExplainedStep, Explanation, Reason, explain};
+pub use fsck::{Finding, FindingKind, FsckReport, fsck};
+pub use history::StepOutcome;
 pub use inspect::{Inspected, InspectedLayer, inspect, raw_manifest};
 pub use interrupt::{EXIT_INTERRUPTED, Interrupt};
+pub use outputs::{BuildOutput, TemplateOutput, WrittenOutput};
 pub use overlay::isolate_mounts;
+pub use prune::{PruneOptions, PruneReport, Pruned, PrunedKind, prune};
 pub use registry::{
     CONNECT_TIMEOUT, Credential, CredentialFiles, Platforms, PullReport, PushReport, Registries,
     RegistryOptions,

@@ -256,11 +256,19 @@ impl CopyAction {
     }
 }
 
+impl StageArgs {
+    /// The names of the arguments that have a value.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
+
 impl BuildArgs {
     /// The arguments that no `ARG` of the file declares: most likely misspelt.
     pub fn unused(&self, file: &Dockerfile) -> Vec<String> {
         let statements = file.stages.iter().flat_map(|stage| &stage.statements).chain(&file.global_args);
         let mut declared: BTreeSet<&str> = PROXY_ARGS.into();
+        declared.insert(crate::clock::EPOCH);
         for statement in statements {
             if let Instruction::Arg(args) = &statement.instruction {
                 declared.extend(args.iter().map(|declaration| declaration.name.text.as_str()));

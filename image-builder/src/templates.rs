@@ -70,16 +70,27 @@ pub fn create(
     console: &Console,
     interrupt: &Interrupt,
 ) -> Result<TemplateReport, Error> {
+    // Before anything is made.
+    warm::find_host_shim(options.host_shim.as_deref())?;
+    let store = Store::open_or_create(&data.images())?;
+    let image = base::resolve(&store, &options.image, &options.pull, console)?;
+    create_from(data, &image, options, console, interrupt)
+}
+
+/// As [`create`], from an image that is open already; the options say what it is called.
+pub(crate) fn create_from(
+    data: &DataDir,
+    image: &Image,
+    options: &TemplateOptions,
+    console: &Console,
+    interrupt: &Interrupt,
+) -> Result<TemplateReport, Error> {
     let warm_options = WarmOptions {
         choice: options.snapshot,
         host_shim: options.host_shim.clone(),
         kernel: options.kernel.clone(),
         guest_image: options.guest_image.clone(),
     };
-    // Before anything is made.
-    warm::find_host_shim(options.host_shim.as_deref())?;
-    let store = Store::open_or_create(&data.images())?;
-    let image = base::resolve(&store, &options.image, &options.pull, console)?;
     let kernel = options.kernel.as_deref().map(digest_of).transpose()?;
     let guest_image = options.guest_image.as_deref().map(digest_of).transpose()?;
     let new = NewTemplate::begin(&data.templates(), &options.name)?;
@@ -90,33 +101,14 @@ pub fn create(
             reason: "that is more MiB than a file can have".to_owned(),
         })?),
     };
-    let build_options = rootfs_tools::BuildOptions { size, ..Default::default() };
-    let mut work = None;
-    let mut written = 0;
-    let report =
-        rootfs_tools::build(&image, &build_options, &new.rootfs(), &mut |progress| match progress {
-            Progress::Indexing { layer, layers } => {
-                work = Some(console.work(&format!("reading layer {layer} of {layers}"), None));
-            }
-            Progress::Writing { done, total } => {
-                if written == 0 {
-                    work = Some(console.work("writing the file system", Some(total)));
-                }
-                if let Some(work) = &work {
-                    work.advance(done.saturating_sub(written));
-                }
-                written = done.max(1);
-            }
-            Progress::Syncing => work = Some(console.work("syncing to the disk", None)),
-        })?;
-    drop(work);
+    let report = write_rootfs(image, size, &new.rootfs(), console)?;
     let template = Template {
         schema_version: SCHEMA_VERSION,
         image: SourceImage { reference: options.image.to_string(), digest: image.digest.clone() },
         kernel,
         guest_image,
         rootfs: Rootfs { digest: report.digest, size: report.size },
-        runtime: runtime(&image, options),
+        runtime: runtime(image, options),
         machine: options.machine,
         snapshot_only: false,
     };
@@ -126,6 +118,33 @@ pub fn create(
         Warmed::None(why) => (None, Some(why)),
     };
     Ok(TemplateReport { path, template, snapshot, no_snapshot })
+}
+
+/// Writes the image as one ext4 file system.
+pub(crate) fn write_rootfs(
+    image: &Image,
+    size: Size,
+    file: &Path,
+    console: &Console,
+) -> Result<rootfs_tools::BuildReport, Error> {
+    let build_options = rootfs_tools::BuildOptions { size, ..Default::default() };
+    let mut work = None;
+    let mut written = 0;
+    Ok(rootfs_tools::build(image, &build_options, file, &mut |progress| match progress {
+        Progress::Indexing { layer, layers } => {
+            work = Some(console.work(&format!("reading layer {layer} of {layers}"), None));
+        }
+        Progress::Writing { done, total } => {
+            if written == 0 {
+                work = Some(console.work("writing the file system", Some(total)));
+            }
+            if let Some(work) = &work {
+                work.advance(done.saturating_sub(written));
+            }
+            written = done.max(1);
+        }
+        Progress::Syncing => work = Some(console.work("syncing to the disk", None)),
+    })?)
 }
 
 /// The template of that name, read and checked.

@@ -21,6 +21,7 @@ mod json;
 pub mod layer;
 mod platform;
 mod reference;
+mod sessions;
 mod skopeo;
 mod store;
 
@@ -39,5 +40,6 @@ pub use oci_spec::image::{
 };
 pub use platform::{parse_platform, platform_fits, platform_text};
 pub use reference::{ImageName, ImageReference, InvalidReference};
+pub use sessions::{Removal, StoredBlob, Using};
 pub use skopeo::SkopeoReference;
 pub use store::{BlobWriter, Scratch, Store, Tagged, copy_image};

@@ -6,12 +6,15 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use image_builder::contexts::Contexts;
 use image_builder::plan::BuildArgs;
-use image_builder::{BuildOptions, CheckOptions, CheckedWarning, Console, Error, Interrupt, StepsOptions};
+use image_builder::{
+    BuildOptions, BuildOutput, CheckOptions, CheckedWarning, Console, Error, Interrupt, StepsOptions,
+};
 use oci::ImageName;
 use oci::layer::Compression;
 use template::DataDir;
 
 use super::print;
+use super::registry::RegistryArgs;
 
 /// Where distributions keep the bundle of certificates: Debian, Fedora, OpenSUSE, Alpine.
 const CA_BUNDLES: [&str; 4] = [
@@ -27,8 +30,25 @@ pub(super) struct BuildCommand {
     #[arg(required_unless_present = "steps")]
     context: Option<PathBuf>,
     /// A name for the image; may be given more than once
-    #[arg(long, short, value_name = "NAME", required_unless_present = "check")]
+    #[arg(long, short, value_name = "NAME", required_unless_present_any = ["check", "output"])]
     tag: Vec<ImageName>,
+    /// What to make of the image: type=oci,dest=DIR|FILE.tar[,tar=BOOL][,tag=TAG], type=rootfs,dest=FILE[,size=MiB], or
+    /// type=template,name=NAME[,cpus=N][,memory=MiB][,disk=MiB][,rootfs-size=MiB][,start=CMD][,ready=CMD]
+    /// [,snapshot=auto|always|never]; may be given more than once
+    #[arg(long, short, value_name = "SPEC")]
+    output: Vec<BuildOutput>,
+    /// Write digests and names to this file, with docker buildx's keys
+    #[arg(long, value_name = "FILE")]
+    metadata_file: Option<PathBuf>,
+    /// Write the image's id (the digest of its config) to this file
+    #[arg(long, value_name = "FILE")]
+    iidfile: Option<PathBuf>,
+    /// A label of the image, over those of the Dockerfile
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    label: Vec<(String, String)>,
+    /// An annotation of the image's manifest
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    annotation: Vec<(String, String)>,
     /// Tell what is wrong or doubtful in the Dockerfile, and build nothing
     #[arg(long)]
     check: bool,
@@ -61,6 +81,24 @@ pub(super) struct BuildCommand {
     /// Run every step, even if the cache has its result
     #[arg(long)]
     no_cache: bool,
+    /// Run every step of this stage, even if the cache has its result
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    no_cache_filter: Vec<String>,
+    /// Ask the registries for the base images, even if the local store has them
+    #[arg(long)]
+    pull: bool,
+    /// How many steps may run at the same time [default: the number of CPUs, at least 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// Use results of steps that --cache-to wrote on this or another machine
+    #[arg(long, value_name = "DIR")]
+    cache_from: Vec<PathBuf>,
+    /// Write the results of this build's steps to a folder, an OCI layout that other machines can use
+    #[arg(long, value_name = "DIR")]
+    cache_to: Option<PathBuf>,
+    /// Let no file of the new layers be newer than SOURCE_DATE_EPOCH (a variable, or a --build-arg)
+    #[arg(long)]
+    rewrite_timestamp: bool,
     /// Let RUN steps use this machine's CA certificates; nothing of them is left in the image
     #[arg(long)]
     host_ca: bool,
@@ -70,6 +108,8 @@ pub(super) struct BuildCommand {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -139,6 +179,18 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
         e2b_user: command.e2b_user,
         target: command.target,
         no_cache: command.no_cache,
+        no_cache_filter: command.no_cache_filter,
+        pull: command.pull,
+        registries: command.registry.options(),
+        jobs: command.jobs.map(usize::from),
+        cache_from: absolute(command.cache_from)?,
+        cache_to: absolute(command.cache_to)?.pop(),
+        rewrite_timestamp: command.rewrite_timestamp,
+        labels: command.label.into_iter().collect(),
+        annotations: command.annotation.into_iter().collect(),
+        outputs: command.output,
+        metadata_file: command.metadata_file,
+        iidfile: command.iidfile,
         host_ca,
         compression: match command.compression {
             CompressionArg::Zstd => Compression::Zstd,
@@ -148,9 +200,24 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
         program,
     };
     let report = image_builder::build(data, &options, console, &interrupt)?;
-    let text =
-        report.names.iter().map(|name| format!("{name} {}", report.digest)).collect::<Vec<_>>().join("\n");
+    let named = report.names.iter().map(|name| format!("{name} {}", report.digest));
+    let written = report.outputs.iter().map(|output| format!("{} {}", output.path.display(), report.digest));
+    let text = named.chain(written).collect::<Vec<_>>().join("\n");
     print(command.json, &report, &text)
+}
+
+/// Folders that stand in messages, and that other threads than this one open.
+fn absolute(folders: impl IntoIterator<Item = PathBuf>) -> Result<Vec<PathBuf>, Error> {
+    let absolute =
+        |folder: PathBuf| std::path::absolute(&folder).map_err(|source| Error::Io { path: folder, source });
+    folders.into_iter().map(absolute).collect()
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
 }
 
 /// Prints the warnings: what was asked for, so on stdout.

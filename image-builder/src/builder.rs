@@ -241,7 +241,8 @@ impl Build<'_> {
             &self.options.contexts,
             &built.config,
             &built.args,
-        )?;
+        )
+        .map_err(|error| e2b_steps::of_plan(self.options.steps.is_some(), error))?;
         // With the instructions of the base image.
         let total = planned.steps.len() + 1;
         for (step, number) in planned.steps.iter().zip(2..) {

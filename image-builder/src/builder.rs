@@ -26,7 +26,9 @@ use crate::error::{Error, at};
 use crate::fetch::Fetcher;
 use crate::interrupt::Interrupt;
 use crate::layers::{Chain, LayerCache};
-use crate::plan::{self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, StageArgs, Step};
+use crate::plan::{
+    self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, StageArgs, Step, WorkdirAction,
+};
 use crate::users;
 use crate::worker::{ContainerWorker, RunStep, Worker};
 
@@ -447,10 +449,15 @@ impl Build<'_> {
         let now = clock::now()?;
         let layer = match action {
             Action::Config => None,
-            Action::Workdir(path) => {
+            Action::Workdir(WorkdirAction { path, user }) => {
                 let lower = self.worker.tree(&built.layers)?;
+                // As BuildKit has it, also that a user who is not there yet leaves it to root.
+                let owner = match user.as_str() {
+                    "" => (0, 0),
+                    user => users::owner(&*lower, user).unwrap_or_default(),
+                };
                 let mut writer = LayerWriter::new(&self.store, self.options.compression)?;
-                let made = make_workdir(&*lower, path, now, &mut writer)?;
+                let made = make_workdir(&*lower, path, owner, now, &mut writer)?;
                 made.then(|| writer.finish()).transpose()?
             }
             Action::Copy(copy) => self.copy(copy, sources, built, now)?,

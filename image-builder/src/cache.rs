@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::error::{Error, at};
-use crate::plan::{Action, CopyAction, RunAction};
+use crate::plan::{Action, CopyAction, RunAction, WorkdirAction};
 
 /// Changes with the meaning of a key, so that older results are not taken for newer ones.
 const VERSION: u32 = 4;
@@ -42,7 +42,7 @@ impl StepKey {
         let action = match action {
             Action::Config => json!("config"),
             Action::E2bUser => json!("e2b user 1"),
-            Action::Workdir(path) => json!({"workdir": path}),
+            Action::Workdir(WorkdirAction { path, user }) => json!({"workdir": path, "user": user}),
             // Proxies and the host's certificates change how a step reaches the network, not what it is.
             Action::Run(RunAction { argv, script, env, user, workdir, mounts, network, proxy_env: _ }) => {
                 // Of a source its files count, not its name.
@@ -136,7 +136,10 @@ mod tests {
         assert_ne!(base, key("b", &run("x", "1"), ""));
         assert_ne!(base, key("a", &run("y", "1"), ""));
         assert_ne!(base, key("a", &run("x", "1"), "s"));
-        assert_ne!(base, key("a", &Action::Workdir("x".into()), ""));
+        assert_ne!(
+            base,
+            key("a", &Action::Workdir(WorkdirAction { path: "x".into(), user: String::new() }), "")
+        );
     }
 
     #[test]

@@ -29,9 +29,10 @@ use crate::history::{BuildLog, LoggedStep, StepOutcome};
 use crate::interrupt::Interrupt;
 use crate::layers::{Chain, LayerCache};
 use crate::outputs::{self, BuildOutput, WrittenOutput};
-use crate::plan::{self, Action, Base, BuildArgs, CopyFrom, StageArgs, Step};
+use crate::plan::{self, Action, Base, BuildArgs, CopyFrom, StageArgs, Step, WorkdirAction};
 use crate::registry::RegistryOptions;
 use crate::rewrite;
+use crate::users;
 use crate::worker::{ContainerWorker, RunStep, Worker};
 
 mod manifest;
@@ -451,7 +452,8 @@ impl Build<'_> {
             &self.options.contexts,
             &built.config,
             &built.args,
-        )?;
+        )
+        .map_err(|error| e2b_steps::of_plan(self.options.steps.is_some(), error))?;
         let args: Vec<_> =
             planned.args.names().filter(|name| planned.config.env_value(name).is_none()).collect();
         let name = parsed.name.as_ref().map(|name| name.name.as_str()).unwrap_or_default();
@@ -600,10 +602,15 @@ impl Build<'_> {
         let now = self.epoch.filter(|_| !self.options.rewrite_timestamp).unwrap_or_else(clock::system);
         let layer = match action {
             Action::Config => None,
-            Action::Workdir(path) => {
+            Action::Workdir(WorkdirAction { path, user }) => {
                 let lower = self.worker.tree(&built.layers)?;
+                // As BuildKit has it, also that a user who is not there yet leaves it to root.
+                let owner = match user.as_str() {
+                    "" => (0, 0),
+                    user => users::owner(&*lower, user).unwrap_or_default(),
+                };
                 let mut writer = LayerWriter::new(&self.store, self.options.compression)?;
-                let made = make_workdir(&*lower, path, now, &mut writer)?;
+                let made = make_workdir(&*lower, path, owner, now, &mut writer)?;
                 made.then(|| writer.finish()).transpose()?
             }
             Action::Copy(copy) => self.copy(copy, sources, &built.layers, now)?,

@@ -26,7 +26,7 @@ use serde_json::json;
 
 use crate::durable::{self, Held};
 use crate::error::{Error, at};
-use crate::plan::{Action, CopyAction, RunAction};
+use crate::plan::{Action, CopyAction, RunAction, WorkdirAction};
 
 /// Changes with the meaning of a key, so that older results are not taken for newer ones.
 const VERSION: u32 = 4;
@@ -99,9 +99,10 @@ impl StepKey {
         match action {
             Action::Config => drop(part("kind", "config".to_owned())),
             Action::E2bUser => drop(part("kind", "e2b user 1".to_owned())),
-            Action::Workdir(path) => {
+            Action::Workdir(WorkdirAction { path, user }) => {
                 part("kind", "WORKDIR".to_owned());
                 part("path", path.clone());
+                part("user", user.clone());
             }
             // Proxies and the host's certificates change how a step reaches the network, not what it is.
             Action::Run(RunAction { argv, script, env, user, workdir, mounts, network, proxy_env: _ }) => {
@@ -338,7 +339,10 @@ mod tests {
         assert_ne!(base, key("b", &run("x", "1"), ""));
         assert_ne!(base, key("a", &run("y", "1"), ""));
         assert_ne!(base, key("a", &run("x", "1"), "s"));
-        assert_ne!(base, key("a", &Action::Workdir("x".into()), ""));
+        assert_ne!(
+            base,
+            key("a", &Action::Workdir(WorkdirAction { path: "x".into(), user: String::new() }), "")
+        );
     }
 
     #[test]

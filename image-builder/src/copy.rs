@@ -53,10 +53,21 @@ struct Entry {
     data: Data,
     target: Target,
     metadata: Metadata,
-    /// It stands below a source, and is not the source itself.
-    nested: bool,
+    /// Where it is a directory.
+    role: Role,
     /// What files with several names in the tree have in common.
     identity: Option<Identity>,
+}
+
+/// What a directory brings, as BuildKit has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Its contents alone: the source itself, whose place is made like the folders on the way to it.
+    Source,
+    /// Its attributes, where nothing is there yet: folders that `--parents` keeps.
+    Parent,
+    /// Its attributes, also for what is there.
+    Nested,
 }
 
 /// The number of a source, and the device and number of an inode.
@@ -122,7 +133,7 @@ impl Selection {
                         data: Data::Inline(contents.clone()),
                         target: Target::FileNamed(name.clone().into_bytes()),
                         metadata: Metadata { mode: 0o644, ..Metadata::default() },
-                        nested: false,
+                        role: Role::Source,
                         identity: None,
                     })?;
                 }
@@ -328,7 +339,13 @@ impl Selection {
             Unpack::Local | Unpack::Never => Data::Remote(remote),
         };
         let metadata = Metadata { mode: 0o600, ..Metadata::default() };
-        self.add(Entry { data, target: Target::FileNamed(name), metadata, nested: false, identity: None })
+        self.add(Entry {
+            data,
+            target: Target::FileNamed(name),
+            metadata,
+            role: Role::Source,
+            identity: None,
+        })
     }
 
     fn add(&mut self, entry: Entry) -> Result<(), Error> {
@@ -376,7 +393,7 @@ impl Selection {
         {
             let (data, target) = (Data::Archive(Packed::Local(path.clone(), *size)), Target::FileNamed(name));
             let metadata = Metadata::default();
-            return self.add(Entry { data, target, metadata, nested: false, identity: None });
+            return self.add(Entry { data, target, metadata, role: Role::Source, identity: None });
         }
         self.parents(tree, named)?;
         let target = match &named.kept {
@@ -384,7 +401,7 @@ impl Selection {
             None => Target::FileNamed(name),
         };
         let (metadata, identity) = (tree.metadata(&real, &found)?, tree.identity(number, &real, &found)?);
-        self.add(Entry { data, target, metadata, nested: false, identity })
+        self.add(Entry { data, target, metadata, role: Role::Source, identity })
     }
 
     /// With `--parents`, the folders on the way to what is copied.
@@ -394,7 +411,7 @@ impl Selection {
             let Some(found) = tree.root.entry(&real)? else { continue };
             let metadata = tree.metadata(&real, &found)?;
             let (data, target) = (Data::Directory, Target::Under(kept));
-            self.add(Entry { data, target, metadata, nested: false, identity: None })?;
+            self.add(Entry { data, target, metadata, role: Role::Parent, identity: None })?;
         }
         Ok(())
     }
@@ -418,8 +435,14 @@ impl Selection {
         }
         if !excluded {
             let metadata = tree.metadata(real, found)?;
+            let role = match (relative.is_root(), target.is_root()) {
+                (true, true) => Role::Source,
+                // The source, but with its parents.
+                (true, false) => Role::Parent,
+                _ => Role::Nested,
+            };
             let (data, target) = (Data::Directory, Target::Under(target.clone()));
-            self.add(Entry { data, target, metadata, nested: !relative.is_root(), identity: None })?;
+            self.add(Entry { data, target, metadata, role, identity: None })?;
         }
         for name in tree.root.names(real)? {
             let (child, target, relative) = (real.join(&name)?, target.join(&name)?, relative.join(&name)?);
@@ -432,7 +455,13 @@ impl Selection {
             {
                 let (metadata, identity) =
                     (tree.metadata(&child, &found)?, tree.identity(number, &child, &found)?);
-                self.add(Entry { data, target: Target::Under(target), metadata, nested: true, identity })?;
+                self.add(Entry {
+                    data,
+                    target: Target::Under(target),
+                    metadata,
+                    role: Role::Nested,
+                    identity,
+                })?;
             }
         }
         Ok(())

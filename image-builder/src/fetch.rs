@@ -459,3 +459,6 @@ fn describe(error: &reqwest::Error) -> String {
         false => text,
     }
 }
+
+#[cfg(test)]
+mod tests;

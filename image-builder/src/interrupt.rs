@@ -57,6 +57,12 @@ impl Interrupt {
         Ok(interrupt)
     }
 
+    /// As if the user asked to stop.
+    #[cfg(test)]
+    pub(crate) fn ask(&self) {
+        self.lock().asked = true;
+    }
+
     /// Whether the user asked to stop.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let state = self.lock();

@@ -96,13 +96,22 @@ pub enum Action {
     /// Nothing; it changed the config.
     Config,
     /// Makes the directory where it is missing.
-    Workdir(String),
+    Workdir(WorkdirAction),
     /// Runs a command.
     Run(RunAction),
     /// Copies files.
     Copy(CopyAction),
     /// Adds the user of E2B's sandboxes.
     E2bUser,
+}
+
+/// A directory to make where it is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkdirAction {
+    /// Absolute.
+    pub path: String,
+    /// `USER`, whose it will be; empty means root.
+    pub user: String,
 }
 
 /// A command to run.

@@ -76,7 +76,16 @@ impl Rooted {
     pub(crate) fn file(&self, path: &LayerPath) -> Result<File, Error> {
         // NONBLOCK: a FIFO must not stop the build; it has no effect on files.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        self.open_beneath(path, flags).map(File::from).map_err(at(&self.shown(path)))
+        let file = self.open_beneath(path, flags).map(File::from).map_err(at(&self.shown(path)))?;
+        // What was a file a moment ago may be a device by now, which never ends.
+        let stat = rustix::fs::fstat(&file).map_err(at(&self.shown(path)))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile | FileType::Directory => Ok(file),
+            _ => Err(Error::Source {
+                what: self.shown(path).display().to_string(),
+                reason: "it is no regular file: it changed during the build".to_owned(),
+            }),
+        }
     }
 
     /// The names in a directory, sorted.

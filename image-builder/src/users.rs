@@ -63,6 +63,7 @@ pub(crate) fn user(root: &dyn Tree, text: &str) -> Result<User, Error> {
 /// `--chown`: a name has its own group, a number the group of that number, unless one is named.
 pub(crate) fn owner(root: &dyn Tree, text: &str) -> Result<(u32, u32), Error> {
     let (name, group) = split(text);
+    let name = if name.is_empty() { "0" } else { name };
     let (uid, own) = match number(name) {
         Some(uid) => (uid, uid),
         None => {

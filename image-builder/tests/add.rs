@@ -159,6 +159,19 @@ fn urls_are_fetched_once_and_asked_again() {
 }
 
 #[test]
+fn proxies_of_the_environment_are_used() {
+    let Some(mut builder) = Builder::new("proxies") else { return };
+    let server = Server::start(|path, _, _| ("200 OK", Vec::new(), format!("proxied {path}").into_bytes()));
+    builder.env.push(("http_proxy", server.address.clone()));
+    let image = builder.build("FROM scratch\nADD http://files.invalid/x /\n", &[]);
+    assert_eq!(image.lines(), ["/x f 600 0:0 proxied http://files.invalid/x"]);
+    builder.env.push(("no_proxy", "files.invalid".to_owned()));
+    let error = builder.failure("FROM scratch\nADD http://files.invalid/y /\n", &[], 2);
+    assert!(error.contains("http://files.invalid/y: "), "{error}");
+    assert_eq!(server.asked().len(), 1);
+}
+
+#[test]
 fn a_checksum_is_the_key_and_must_fit() {
     let Some(builder) = Builder::new("checksums") else { return };
     let server = Server::start(|_, _, _| ("200 OK", Vec::new(), b"hello".to_vec()));
@@ -309,7 +322,7 @@ fn folders_of_the_source_change_those_they_fall_on() {
     let image = builder.build("FROM scratch\nCOPY a /x\nCOPY --chown=5 b /x\n", &[]);
     assert_eq!(
         image.lines(),
-        ["/x d 700 0:0", "/x/sub d 770 5:5"],
+        ["/x d 755 0:0", "/x/sub d 770 5:5"],
         "as BuildKit: the destination itself stays"
     );
 }

@@ -13,7 +13,7 @@ use dockerfile::Chmod;
 use oci::Hasher;
 use oci::layer::{DataRun, Kind, LayerPath, LayerWriter, Metadata, Node, Timestamp, WHITEOUT};
 
-use super::{Data, Entry, MAX_FILES, SourceTree};
+use super::{Data, Entry, MAX_FILES, Role, SourceTree};
 use crate::error::{Error, at};
 use crate::tree::{Escape, Last, Tree, resolve};
 
@@ -89,11 +89,14 @@ impl<'a> NewLayer<'a> {
         path: LayerPath,
         names: &mut BTreeMap<super::Identity, usize>,
     ) -> Result<(), Error> {
+        let is_directory = matches!(entry.data, Data::Directory);
+        if is_directory && entry.role == Role::Source {
+            return self.directories(&path, self.owner.unwrap_or_default());
+        }
         let mut metadata = entry.metadata.clone();
         if let Some((uid, gid)) = self.owner {
             (metadata.uid, metadata.gid) = (uid, gid);
         }
-        let is_directory = matches!(entry.data, Data::Directory);
         if let Some(mode) = self.mode.filter(|_| !matches!(entry.data, Data::Symlink(_))) {
             metadata.mode = mode.apply(metadata.mode, is_directory);
         }
@@ -104,8 +107,7 @@ impl<'a> NewLayer<'a> {
             self.directories(&parent, self.owner.unwrap_or_default())?;
         }
         match self.found(&path)?.map(|found| found == Found::Directory) {
-            // The source's own directory leaves the destination as it is; those in it change what they fall on.
-            Some(true) if is_directory && !entry.nested => return Ok(()),
+            Some(true) if is_directory && entry.role == Role::Parent => return Ok(()),
             Some(there) if there != is_directory => return Err(in_the_way(&path, there)),
             _ => {}
         }
@@ -407,6 +409,7 @@ impl<R: Read> Read for Hashed<R> {
 pub(crate) fn make_workdir(
     lower: &dyn Tree,
     path: &str,
+    owner: (u32, u32),
     now: Timestamp,
     writer: &mut LayerWriter,
 ) -> Result<bool, Error> {
@@ -418,7 +421,7 @@ pub(crate) fn make_workdir(
         });
     }
     let mut new = NewLayer::new(lower, now);
-    new.directories(&real, (0, 0))?;
+    new.directories(&real, owner)?;
     new.write(None, writer)?;
     Ok(!new.is_empty())
 }

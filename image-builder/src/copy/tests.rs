@@ -198,3 +198,52 @@ fn the_digest_follows_contents_and_modes_not_times() {
     fs::write(&file, "z").unwrap();
     assert_ne!(case.copy(&["d"], "/4/").unwrap(), mode);
 }
+
+/// A folder with that many files.
+struct Many(usize);
+
+impl Tree for Many {
+    fn entry(&self, path: &LayerPath) -> Result<Option<tree::Entry>, Error> {
+        let kind = if path.is_root() { EntryKind::Directory } else { EntryKind::File { size: 0 } };
+        Ok(Some(tree::Entry { kind, metadata: Metadata::default() }))
+    }
+
+    fn read_link(&self, _path: &LayerPath) -> Result<Vec<u8>, Error> {
+        Ok(Vec::new())
+    }
+
+    fn names(&self, _path: &LayerPath) -> Result<Vec<Vec<u8>>, Error> {
+        Ok((0..self.0).map(|number| number.to_string().into_bytes()).collect())
+    }
+
+    fn open(&self, _path: &LayerPath) -> Result<Box<dyn std::io::Read + '_>, Error> {
+        Ok(Box::new(std::io::empty()))
+    }
+
+    fn xattrs(&self, _path: &LayerPath) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Error> {
+        Ok(BTreeMap::new())
+    }
+
+    fn shown(&self, path: &LayerPath) -> std::path::PathBuf {
+        path.as_path().to_owned()
+    }
+}
+
+#[test]
+fn a_context_of_more_than_a_million_files_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let fetcher = Arc::new(Fetcher::new(dir.path(), &crate::interrupt::Interrupt::default()).unwrap());
+    let find = |files: usize, source: &str| {
+        let root = Many(files);
+        let tree = SourceTree { root: &root, ignore: None, is_context: true, shown: "the context".into() };
+        let sources = vec![CopySource::Path(source.to_owned())];
+        let action = CopyAction { sources, parents: false, ..CopyAction::whole("") };
+        Selection::find(&action, Some(&tree), &fetcher).map(|selection| selection.entries.len())
+    };
+    // The folder itself counts.
+    assert_eq!(find(MAX_FILES - 1, ".").unwrap(), MAX_FILES);
+    for source in [".", "*"] {
+        let error = find(MAX_FILES + 1, source).unwrap_err().to_string();
+        assert!(error.contains("more than 1000000"), "{error}");
+    }
+}

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Action, BuildArgs, CopyAction, CopyFrom, CopySource, DEFAULT_PATH, MountSource, PROXY_ARGS, RunAction,
-    RunMount, Scope, Script, StageArgs, StagePlan, Step, Unpack, copy_from, global_scope,
+    RunMount, Scope, Script, StageArgs, StagePlan, Step, Unpack, WorkdirAction, copy_from, global_scope,
 };
 use crate::config::ImageConfig;
 use crate::contexts::Contexts;
@@ -117,7 +117,8 @@ impl Planner<'_> {
                     return Err(wrong("WORKDIR", word.at, "the path expands to nothing", "WORKDIR PATH"));
                 }
                 self.config.workdir = self.absolute(&path);
-                return Ok(Action::Workdir(self.config.workdir.clone()));
+                let (path, user) = (self.config.workdir.clone(), self.config.user.clone());
+                return Ok(Action::Workdir(WorkdirAction { path, user }));
             }
             Instruction::Env(pairs) => {
                 for (name, value) in self.pairs("ENV", pairs)? {

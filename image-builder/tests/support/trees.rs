@@ -14,6 +14,8 @@ use serde_json::Value;
 /// A folder with a context and a store.
 pub(crate) struct Builder {
     dir: tempfile::TempDir,
+    /// More of the builds' environment.
+    pub(crate) env: Vec<(&'static str, String)>,
 }
 
 /// A file of an image.
@@ -44,7 +46,7 @@ impl Builder {
             .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
             .unwrap();
         fs::create_dir(dir.path().join("context")).unwrap();
-        Some(Self { dir })
+        Some(Self { dir, env: Vec::new() })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -53,7 +55,7 @@ impl Builder {
 
     pub(crate) fn run(&self, dockerfile: &str, options: &[&str]) -> Output {
         fs::write(self.path("Dockerfile"), dockerfile).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_image-builder"));
+        let mut command = self.program();
         command.arg("--data-dir").arg(self.path("data")).args(["build", "--json", "-t", "built", "-f"]);
         command.arg(self.path("Dockerfile")).args(options).arg(self.path("context")).output().unwrap()
     }
@@ -68,9 +70,19 @@ impl Builder {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_image-builder"));
+        let mut command = self.program();
         command.current_dir(self.dir.path()).args(["--data-dir", "data", "build", "--json", "-t", "built"]);
         command.args(arguments).output().unwrap()
+    }
+
+    /// Without this machine's proxies: servers of tests are on this machine.
+    fn program(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_image-builder"));
+        for name in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
+            command.env_remove(name);
+        }
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// Files of the context.

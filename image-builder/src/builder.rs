@@ -442,15 +442,33 @@ impl Build<'_> {
         let compression = format!("{:?}", self.options.compression);
         let key = StepKey::new(built.chain.id(), &step.action, &compression, &sources.digest)?;
         logged.key = Some(key.digest().clone());
-        let about = About { text: &step.text, mark, files: sources.files.take() };
+        let mut about = About { text: &step.text, mark, files: sources.files.take() };
         let ((result, cached), first) = self.steps.once(key.digest(), || {
             if let Some(result) = self.find(&key).filter(|_| !logged.forced) {
                 return Ok((result, true));
             }
             let _place = self.jobs.place();
             self.interrupt.check()?;
+            // Other layers than before may still have the same files.
+            let by_content = match &step.action {
+                Action::Copy(copy) if sources.selection.is_none() => {
+                    let (digest, files) = self.contents(copy, &sources)?;
+                    about.files = Some(files);
+                    Some(StepKey::new(built.chain.id(), &step.action, &compression, &digest)?)
+                }
+                _ => None,
+            };
+            if let Some(by_content) = by_content.as_ref().filter(|_| !logged.forced)
+                && let Some(result) = self.find(by_content)
+            {
+                self.cache.put(&key, &result, &about)?;
+                return Ok((result, true));
+            }
             self.console.step(mark, shown, StepStatus::Started);
             let result = self.execute(&step.action, &sources, built, mark)?;
+            if let Some(by_content) = by_content {
+                self.cache.put(&by_content, &result, &about)?;
+            }
             self.cache.put(&key, &result, &about)?;
             Ok::<_, Error>((result, false))
         })?;
@@ -535,6 +553,20 @@ impl Build<'_> {
             }
             Action::Config | Action::Workdir(_) => Ok(Sources::default()),
         }
+    }
+
+    /// The digest of what a copy takes from a stage or image, and what that is.
+    fn contents(
+        &self,
+        copy: &CopyAction,
+        sources: &Sources,
+    ) -> Result<(String, BTreeMap<String, String>), Error> {
+        let from = self.worker.tree(&sources.layers)?;
+        let tree = SourceTree { root: &*from, ignore: None, is_context: false, shown: shown(&copy.from) };
+        let has_paths = copy.sources.iter().any(|source| matches!(source, CopySource::Path(_)));
+        let tree = has_paths.then_some(&tree);
+        let (digest, files) = Selection::find(copy, tree)?.digest_of_each(tree)?;
+        Ok((digest.to_string(), files))
     }
 
     /// The files of the context at that path as a layer with the same paths, from the cache where it can be.

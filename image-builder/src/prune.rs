@@ -14,7 +14,7 @@
 //! In user namespaces layers and mounts have folders of their own, whose names begin as those above.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -7,7 +7,9 @@ use std::sync::{Mutex, MutexGuard};
 
 use dockerfile::{Dockerfile, Position};
 use oci::layer::{Compression, LayerWriter, Timestamp, WrittenLayer};
-use oci::{Descriptor, Digest, Image, ImageName, ImageReference, Layer, MediaType, Store, canonical_json};
+use oci::{
+    Descriptor, Digest, Hasher, Image, ImageName, ImageReference, Layer, MediaType, Store, canonical_json,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 use template::DataDir;
@@ -181,9 +183,11 @@ pub fn build(
         counts: Counts::default(),
     };
     let result = build.all(&stages, last);
-    // What was found out about files holds also when a step failed.
-    digests.save()?;
-    build.finish_log(&result, &data.cache().join("builds"))?;
+    // What was found out about files holds also when a step failed. Neither is a reason to fail.
+    let logged = build.finish_log(&result, &data.cache().join("builds"));
+    for error in [digests.save(), logged].into_iter().filter_map(Result::err) {
+        console.line(&format!("warning: the next build will know less: {error}"));
+    }
     let mut report = result?;
     for output in &options.outputs {
         let written = outputs::write(data, &build.store, &report, output, console, interrupt)?;
@@ -512,11 +516,7 @@ impl Build<'_> {
             }
             Err(error) => log.error = Some(error.to_string()),
         }
-        match log.write(folder) {
-            // The build's own error says more.
-            Err(_) if result.is_err() => Ok(()),
-            written => written,
-        }
+        log.write(folder)
     }
 
     /// What a step reads besides the layers below it, and its digest for the key.
@@ -740,6 +740,11 @@ fn write_annotated_image(
     let put = |media_type: MediaType, value: &Value| {
         let path = Path::new("image config");
         let text = canonical_json(value).map_err(|error| at(path)(std::io::Error::from(error)))?;
+        let descriptor = Descriptor::new(media_type.clone(), text.len() as u64, Hasher::digest_of(&text));
+        // Of a build from the cache nothing is new, and nothing has to wait for the disk.
+        if store.has_blob(&descriptor) && store.read_blob(&descriptor, text.len() as u64).is_ok() {
+            return Ok(descriptor);
+        }
         Ok::<_, Error>(store.put_blob(media_type, &text[..])?)
     };
     let config = put(MediaType::ImageConfig, config)?;

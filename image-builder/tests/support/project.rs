@@ -1,5 +1,7 @@
 //! A context, a data folder, and the program that builds the one into the other.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -202,12 +202,19 @@ bench-snapshots: test-guest release ## restores, forks, snapshots and clones, ag
 	$(E2E_ENV) TIFFIN_BIN=$(CURDIR)/target/release TIFFIN_BARE_EXEC=$(CURDIR)/target/$(TARGET)/agent/examples/bare_exec \
 		cargo bench --locked -p e2e --bench snapshots
 
+$(CACHE)/debian-base.tar: | packages
+	mkdir -p $(CACHE)
+	mmdebstrap --variant=minbase bookworm $@.$$$$.tmp.tar && mv $@.$$$$.tmp.tar $@
+
 .PHONY: bench-rootfs
-bench-rootfs: packages ## a Debian base to ext4, against tar and mke2fs
-	[ -f $(CACHE)/debian-base.tar ] || { mkdir -p $(CACHE) && \
-		mmdebstrap --variant=minbase bookworm $(CACHE)/debian-base.tmp.tar && \
-		mv $(CACHE)/debian-base.tmp.tar $(CACHE)/debian-base.tar; }
+bench-rootfs: packages $(CACHE)/debian-base.tar ## a Debian base to ext4, against tar and mke2fs
 	cargo bench --locked -p rootfs-tools --bench rootfs -- $(CACHE)/debian-base.tar 10
+
+# Debian's buildah is what the times are compared with.
+.PHONY: bench-build
+bench-build: MORE_PACKAGES := buildah
+bench-build: packages $(CACHE)/debian-base.tar ## builds on a Debian base, against buildah; a context of 1 GiB
+	cargo bench --locked -p image-builder --bench build -- $(CACHE)/debian-base.tar 5
 
 .PHONY: bench-chunks
 bench-chunks: packages test-guest ## what the root file systems of the tests' templates share as chunks

@@ -211,11 +211,14 @@ pub fn build(
         counts: Counts::default(),
     };
     let result = build.all(&stages, last);
-    // What was found out about files holds also when a step failed.
-    for context in build.opened.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter() {
-        context.files.save()?;
+    // What was found out about files holds also when a step failed. Neither is a reason to fail.
+    let logged = build.finish_log(&result, &data.cache().join("builds"));
+    let opened = build.opened.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let saved = opened.iter().map(|context| context.files.save());
+    for error in saved.chain([logged]).filter_map(Result::err) {
+        console.line(&format!("warning: the next build will know less: {error}"));
     }
-    build.finish_log(&result, &data.cache().join("builds"))?;
+    drop(opened);
     let mut report = result?;
     for output in &options.outputs {
         let written = outputs::write(data, &build.store, &report, output, console, interrupt)?;
@@ -532,15 +535,33 @@ impl Build<'_> {
         let below = if is_independent(&step.action) { LINKED } else { built.chain.id() };
         let key = StepKey::new(below, &step.action, &compression, &sources.digest)?;
         logged.key = Some(key.digest().clone());
-        let about = About { text: &step.text, mark, files: sources.files.take() };
+        let mut about = About { text: &step.text, mark, files: sources.files.take() };
         let ((result, cached), first) = self.steps.once(key.digest(), || {
             if let Some(result) = self.find(&key).filter(|_| !logged.forced) {
                 return Ok((result, true));
             }
             let _place = self.jobs.place();
             self.interrupt.check()?;
+            // Other layers than before may still have the same files.
+            let by_content = match &step.action {
+                Action::Copy(copy) if sources.is_of_layers() => {
+                    let (digest, files) = self.contents(copy, &sources)?;
+                    about.files = Some(files);
+                    Some(StepKey::new(below, &step.action, &compression, &digest)?)
+                }
+                _ => None,
+            };
+            if let Some(by_content) = by_content.as_ref().filter(|_| !logged.forced)
+                && let Some(result) = self.find(by_content)
+            {
+                self.cache.put(&key, &result, &about)?;
+                return Ok((result, true));
+            }
             self.console.step(mark, shown, StepStatus::Started);
             let result = self.execute(&step.action, &sources, built, mark)?;
+            if let Some(by_content) = by_content {
+                self.cache.put(&by_content, &result, &about)?;
+            }
             self.cache.put(&key, &result, &about)?;
             Ok::<_, Error>((result, false))
         })?;
@@ -584,11 +605,7 @@ impl Build<'_> {
             }
             Err(error) => log.error = Some(error.to_string()),
         }
-        match log.write(folder) {
-            // The build's own error says more.
-            Err(_) if result.is_err() => Ok(()),
-            written => written,
-        }
+        log.write(folder)
     }
 
     fn execute(

@@ -211,7 +211,7 @@ impl StepCache {
             let size: usize = files.iter().map(|(path, state)| path.len() + state.len() + 8).sum();
             if size as u64 <= MAX_FILES {
                 let path = self.path(key.digest.digest(), FILES);
-                durable::write(&path, json!(files).to_string().as_bytes())?;
+                durable::write_lazily(&path, json!(files).to_string().as_bytes())?;
             }
         }
         self.put_record(key, &Record::new(key, result.clone(), about))

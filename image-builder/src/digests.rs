@@ -118,7 +118,7 @@ impl FileDigests {
         }
         let check = digest_bytes(&Hasher::digest_of(&text));
         text.extend_from_slice(&check);
-        durable::write(&self.path, &text)?;
+        durable::write_lazily(&self.path, &text)?;
         let folder = self.path.parent().unwrap_or(Path::new("."));
         let mut files = Vec::new();
         for entry in fs::read_dir(folder).map_err(at(folder))? {

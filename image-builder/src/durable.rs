@@ -1,7 +1,7 @@
 //! Small files that are whole or absent, whatever ends the program: temporary name, sync, rename.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -12,14 +12,31 @@ pub(crate) const NEW_PREFIX: &str = ".new-";
 
 /// Puts the file in its place, in a folder that is there.
 pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<(), Error> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    persist(path, contents, |file| file.sync_all())?;
+    let folder = folder_of(path);
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))
+}
+
+/// As [`write`], but a power cut may take it: for what saves time and no more. Its reader must know a damaged one.
+pub(crate) fn write_lazily(path: &Path, contents: &[u8]) -> Result<(), Error> {
+    persist(path, contents, |_| Ok(()))
+}
+
+fn persist(path: &Path, contents: &[u8], sync: fn(&File) -> io::Result<()>) -> Result<(), Error> {
+    let folder = folder_of(path);
     let mode = fs::Permissions::from_mode(0o644);
     let file = tempfile::Builder::new().prefix(NEW_PREFIX).permissions(mode).tempfile_in(folder);
     let mut file = file.map_err(at(folder))?;
-    file.write_all(contents).and_then(|()| file.as_file().sync_all()).map_err(at(path))?;
+    file.write_all(contents).and_then(|()| sync(file.as_file())).map_err(at(path))?;
     file.persist(path).map_err(|error| at(path)(error.error))?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// A folder that several processes write to. As long as it is held, nothing that another one is writing is swept.

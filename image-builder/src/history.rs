@@ -97,7 +97,7 @@ impl BuildLog {
         let name = Hasher::digest_of(json!([context, dockerfile, target]).to_string().as_bytes());
         let path = folder.join(format!("{}.json", name.digest()));
         let text = serde_json::to_vec(self).map_err(|error| at(&path)(std::io::Error::from(error)))?;
-        durable::write(&path, &text)?;
+        durable::write_lazily(&path, &text)?;
         let mut files = Vec::new();
         for entry in fs::read_dir(folder).map_err(at(folder))? {
             let entry = entry.map_err(at(folder))?;

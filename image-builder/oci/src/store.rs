@@ -204,6 +204,9 @@ impl Store {
         descriptor.set_annotations(Some(annotations));
         let _lock = self.lock()?;
         let mut entries = self.entries()?;
+        if entries.iter().any(|entry| entry.name.as_deref() == Some(name) && entry.descriptor == descriptor) {
+            return Ok(());
+        }
         entries.retain(|entry| entry.name.as_deref() != Some(name));
         entries.push(Tagged { name: Some(name.to_owned()), descriptor });
         self.write_entries(entries)

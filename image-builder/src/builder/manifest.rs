@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use oci::{Descriptor, Image, Layer, MediaType, Store, canonical_json};
+use oci::{Descriptor, Hasher, Image, Layer, MediaType, Store, canonical_json};
 use serde_json::{Value, json};
 
 use crate::error::{Error, at};
@@ -23,6 +23,11 @@ pub(super) fn write_annotated_image(
     let put = |media_type: MediaType, value: &Value| {
         let path = Path::new("image config");
         let text = canonical_json(value).map_err(|error| at(path)(std::io::Error::from(error)))?;
+        let descriptor = Descriptor::new(media_type.clone(), text.len() as u64, Hasher::digest_of(&text));
+        // Of a build from the cache nothing is new, and nothing has to wait for the disk.
+        if store.has_blob(&descriptor) && store.read_blob(&descriptor, text.len() as u64).is_ok() {
+            return Ok(descriptor);
+        }
         Ok::<_, Error>(store.put_blob(media_type, &text[..])?)
     };
     let config = put(MediaType::ImageConfig, config)?;

@@ -40,6 +40,13 @@ pub(super) struct Sources {
     pub(super) mounts: Vec<Vec<Layer>>,
 }
 
+impl Sources {
+    /// Whether a copy takes from a tree of layers.
+    pub(super) fn is_of_layers(&self) -> bool {
+        self.selection.is_none()
+    }
+}
+
 impl Build<'_> {
     /// What a step reads besides the layers below it, and its digest for the key.
     pub(super) fn sources(&self, step: &Step) -> Result<Sources, Error> {
@@ -87,6 +94,20 @@ impl Build<'_> {
             }
             Action::Config | Action::Workdir(_) | Action::E2bUser => Ok(Sources::default()),
         }
+    }
+
+    /// The digest of what a copy takes from a stage or image, and what that is.
+    pub(super) fn contents(
+        &self,
+        copy: &CopyAction,
+        sources: &Sources,
+    ) -> Result<(String, BTreeMap<String, String>), Error> {
+        let from = self.worker.tree(&sources.layers)?;
+        let is_context = self.is_archive(&copy.from);
+        let tree = SourceTree { root: &*from, ignore: None, is_context, shown: shown(&copy.from) };
+        let (digest, files) =
+            Selection::find(copy, Some(&tree), &self.fetcher)?.digest_of_each(Some(&tree))?;
+        Ok((digest.to_string(), files))
     }
 
     /// What a copy from a context makes of an empty tree, from the cache where it can be.

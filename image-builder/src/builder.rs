@@ -20,8 +20,10 @@ use crate::context::{Context, DockerfileText, dockerfile_path};
 use crate::copy::{Selection, SourceTree, make_workdir};
 use crate::error::{Error, at};
 use crate::interrupt::Interrupt;
-use crate::layers::{Chain, LayerCache};
+use crate::isolation::Chosen;
+use crate::layers::Chain;
 use crate::plan::{self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, StageArgs, Step};
+use crate::run::RunOptions;
 use crate::users;
 use crate::worker::{ContainerWorker, RunStep, Worker};
 
@@ -49,6 +51,10 @@ pub struct BuildOptions {
     pub compression: Compression,
     /// This program, which is started again for each RUN.
     pub program: PathBuf,
+    /// Where RUN steps run: what [`crate::enter`] gave.
+    pub isolation: Chosen,
+    /// What holds for all RUN steps.
+    pub run: RunOptions,
 }
 
 /// What a build made.
@@ -66,7 +72,7 @@ pub struct BuildReport {
     pub cached: usize,
 }
 
-/// Builds the image and gives it its names. Call [`crate::isolate_mounts`] before.
+/// Builds the image and gives it its names. Call [`crate::enter`] before.
 pub fn build(
     data: &DataDir,
     options: &BuildOptions,
@@ -90,15 +96,7 @@ pub fn build(
         interrupt,
         file: &file,
         context: &context,
-        worker: Box::new(ContainerWorker {
-            layers: LayerCache::open(&data.cache().join("layers"))?,
-            store: store.clone(),
-            compression: options.compression,
-            host_ca: options.host_ca.clone(),
-            program: options.program.clone(),
-            console,
-            interrupt,
-        }),
+        worker: worker(data, options, &store, console, interrupt)?,
         cache: StepCache::open(&data.cache().join("steps"))?,
         store,
         stages: HashMap::new(),
@@ -131,6 +129,28 @@ pub fn build(
         executed: build.executed,
         cached: build.cached,
     })
+}
+
+/// What runs commands, by the isolation that was chosen.
+fn worker<'a>(
+    data: &DataDir,
+    options: &'a BuildOptions,
+    store: &Store,
+    console: &'a Console,
+    interrupt: &'a Interrupt,
+) -> Result<Box<dyn Worker + 'a>, Error> {
+    match &options.isolation {
+        Chosen::Root | Chosen::Namespace(_) => {
+            Ok(Box::new(ContainerWorker::open(data, options, store.clone(), console, interrupt)?))
+        }
+        Chosen::Vm { tried } => {
+            let tried: String = tried.iter().map(|way| format!("\n  - {way}")).collect();
+            Err(Error::Invalid {
+                what: "--isolation vm".to_owned(),
+                reason: format!("steps in virtual machines are not supported yet{tried}"),
+            })
+        }
+    }
 }
 
 struct Build<'a> {

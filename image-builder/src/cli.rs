@@ -2,6 +2,7 @@
 
 mod build;
 mod images;
+mod run;
 mod templates;
 
 use std::io::Write;
@@ -47,9 +48,17 @@ enum Command {
         "  image-builder build -t hello .\n",
         "  image-builder build -t app:1 -f docker/Dockerfile --build-arg VERSION=1.2 --target run .\n",
         "  image-builder build -t hello --host-ca .      behind a proxy with its own certificate\n",
-        "  image-builder build --check .                 warnings only: nothing is built\n\n",
-        "RUN steps run as root on this machine, in containers with the host's network: build only Dockerfiles that you\n",
-        "trust. Needs root; --check does not.\n\n",
+        "  image-builder build --check .                 warnings only: nothing is built\n",
+        "  image-builder build -t app --secret id=token,env=TOKEN --memory 2g --step-timeout 20m .\n\n",
+        "Where RUN steps run (--isolation; auto takes the first that works, and says which):\n",
+        "  as root          containers with Docker's capabilities and seccomp profile. Root there is root of this machine, so\n",
+        "                   build only Dockerfiles that you trust.\n",
+        "  as a user        the same in a user namespace with the ids of /etc/subuid and /etc/subgid (package uidmap). Devices\n",
+        "                   cannot be made, and cgroup limits (--memory, --cpus, --pids-limit) are refused.\n",
+        "  without subuids  a namespace in which only root exists. USER changes nothing, chown and setuid say that they work\n",
+        "                   and do nothing: new files belong to root, those of the layers below keep their owners.\n",
+        "  vm               a virtual machine, where user namespaces are forbidden, and for Dockerfiles that nobody trusts.\n",
+        "Steps have the host's network unless --network says otherwise. --check needs no rights at all.\n\n",
         "The Dockerfile is CONTEXT/Dockerfile, else CONTEXT/e2b.Dockerfile. Rules of --check have the names of BuildKit's build\n",
         "checks; `# check=skip=RULE,...;error=true` at the top of a Dockerfile leaves some out, and makes the others errors.\n\n",
         "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input (also: warnings that the Dockerfile makes errors), 130\n",
@@ -125,6 +134,12 @@ enum Command {
     /// The other half of a RUN step
     #[command(hide = true)]
     RunContainer { bundle: PathBuf, id: String, parent: u32 },
+    /// Whether steps can run that way
+    #[command(hide = true)]
+    TryIsolation { way: String, folder: PathBuf },
+    /// Give a process in a user namespace its ids
+    #[command(hide = true)]
+    MapIds { pid: u32, uids: String, gids: String },
 }
 
 /// Does what the command line says, and gives the exit code.
@@ -138,7 +153,24 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
             }
         };
     }
-    match carry_out(cli) {
+    let helped = match &cli.command {
+        Command::TryIsolation { way, folder } => std::env::current_exe()
+            .map_err(|error| error.to_string())
+            .and_then(|program| image_builder::isolation::try_isolation(way, folder, &program)),
+        Command::MapIds { pid, uids, gids } => image_builder::isolation::map_ids(*pid, uids, gids),
+        _ => return report(carry_out(cli)),
+    };
+    match helped {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Our own errors say their causes themselves.
@@ -184,7 +216,7 @@ fn carry_out(cli: Cli) -> anyhow::Result<()> {
             print(json, &report, &format!("{} {}", report.name, report.digest))
         }
         Command::Template(command) => templates::template(command, &data, &console),
-        Command::RunContainer { .. } => Ok(()),
+        Command::RunContainer { .. } | Command::TryIsolation { .. } | Command::MapIds { .. } => Ok(()),
     }
 }
 

@@ -11,13 +11,15 @@
 //!                                  store <--write_image-- config + layers, each by its cache key
 //! ```
 //!
-//! A step runs with the authority of whoever starts the build, in a container that separates it from the host by
-//! accident, not by malice: build only Dockerfiles that you would run.
+//! A step runs in a container that separates it from the host as Docker's does: enough for a Dockerfile with accidents,
+//! not for one with malice ([`isolation`]).
 
 mod base;
 mod bootstrap;
 mod builder;
 mod cache;
+mod cache_mounts;
+mod cgroups;
 mod check;
 mod clock;
 mod config;
@@ -26,14 +28,23 @@ mod container;
 mod context;
 mod copy;
 mod error;
+mod ids;
 mod interrupt;
+pub mod isolation;
 mod layers;
+pub mod limits;
+mod loopback;
+mod mount_points;
+mod mounts;
 mod overlay;
 pub mod plan;
 mod registry;
 mod rooted;
 mod run;
+mod seccomp;
+mod secrets;
 mod sources;
+mod spec;
 pub mod templates;
 mod transfer;
 mod tree;
@@ -50,6 +61,8 @@ pub use console::Console;
 pub use container::{Outcome, run_container};
 pub use error::Error;
 pub use interrupt::{EXIT_INTERRUPTED, Interrupt};
-pub use overlay::isolate_mounts;
+pub use isolation::{Chosen, Isolation, enter};
 pub use registry::CONNECT_TIMEOUT;
+pub use run::{Network, RunOptions};
+pub use secrets::{SecretSource, Secrets};
 pub use transfer::{ListedImage, images, load, save};

@@ -15,6 +15,7 @@ use rustix::mount::{
 };
 
 use crate::error::{Error, at};
+use crate::ids;
 
 /// mount(2) takes one page of options, with its NUL.
 const MAX_OPTIONS: usize = 4095;
@@ -28,13 +29,13 @@ static WORKING_DIRECTORY: Mutex<()> = Mutex::new(());
 
 /// Takes this process into a mount namespace of its own: whatever happens to it, no mount is left behind. Must be
 /// called while the process has one thread.
-pub fn isolate_mounts() -> Result<(), Error> {
+pub(crate) fn isolate_mounts() -> Result<(), Error> {
     let root = Path::new("/");
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| match errno {
         nix::errno::Errno::EPERM => Error::Invalid {
             what: "permissions".to_owned(),
             reason:
-                "a build mounts overlays and runs containers, which needs root: run it as root or with sudo"
+                "a build mounts overlays and runs containers, which this process may not"
                     .to_owned(),
         },
         _ => at(root)(errno),
@@ -102,10 +103,15 @@ fn mount_here(lowers: &[PathBuf], upper: Option<Upper<'_>>, target: &Path) -> Re
     };
     let names: Vec<&[u8]> = lowers.iter().map(|lower| lower.as_os_str().as_bytes()).collect();
     add("lowerdir", &names.join(&b':'));
+    // In a user namespace nobody may write the attributes that overlayfs keeps its notes in by default.
+    let in_namespace = ids::are_limited();
     if let Some(upper) = upper {
         add("upperdir", upper.upper.as_os_str().as_bytes());
         add("workdir", upper.work.as_os_str().as_bytes());
         options.extend_from_slice(b",volatile");
+    }
+    if in_namespace {
+        options.extend_from_slice(b",userxattr");
     }
     if options.len() <= MAX_OPTIONS {
         let options = CString::new(options).map_err(|_| Errno::INVAL)?;
@@ -125,6 +131,9 @@ fn mount_here(lowers: &[PathBuf], upper: Option<Upper<'_>>, target: &Path) -> Re
         fsconfig_set_string(&overlay, "workdir", upper.work)?;
         rustix::mount::fsconfig_set_flag(&overlay, "volatile")?;
     }
+    if in_namespace {
+        rustix::mount::fsconfig_set_flag(&overlay, "userxattr")?;
+    }
     fsconfig_create(&overlay)?;
     let mounted = fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
     move_mount(&mounted, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
@@ -133,7 +142,7 @@ fn mount_here(lowers: &[PathBuf], upper: Option<Upper<'_>>, target: &Path) -> Re
 fn explain(errno: Errno, target: &Path) -> Error {
     let reason = match errno {
         Errno::NODEV => "the kernel has no overlayfs (modprobe overlay)",
-        Errno::PERM => "mounting needs root: run the build as root or with sudo",
+        Errno::PERM => "the kernel refuses this user the mount (in a user namespace it needs Linux 5.11)",
         Errno::INVAL => {
             "the kernel refuses the overlay: the data folder must be on a local file system such as ext4, xfs or \
              btrfs, not itself on an overlay (choose one with --data-dir); more than 110 layers need Linux 6.8"

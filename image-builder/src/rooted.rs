@@ -12,11 +12,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use oci::layer::{Kind, LayerPath, Metadata, Timestamp};
+use oci::layer::{Kind, LayerPath, Metadata, OWNER_ATTRIBUTE, Timestamp, parse_owner};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::error::{Error, at};
+use crate::ids;
 use crate::tree::{self, Entry, EntryKind, Escape, Last, Tree};
 
 /// A folder that is a root.
@@ -183,21 +184,28 @@ impl Rooted {
             Some(_) => self.parent(path)?,
             None => (self.directory(path)?, &b"."[..]),
         };
-        rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+        let changed = rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW);
+        let kept_owner = match changed {
+            // No such owner in this user namespace.
+            Err(Errno::INVAL) if ids::are_limited() => Some(format!("{}:{}", metadata.uid, metadata.gid)),
+            other => other.map(|()| None).map_err(io)?,
+        };
         if !is_link {
             // After the owner: a change of owner clears setuid. The last name is no link, nothing else runs here.
             let mode = Mode::from_raw_mode(metadata.mode & 0o7777);
             rustix::fs::chmodat(&parent, name, mode, AtFlags::empty()).map_err(io)?;
         }
-        if !metadata.xattrs.is_empty() {
+        if !metadata.xattrs.is_empty() || kept_owner.is_some() {
             // There is no setxattrat before Linux 6.13; the descriptor's own link leads to the parent, never further.
             let link = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&parent)));
             let target = link.join(OsStr::from_bytes(name));
-            for (name, value) in &metadata.xattrs {
+            let owner = kept_owner.as_ref().map(|owner| (OWNER_ATTRIBUTE.as_bytes(), owner.as_bytes()));
+            let given = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
+            for (name, value) in given.chain(owner) {
                 match rustix::fs::lsetxattr(&target, name, value, rustix::fs::XattrFlags::empty()) {
                     // A file system or node type without such attributes: as with Docker, the file counts.
                     Ok(()) | Err(Errno::NOTSUP) => {}
-                    Err(Errno::PERM) if name.starts_with(b"user.") => {}
+                    Err(Errno::PERM) if name.starts_with(b"user.") || ids::are_limited() => {}
                     Err(errno) => return Err(io(errno)),
                 }
             }
@@ -240,10 +248,24 @@ impl Rooted {
 
 /// The longest list of attribute names, the kernel's `XATTR_LIST_MAX`; a value has the same bound.
 const MAX_XATTRS: usize = 64 << 10;
+/// Two numbers of 32 bits in decimal, with a colon.
+const MAX_OWNER: usize = 21;
 
 impl Tree for Rooted {
     fn entry(&self, path: &LayerPath) -> Result<Option<Entry>, Error> {
-        Ok(self.stat(path)?.map(|stat| Entry { kind: kind_of(&stat), metadata: metadata_of(&stat) }))
+        let Some(stat) = self.stat(path)? else { return Ok(None) };
+        let mut entry = Entry { kind: kind_of(&stat), metadata: metadata_of(&stat) };
+        if ids::are_limited() && (entry.is_file() || entry.is_directory()) {
+            // An owner that does not exist here. What cannot be opened has none that we noted.
+            let mut value = [0u8; MAX_OWNER];
+            if let Ok(file) = self.file(path)
+                && let Ok(length) = rustix::fs::fgetxattr(&file, OWNER_ATTRIBUTE, &mut value[..])
+                && let Some((uid, gid)) = parse_owner(&value[..length])
+            {
+                (entry.metadata.uid, entry.metadata.gid) = (uid, gid);
+            }
+        }
+        Ok(Some(entry))
     }
 
     fn read_link(&self, path: &LayerPath) -> Result<Vec<u8>, Error> {
@@ -268,7 +290,8 @@ impl Tree for Rooted {
             Err(errno) => return Err(io(errno)),
         };
         let mut xattrs = BTreeMap::new();
-        for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let ours = |name: &[u8]| ids::are_limited() && name == OWNER_ATTRIBUTE.as_bytes();
+        for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty() && !ours(name)) {
             let mut value = vec![0u8; MAX_XATTRS];
             match rustix::fs::fgetxattr(&file, name, &mut value[..]) {
                 Ok(length) => {

@@ -11,6 +11,7 @@ use oci::layer::{Change, Kind, LayerPath, LayerReader, Metadata, Node, Timestamp
 use rustix::fs::FileType;
 
 use crate::error::{Error, at};
+use crate::ids;
 use crate::rooted::{Rooted, time_of};
 use crate::tree::{Escape, Last};
 
@@ -18,7 +19,13 @@ use crate::tree::{Escape, Last};
 /// half-changed and must be thrown away.
 pub(crate) fn apply(stream: impl Read, root: &Rooted) -> Result<(), Error> {
     let mut reader = LayerReader::new(stream);
-    let mut state = State { root, ours: HashSet::new(), found: HashMap::new(), directories: Vec::new() };
+    let mut state = State {
+        root,
+        ours: HashSet::new(),
+        found: HashMap::new(),
+        directories: Vec::new(),
+        left_out: HashSet::new(),
+    };
     while let Some(change) = reader.next_change()? {
         match change {
             Change::Whiteout(path) => state.hide(&path)?,
@@ -45,6 +52,8 @@ struct State<'a> {
     /// The times of directories that were there before something in them was changed.
     found: HashMap<LayerPath, Timestamp>,
     directories: Vec<(LayerPath, Metadata)>,
+    /// Devices that could not be made; a hard link to one is left out too.
+    left_out: HashSet<LayerPath>,
 }
 
 impl State<'_> {
@@ -134,6 +143,10 @@ impl State<'_> {
             }
             Kind::HardLink(target) => {
                 let target = self.real(target)?;
+                if ids::are_limited() && self.left_out.contains(&target) {
+                    self.left_out.insert(path);
+                    return Ok(());
+                }
                 let directory = |mode: u32| FileType::from_raw_mode(mode) == FileType::Directory;
                 if self.root.stat(&target)?.is_none_or(|stat| directory(stat.st_mode)) {
                     return Err(Error::Oci(oci::Error::Corrupt {
@@ -150,6 +163,11 @@ impl State<'_> {
                 }
                 self.root.set_metadata(&path, &node.metadata, false)?;
                 self.directories.push((path, node.metadata.clone()));
+                Ok(())
+            }
+            // Only root of the machine makes devices. As elsewhere, the rest of the layer counts.
+            Kind::CharDevice { .. } | Kind::BlockDevice { .. } if ids::are_limited() => {
+                self.left_out.insert(path);
                 Ok(())
             }
             kind => {

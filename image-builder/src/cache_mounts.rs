@@ -78,11 +78,7 @@ impl CacheMounts {
                 let lock = File::open(&path).map_err(at(&path))?;
                 match lock.try_lock() {
                     Ok(()) => {
-                        return Ok(CacheMount {
-                            folder: folder.join("data"),
-                            lock: None,
-                            held: Some(lock),
-                        });
+                        return Ok(CacheMount { folder: folder.join("data"), lock: None, held: Some(lock) });
                     }
                     Err(fs::TryLockError::WouldBlock) => {}
                     Err(fs::TryLockError::Error(error)) => return Err(at(&path)(error)),

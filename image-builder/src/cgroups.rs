@@ -159,8 +159,8 @@ impl Groups {
     pub(crate) fn limit(&mut self, pid: i32, limits: &StepLimits) -> Result<(), String> {
         let unified = self.unified;
         for group in [&mut self.memory, &mut self.cpu, &mut self.pids].into_iter().flatten() {
-            let folder =
-                open_folder(&group.parent, &self.id).map_err(|errno| format!("cgroup {}: {errno}", self.id))?;
+            let folder = open_folder(&group.parent, &self.id)
+                .map_err(|errno| format!("cgroup {}: {errno}", self.id))?;
             group.folder = Some(folder);
         }
         if let (Some(group), Some(memory)) = (&self.memory, limits.memory) {
@@ -198,7 +198,8 @@ impl Groups {
     pub(crate) fn ran_out_of_memory(&self) -> bool {
         let file = if self.unified { "memory.events" } else { "memory.oom_control" };
         let Some(text) = self.memory.as_ref().and_then(|group| group.read(file)) else { return false };
-        text.lines().any(|line| line.split_once(' ').is_some_and(|(key, count)| key == "oom_kill" && count != "0"))
+        text.lines()
+            .any(|line| line.split_once(' ').is_some_and(|(key, count)| key == "oom_kill" && count != "0"))
     }
 }
 

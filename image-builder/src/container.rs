@@ -135,7 +135,8 @@ fn run(bundle: &Path, id: &str, parent: u32) -> Result<Outcome, String> {
             Outcome::Failed(error)
         }
     };
-    let failed = matches!(&outcome, Outcome::Exited(code) if *code != 0) || matches!(outcome, Outcome::Killed(_));
+    let failed =
+        matches!(&outcome, Outcome::Exited(code) if *code != 0) || matches!(outcome, Outcome::Killed(_));
     let outcome = if failed && groups.ran_out_of_memory() { Outcome::OutOfMemory } else { outcome };
     // Takes the cgroup and the state folder away; the command's result stands whatever happens here.
     let _ = container.delete(true);
@@ -199,7 +200,9 @@ struct Command;
 
 impl Executor for Command {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        SigSet::all().thread_unblock().map_err(|errno| ExecutorError::Other(format!("signal mask: {errno}")))?;
+        SigSet::all()
+            .thread_unblock()
+            .map_err(|errno| ExecutorError::Other(format!("signal mask: {errno}")))?;
         DefaultExecutor {}.exec(spec)
     }
 

@@ -76,7 +76,9 @@ impl fmt::Display for UserNamespace {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Range => "containers in a user namespace, with the ids of /etc/subuid",
-            Self::OneId => "containers in a user namespace with one id: files of all owners belong to root there",
+            Self::OneId => {
+                "containers in a user namespace with one id: files of all owners belong to root there"
+            }
         })
     }
 }
@@ -197,9 +199,12 @@ pub fn try_isolation(word: &str, folder: &Path, program: &Path) -> Result<(), St
 }
 
 fn mount_proc(target: &Path) -> Result<(), String> {
+    // So that it is gone with this process.
+    isolate_mounts().map_err(|error| format!("a mount namespace: {error}"))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("proc", target, "proc", flags, None)
-        .map_err(|errno| format!("mounting /proc: {errno} (in a container that hides parts of it, it is refused)"))
+    mount("proc", target, "proc", flags, None).map_err(|errno| {
+        format!("mounting /proc: {errno} (in a container that hides parts of it, it is refused)")
+    })
 }
 
 fn enter_user_namespace(kind: UserNamespace, program: &Path) -> Result<(), String> {
@@ -231,7 +236,8 @@ fn enter_user_namespace(kind: UserNamespace, program: &Path) -> Result<(), Strin
         UserNamespace::OneId => {
             new_user_namespace()?;
             let write = |file: &str, text: &str| {
-                fs::write(format!("/proc/self/{file}"), text).map_err(|error| format!("/proc/self/{file}: {error}"))
+                fs::write(format!("/proc/self/{file}"), text)
+                    .map_err(|error| format!("/proc/self/{file}: {error}"))
             };
             // Without it a user could give up a group that keeps it from something.
             write("setgroups", "deny")?;
@@ -243,9 +249,11 @@ fn enter_user_namespace(kind: UserNamespace, program: &Path) -> Result<(), Strin
 
 fn new_user_namespace() -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|errno| match errno {
-        Errno::EPERM => "the kernel refuses a user namespace (a seccomp filter as in Docker's containers, a chroot, \
+        Errno::EPERM => {
+            "the kernel refuses a user namespace (a seccomp filter as in Docker's containers, a chroot, \
                          or kernel.unprivileged_userns_clone=0)"
-            .to_owned(),
+                .to_owned()
+        }
         Errno::ENOSPC => "no user namespace is left (user.max_user_namespaces)".to_owned(),
         errno => format!("a user namespace: {errno}"),
     })
@@ -304,7 +312,6 @@ fn id_map(own: u32, ranges: &[(u32, u32)]) -> String {
     }
     map
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -146,7 +146,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
             "ms" => Duration::from_millis(1),
             _ => return Err(wrong()),
         };
-        let part = u32::try_from(number).ok().and_then(|number| unit.checked_mul(number)).ok_or_else(wrong)?;
+        let part =
+            u32::try_from(number).ok().and_then(|number| unit.checked_mul(number)).ok_or_else(wrong)?;
         total = total.checked_add(part).ok_or_else(wrong)?;
         rest = &rest[unit_end..];
     }
@@ -202,7 +203,8 @@ impl FromStr for Ulimit {
             "sigpending",
             "stack",
         ];
-        let wrong = |problem: &str| format!("{text:?}: {problem}; expected NAME=SOFT[:HARD], as nofile=1024:4096");
+        let wrong =
+            |problem: &str| format!("{text:?}: {problem}; expected NAME=SOFT[:HARD], as nofile=1024:4096");
         let (name, values) = text.split_once('=').ok_or_else(|| wrong("it has no ="))?;
         if !NAMES.contains(&name) {
             return Err(wrong(&format!("unknown limit {name:?}, there are {}", NAMES.join(", "))));

@@ -112,7 +112,8 @@ impl Mounts {
             MountKind::Cache { id, sharing, owner, .. } => {
                 let wanted = wanted.unwrap_or_default();
                 let id = id.as_deref().unwrap_or(wanted);
-                let begin = mount.source.as_ref().map(|source| open_source(source, layers, sources)).transpose()?;
+                let begin =
+                    mount.source.as_ref().map(|source| open_source(source, layers, sources)).transpose()?;
                 let begin: Begin<'_> = begin.as_ref().map(|(stack, path)| (stack as &dyn Tree, path.clone()));
                 if let Some((tree, path)) = &begin
                     && !tree.entry(path)?.is_some_and(|entry| entry.is_directory())

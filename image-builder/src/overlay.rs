@@ -23,6 +23,9 @@ const MAX_OPTIONS: usize = 4095;
 /// mounts, as it is. `volatile` leaves out the syncs that package managers ask for after each file: a layer is synced
 /// once, as a whole.
 const OPTIONS: &str = "index=off,redirect_dir=off,metacopy=off,xino=off";
+/// In a user namespace nobody may write the attributes that overlayfs keeps its notes in by default. It does not follow
+/// redirects then, and refuses to be told so.
+const NAMESPACE_OPTIONS: &str = "index=off,metacopy=off,xino=off,userxattr";
 
 /// The working directory belongs to the whole process, and mounts use it to keep paths short.
 static WORKING_DIRECTORY: Mutex<()> = Mutex::new(());
@@ -34,9 +37,7 @@ pub(crate) fn isolate_mounts() -> Result<(), Error> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| match errno {
         nix::errno::Errno::EPERM => Error::Invalid {
             what: "permissions".to_owned(),
-            reason:
-                "a build mounts overlays and runs containers, which this process may not"
-                    .to_owned(),
+            reason: "a build mounts overlays and runs containers, which this process may not".to_owned(),
         },
         _ => at(root)(errno),
     })?;
@@ -96,22 +97,18 @@ impl Drop for Overlay {
 }
 
 fn mount_here(lowers: &[PathBuf], upper: Option<Upper<'_>>, target: &Path) -> Result<(), Errno> {
-    let mut options = OPTIONS.as_bytes().to_vec();
+    let base = if ids::are_limited() { NAMESPACE_OPTIONS } else { OPTIONS };
+    let mut options = base.as_bytes().to_vec();
     let mut add = |key: &str, value: &[u8]| {
         options.extend_from_slice(format!(",{key}=").as_bytes());
         options.extend_from_slice(value);
     };
     let names: Vec<&[u8]> = lowers.iter().map(|lower| lower.as_os_str().as_bytes()).collect();
     add("lowerdir", &names.join(&b':'));
-    // In a user namespace nobody may write the attributes that overlayfs keeps its notes in by default.
-    let in_namespace = ids::are_limited();
     if let Some(upper) = upper {
         add("upperdir", upper.upper.as_os_str().as_bytes());
         add("workdir", upper.work.as_os_str().as_bytes());
         options.extend_from_slice(b",volatile");
-    }
-    if in_namespace {
-        options.extend_from_slice(b",userxattr");
     }
     if options.len() <= MAX_OPTIONS {
         let options = CString::new(options).map_err(|_| Errno::INVAL)?;
@@ -119,9 +116,11 @@ fn mount_here(lowers: &[PathBuf], upper: Option<Upper<'_>>, target: &Path) -> Re
     }
     // Layers one by one: Linux 6.8 and later.
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for option in OPTIONS.split(',') {
-        let (key, value) = option.split_once('=').unwrap_or((option, ""));
-        fsconfig_set_string(&overlay, key, value)?;
+    for option in base.split(',') {
+        match option.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(&overlay, key, value)?,
+            None => rustix::mount::fsconfig_set_flag(&overlay, option)?,
+        }
     }
     for lower in lowers {
         fsconfig_set_string(&overlay, "lowerdir+", lower.as_path())?;
@@ -130,9 +129,6 @@ fn mount_here(lowers: &[PathBuf], upper: Option<Upper<'_>>, target: &Path) -> Re
         fsconfig_set_string(&overlay, "upperdir", upper.upper)?;
         fsconfig_set_string(&overlay, "workdir", upper.work)?;
         rustix::mount::fsconfig_set_flag(&overlay, "volatile")?;
-    }
-    if in_namespace {
-        rustix::mount::fsconfig_set_flag(&overlay, "userxattr")?;
     }
     fsconfig_create(&overlay)?;
     let mounted = fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;

@@ -255,12 +255,14 @@ fn start(environment: Environment<'_>) -> Result<(), Error> {
         Some(Outcome::Exited(code)) => Err(Error::Command { outcome: format!("exited with code {code}") }),
         Some(Outcome::Killed(signal)) => Err(Error::Command { outcome: format!("was killed by {signal}") }),
         Some(Outcome::OutOfMemory) => {
-            let limit = limits.memory.unwrap_or_default();
-            Err(Error::Command { outcome: format!("ran out of memory (--memory {limit} bytes)") })
+            let limit = limits.memory.unwrap_or_default() >> 20;
+            Err(Error::Command { outcome: format!("ran out of memory (--memory {limit} MiB)") })
         }
         Some(Outcome::TimedOut) => {
             let limit = limits.timeout.unwrap_or_default();
-            Err(Error::Command { outcome: format!("took longer than --step-timeout {limit:?}, and was killed") })
+            Err(Error::Command {
+                outcome: format!("took longer than --step-timeout {limit:?}, and was killed"),
+            })
         }
         Some(Outcome::Failed(reason)) => Err(Error::Container { reason }),
         Some(Outcome::Interrupted) => Err(Error::Interrupted),

@@ -84,7 +84,8 @@ impl Secrets {
                 SecretFrom::File(path) => read_file(path, &invalid)?,
                 SecretFrom::Variable(name) => {
                     let value = std::env::var_os(name);
-                    let value = value.ok_or_else(|| invalid(format!("the environment has no variable {name}")))?;
+                    let value =
+                        value.ok_or_else(|| invalid(format!("the environment has no variable {name}")))?;
                     std::os::unix::ffi::OsStringExt::into_vec(value)
                 }
             };
@@ -118,9 +119,11 @@ mod tests {
 
     #[test]
     fn sources_are_those_of_docker() {
-        let file = |id: &str, path: &str| Ok(SecretSource { id: id.into(), from: SecretFrom::File(path.into()) });
-        let variable =
-            |id: &str, name: &str| Ok(SecretSource { id: id.into(), from: SecretFrom::Variable(name.into()) });
+        let file =
+            |id: &str, path: &str| Ok(SecretSource { id: id.into(), from: SecretFrom::File(path.into()) });
+        let variable = |id: &str, name: &str| {
+            Ok(SecretSource { id: id.into(), from: SecretFrom::Variable(name.into()) })
+        };
         for (text, expected) in [
             ("id=a,src=/f", file("a", "/f")),
             ("id=a,source=f", file("a", "f")),

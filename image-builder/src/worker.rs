@@ -155,8 +155,7 @@ impl ContainerWorker<'_> {
             false => UpperRoot::Omit,
         };
         let mut writer = LayerWriter::new(&self.store, self.compression)?;
-        let attributes =
-            if ids::are_limited() { UpperAttributes::User } else { UpperAttributes::Trusted };
+        let attributes = if ids::are_limited() { UpperAttributes::User } else { UpperAttributes::Trusted };
         write_upper(&upper, root, attributes, &mut writer)?;
         Ok(Some(writer.finish()?))
     }

@@ -21,7 +21,7 @@ NEXTEST_VERSION := 0.9.143
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config ca-certificates curl \
 	linux-source-6.1 make flex bison bc libelf-dev libssl-dev xz-utils \
 	qemu-system-x86 mmdebstrap \
-	e2fsprogs skopeo umoci attr busybox-static cpio procps python3-venv qemu-utils strace
+	e2fsprogs skopeo umoci attr busybox-static cpio procps python3-venv qemu-utils strace uidmap
 # Only for fuzzing and for benches.
 FUZZ_PACKAGES := g++
 BENCH_PACKAGES := openssh-server openssh-client

@@ -6,7 +6,7 @@
 //! of the step's folder: nobody removes that before this process has ended.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -91,7 +91,6 @@ fn run(bundle: &Path, id: &str, parent: u32) -> Result<Outcome, String> {
     let order = bundle.join(ORDER_FILE);
     let order = fs::read(&order).map_err(|error| format!("{}: {error}", order.display()))?;
     let order: Order = serde_json::from_slice(&order).map_err(|error| error.to_string())?;
-    let folder_lock = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
     // While it waits for these a signal just ends it.
     let _locks: Vec<File> = order.locks.iter().map(take).collect::<Result<_, _>>()?;
 
@@ -140,7 +139,6 @@ fn run(bundle: &Path, id: &str, parent: u32) -> Result<Outcome, String> {
     let outcome = if failed && groups.ran_out_of_memory() { Outcome::OutOfMemory } else { outcome };
     // Takes the cgroup and the state folder away; the command's result stands whatever happens here.
     let _ = container.delete(true);
-    drop(folder_lock);
     Ok(outcome)
 }
 

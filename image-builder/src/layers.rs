@@ -97,7 +97,7 @@ impl LayerCache {
         let boot = fs::read_to_string(BOOT_ID).ok().and_then(|id| Some(id.get(..BOOT_LENGTH)?.to_owned()));
         let cache = Self { root, boot, _lock: lock };
         if cache._lock.try_lock().is_ok() {
-            cache.sweep()?;
+            cache.sweep(SystemTime::now())?;
             cache._lock.unlock().map_err(at(&cache.root))?;
         }
         cache._lock.lock_shared().map_err(at(&cache.root))?;
@@ -105,7 +105,7 @@ impl LayerCache {
     }
 
     /// Nobody else is at work: removes what killed builds and other boots left, and drops the marks of what is on disk.
-    fn sweep(&self) -> Result<(), Error> {
+    fn sweep(&self, now: SystemTime) -> Result<(), Error> {
         let mut written = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(at(&self.root))? {
             let path = entry.map_err(at(&self.root))?.path();
@@ -120,7 +120,7 @@ impl LayerCache {
                 let _ = fs::remove_dir_all(&path);
             } else if mark.is_some() && mark != self.boot.as_deref() {
                 fs::remove_dir_all(&path).map_err(at(&path))?;
-            } else if mark.is_some() && was_written_back(&path) {
+            } else if mark.is_some() && was_written_back(&path, now) {
                 written.push(path);
             }
         }
@@ -164,9 +164,14 @@ impl LayerCache {
             }
             let _work = console.work(&format!("unpacking layer {number} of {}", layers.len()), None);
             let scratch = self.scratch(&below)?;
-            let overlay = self.mount(&below, &scratch)?;
-            unpack::apply(layer.open()?, &Rooted::open(&scratch.merged())?)?;
-            overlay.unmount()?;
+            if below.0.is_empty() {
+                // With nothing below it is the same, and takes half the time.
+                unpack::apply(layer.open()?, &Rooted::open(&scratch.upper())?)?;
+            } else {
+                let overlay = self.mount(&below, &scratch)?;
+                unpack::apply(layer.open()?, &Rooted::open(&scratch.merged())?)?;
+                overlay.unmount()?;
+            }
             self.keep(scratch, &chain)?;
         }
         Ok(chain)
@@ -285,10 +290,10 @@ impl Tree for Stack {
     }
 }
 
-fn was_written_back(folder: &Path) -> bool {
+fn was_written_back(folder: &Path, now: SystemTime) -> bool {
     let made = fs::metadata(folder).ok().and_then(|metadata| u64::try_from(metadata.ctime()).ok());
     let made = made.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-    made.is_some_and(|made| made.elapsed().is_ok_and(|age| age > WRITTEN_BACK))
+    made.and_then(|made| now.duration_since(made).ok()).is_some_and(|age| age > WRITTEN_BACK)
 }
 
 impl Scratch {
@@ -320,5 +325,61 @@ impl Scratch {
 
     fn work(&self) -> PathBuf {
         self.folder.path().join("work")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(cache: &LayerCache) -> Vec<String> {
+        let entries = fs::read_dir(&cache.root).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn layers_of_this_boot_are_used_and_others_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = LayerCache::open(dir.path()).unwrap();
+        let Some(boot) = cache.boot.clone() else {
+            eprintln!("SKIPPED: this kernel does not tell its boot's id");
+            return;
+        };
+        let mut chain = Chain::default();
+        chain.push(&Hasher::digest_of(b"layer"));
+        let name = chain.0[0].digest()[..NAME_LENGTH].to_owned();
+        let scratch = cache.scratch(&Chain::default()).unwrap();
+        cache.keep(scratch, &chain).unwrap();
+        let marked = format!("{name}.{boot}");
+        assert_eq!(names(&cache), [marked.as_str(), EMPTY]);
+        assert_eq!(cache.folders(&chain), [Path::new(&marked)]);
+
+        // As a power cut leaves them, and a killed build.
+        fs::create_dir(cache.root.join("0123.otherone")).unwrap();
+        fs::create_dir_all(cache.root.join(".new-killed/fs")).unwrap();
+        let other = LayerCache::open(dir.path()).unwrap();
+        assert_eq!(names(&other).len(), 4, "somebody is at work");
+        drop((cache, other));
+        let cache = LayerCache::open(dir.path()).unwrap();
+        assert_eq!(names(&cache), [marked.as_str(), EMPTY]);
+
+        // Later it is on disk.
+        cache.sweep(SystemTime::now() + 2 * WRITTEN_BACK).unwrap();
+        assert_eq!(names(&cache), [name.as_str(), EMPTY]);
+        assert_eq!(cache.folders(&chain), [Path::new(&name)]);
+    }
+
+    #[test]
+    fn folders_of_others_are_told_by_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["layers", "layers-0.1000.1", "steps"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        assert!(!are_of_others(dir.path()));
+        fs::create_dir(dir.path().join("mounts-0.1000.1-1.100000.65536")).unwrap();
+        assert!(are_of_others(dir.path()));
     }
 }

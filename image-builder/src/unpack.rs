@@ -15,6 +15,10 @@ use crate::ids;
 use crate::rooted::{Rooted, time_of};
 use crate::tree::{Escape, Last};
 
+/// What overlayfs keeps for itself. Kernels differ in whether a mounted overlay takes such attributes of a file; written
+/// next to it they would be taken for its own.
+const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+
 /// Applies everything in the stream and reads it to its end, so that its digests are checked. On an error the tree is
 /// half-changed and must be thrown away.
 pub(crate) fn apply(stream: impl Read, root: &Rooted) -> Result<(), Error> {
@@ -30,7 +34,10 @@ pub(crate) fn apply(stream: impl Read, root: &Rooted) -> Result<(), Error> {
         match change {
             Change::Whiteout(path) => state.hide(&path)?,
             Change::Opaque(path) => state.hide_children(&path)?,
-            Change::Node(node) => state.add(&node, &mut reader)?,
+            Change::Node(mut node) => {
+                node.metadata.xattrs.retain(|name, _| !OVERLAY.iter().any(|prefix| name.starts_with(prefix)));
+                state.add(&node, &mut reader)?;
+            }
         }
     }
     // Making entries in a directory changes its time, so times come last. One that the layer does not name keeps what it
@@ -267,6 +274,24 @@ mod tests {
             assert_eq!(fs::read(dir.path().join("outside/canary")).unwrap(), b"alive", "case {case}");
             assert_eq!(fs::read_dir(dir.path().join("outside")).unwrap().count(), 1, "case {case}");
         }
+    }
+
+    #[test]
+    fn what_overlayfs_keeps_for_itself_is_no_content() {
+        let (_dir, root) = with_canary();
+        let Change::Node(mut directory) = node("d", Kind::Directory) else { unreachable!() };
+        for name in ["user.overlay.opaque", "trusted.overlay.redirect", "user.kept"] {
+            directory.metadata.xattrs.insert(name.into(), b"y".to_vec());
+        }
+        apply_all(&root, &[Change::Node(directory)]).unwrap();
+        let has = |name: &str| rustix::fs::lgetxattr(root.join("d"), name, &mut [0u8; 8][..]);
+        if has("user.kept") == Err(rustix::io::Errno::NOTSUP) {
+            eprintln!("SKIPPED: no user attributes on this file system");
+            return;
+        }
+        assert_eq!(has("user.kept"), Ok(1));
+        assert_eq!(has("user.overlay.opaque"), Err(rustix::io::Errno::NODATA));
+        assert_eq!(has("trusted.overlay.redirect"), Err(rustix::io::Errno::NODATA));
     }
 
     #[test]

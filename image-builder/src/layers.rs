@@ -19,6 +19,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use oci::layer::LayerPath;
@@ -49,6 +50,8 @@ pub(crate) struct LayerCache {
     root: PathBuf,
     /// The mark of layers made in this boot; none where the kernel does not tell.
     boot: Option<String>,
+    /// Stages that begin with the same image do not unpack it twice.
+    unpacking: Mutex<()>,
     _lock: File,
 }
 
@@ -95,7 +98,7 @@ impl LayerCache {
         fs::create_dir_all(root.join(EMPTY)).map_err(at(&root))?;
         let lock = File::open(&root).map_err(at(&root))?;
         let boot = fs::read_to_string(BOOT_ID).ok().and_then(|id| Some(id.get(..BOOT_LENGTH)?.to_owned()));
-        let cache = Self { root, boot, _lock: lock };
+        let cache = Self { root, boot, unpacking: Mutex::new(()), _lock: lock };
         if cache._lock.try_lock().is_ok() {
             cache.sweep(SystemTime::now())?;
             cache._lock.unlock().map_err(at(&cache.root))?;
@@ -159,7 +162,12 @@ impl LayerCache {
         for (layer, number) in layers.iter().zip(1..) {
             let below = chain.clone();
             chain.push(&layer.diff_id);
-            if chain.0.last().is_some_and(|id| self.root.join(self.folder(id)).is_dir()) {
+            let is_there = || chain.0.last().is_some_and(|id| self.root.join(self.folder(id)).is_dir());
+            if is_there() {
+                continue;
+            }
+            let _alone = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+            if is_there() {
                 continue;
             }
             let _work = console.work(&format!("unpacking layer {number} of {}", layers.len()), None);

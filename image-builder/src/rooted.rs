@@ -185,32 +185,47 @@ impl Rooted {
             None => (self.directory(path)?, &b"."[..]),
         };
         let changed = rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW);
-        let kept_owner = match changed {
-            // No such owner in this user namespace.
-            Err(Errno::INVAL) if ids::are_limited() => Some(format!("{}:{}", metadata.uid, metadata.gid)),
-            other => other.map(|()| None).map_err(io)?,
-        };
+        let kept_owner = kept_owner(metadata, changed).map_err(io)?;
         if !is_link {
             // After the owner: a change of owner clears setuid. The last name is no link, nothing else runs here.
             let mode = Mode::from_raw_mode(metadata.mode & 0o7777);
             rustix::fs::chmodat(&parent, name, mode, AtFlags::empty()).map_err(io)?;
         }
-        if !metadata.xattrs.is_empty() || kept_owner.is_some() {
+        if !metadata.xattrs.is_empty() || kept_owner.is_some() || ids::are_limited() {
             // There is no setxattrat before Linux 6.13; the descriptor's own link leads to the parent, never further.
             let link = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&parent)));
             let target = link.join(OsStr::from_bytes(name));
-            let owner = kept_owner.as_ref().map(|owner| (OWNER_ATTRIBUTE.as_bytes(), owner.as_bytes()));
-            let given = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
-            for (name, value) in given.chain(owner) {
-                match rustix::fs::lsetxattr(&target, name, value, rustix::fs::XattrFlags::empty()) {
-                    // A file system or node type without such attributes: as with Docker, the file counts.
-                    Ok(()) | Err(Errno::NOTSUP) => {}
-                    Err(Errno::PERM) if name.starts_with(b"user.") || ids::are_limited() => {}
-                    Err(errno) => return Err(io(errno)),
-                }
+            if kept_owner.is_none() && ids::are_limited() && !is_link {
+                // A directory of a lower layer, which may have had another owner.
+                let _ = rustix::fs::lremovexattr(&target, OWNER_ATTRIBUTE);
             }
+            let flags = rustix::fs::XattrFlags::empty();
+            set_xattrs(metadata, kept_owner.as_deref(), |name, value| {
+                rustix::fs::lsetxattr(&target, name, value, flags)
+            })
+            .map_err(io)?;
         }
-        self.set_time(path, metadata.mtime)
+        let times = times(metadata.mtime);
+        rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(io)
+    }
+
+    /// The same for a new regular file that is open.
+    pub(crate) fn set_file_metadata(
+        &self,
+        path: &LayerPath,
+        file: &File,
+        metadata: &Metadata,
+    ) -> Result<(), Error> {
+        let io = |errno| at(&self.shown(path))(errno);
+        let owner = (Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)));
+        let kept_owner = kept_owner(metadata, rustix::fs::fchown(file, owner.0, owner.1)).map_err(io)?;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(metadata.mode & 0o7777)).map_err(io)?;
+        let flags = rustix::fs::XattrFlags::empty();
+        set_xattrs(metadata, kept_owner.as_deref(), |name, value| {
+            rustix::fs::fsetxattr(file, name, value, flags)
+        })
+        .map_err(io)?;
+        rustix::fs::futimens(file, &times(metadata.mtime)).map_err(io)
     }
 
     /// Sets the time of the last change; a link itself is changed, not its target.
@@ -219,8 +234,7 @@ impl Rooted {
             Some(_) => self.parent(path)?,
             None => (self.directory(path)?, &b"."[..]),
         };
-        let time = Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
-        let times = Timestamps { last_access: time, last_modification: time };
+        let times = times(time);
         rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(at(&self.shown(path)))
     }
 
@@ -309,6 +323,37 @@ impl Tree for Rooted {
     fn shown(&self, path: &LayerPath) -> PathBuf {
         Rooted::shown(self, path)
     }
+}
+
+/// The owner that could not be given, where that is because it does not exist in this user namespace.
+fn kept_owner(metadata: &Metadata, changed: Result<(), Errno>) -> Result<Option<String>, Errno> {
+    match changed {
+        Err(Errno::INVAL) if ids::are_limited() => Ok(Some(format!("{}:{}", metadata.uid, metadata.gid))),
+        other => other.map(|()| None),
+    }
+}
+
+fn set_xattrs(
+    metadata: &Metadata,
+    kept_owner: Option<&str>,
+    set: impl Fn(&[u8], &[u8]) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let owner = kept_owner.map(|owner| (OWNER_ATTRIBUTE.as_bytes(), owner.as_bytes()));
+    let given = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
+    for (name, value) in given.chain(owner) {
+        match set(name, value) {
+            // A file system or node type without such attributes: as with Docker, the file counts.
+            Ok(()) | Err(Errno::NOTSUP) => {}
+            Err(Errno::PERM) if name.starts_with(b"user.") || ids::are_limited() => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn times(time: Timestamp) -> Timestamps {
+    let time = Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
 }
 
 fn kind_of(stat: &Stat) -> EntryKind {

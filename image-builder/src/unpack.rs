@@ -28,6 +28,7 @@ pub(crate) fn apply(stream: impl Read, root: &Rooted) -> Result<(), Error> {
         ours: HashSet::new(),
         found: HashMap::new(),
         directories: Vec::new(),
+        settled: HashSet::new(),
         left_out: HashSet::new(),
     };
     while let Some(change) = reader.next_change()? {
@@ -59,12 +60,16 @@ struct State<'a> {
     /// The times of directories that were there before something in them was changed.
     found: HashMap<LayerPath, Timestamp>,
     directories: Vec<(LayerPath, Metadata)>,
+    /// Directories that are there, with no link on the way: most entries are in the directory of the one before. Whatever
+    /// takes something away empties it.
+    settled: HashSet<LayerPath>,
     /// Devices that could not be made; a hard link to one is left out too.
     left_out: HashSet<LayerPath>,
 }
 
 impl State<'_> {
     fn hide(&mut self, path: &LayerPath) -> Result<(), Error> {
+        self.settled.clear();
         let real = self.real(path)?;
         if let Some((parent, _)) = real.split() {
             self.remember(&parent)?;
@@ -76,6 +81,7 @@ impl State<'_> {
     }
 
     fn hide_children(&mut self, path: &LayerPath) -> Result<(), Error> {
+        self.settled.clear();
         let real = self.real(path)?;
         self.root.make_directories(&real)?;
         self.hide_lower_children(&real)
@@ -118,8 +124,11 @@ impl State<'_> {
     fn add(&mut self, node: &Node, data: &mut impl Read) -> Result<(), Error> {
         let path = self.real(&node.path)?;
         if let Some((parent, _)) = path.split() {
-            self.remember(&parent)?;
-            self.root.make_directories(&parent)?;
+            if !self.settled.contains(&parent) {
+                self.remember(&parent)?;
+                self.root.make_directories(&parent)?;
+                self.settled.insert(parent.clone());
+            }
             // A folder with something of ours in it stays when what lower layers have there goes.
             let mut above = Some(parent);
             while let Some(folder) = above.filter(|folder| !self.ours.contains(folder)) {
@@ -131,6 +140,7 @@ impl State<'_> {
         let keeps_children = node.kind == Kind::Directory
             && existing.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
         if existing.is_some() && !keeps_children {
+            self.settled.clear();
             self.root.remove(&path)?;
         }
         self.ours.insert(path.clone());
@@ -146,7 +156,7 @@ impl State<'_> {
                     }
                     _ => at(&self.root.shown(&path))(source),
                 })?;
-                self.root.set_metadata(&path, &node.metadata, false)
+                self.root.set_file_metadata(&path, &file, &node.metadata)
             }
             Kind::HardLink(target) => {
                 let target = self.real(target)?;
@@ -186,6 +196,9 @@ impl State<'_> {
 
     /// Only the way to an entry is resolved: the entry itself is replaced, never followed.
     fn real(&self, path: &LayerPath) -> Result<LayerPath, Error> {
+        if path.split().is_some_and(|(parent, _)| self.settled.contains(&parent)) {
+            return Ok(path.clone());
+        }
         self.root.resolve(path.as_bytes(), Last::Keep, Escape::Clamp)
     }
 }

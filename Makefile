@@ -22,7 +22,7 @@ PACKAGES := gcc libc6-dev libseccomp-dev pkg-config ca-certificates curl \
 	linux-source-6.1 make flex bison bc libelf-dev libssl-dev xz-utils \
 	qemu-system-x86 mmdebstrap \
 	buildah docker-registry containerd \
-	e2fsprogs skopeo umoci attr busybox-static cpio procps python3-venv qemu-utils strace
+	e2fsprogs skopeo umoci attr busybox-static cpio procps python3-venv qemu-utils strace uidmap
 # Only for fuzzing and for benches.
 FUZZ_PACKAGES := g++
 BENCH_PACKAGES := openssh-server openssh-client

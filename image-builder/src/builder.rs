@@ -27,11 +27,13 @@ use crate::fetch::Fetcher;
 use crate::graph::{Board, Flights, Jobs};
 use crate::history::{BuildLog, LoggedStep, StepOutcome};
 use crate::interrupt::Interrupt;
-use crate::layers::{Chain, LayerCache};
+use crate::isolation::Chosen;
+use crate::layers::Chain;
 use crate::outputs::{self, BuildOutput, WrittenOutput};
 use crate::plan::{self, Action, Base, BuildArgs, CopyFrom, StageArgs, Step, WorkdirAction};
 use crate::registry::RegistryOptions;
 use crate::rewrite;
+use crate::run::RunOptions;
 use crate::users;
 use crate::worker::{ContainerWorker, RunStep, Worker};
 
@@ -99,6 +101,10 @@ pub struct BuildOptions {
     pub compression: Compression,
     /// This program, which is started again for each RUN.
     pub program: PathBuf,
+    /// Where RUN steps run: what [`crate::enter`] gave.
+    pub isolation: Chosen,
+    /// What holds for all RUN steps.
+    pub run: RunOptions,
 }
 
 /// What a build made.
@@ -134,7 +140,7 @@ impl BuildReport {
     }
 }
 
-/// Builds the image and gives it its names. Call [`crate::isolate_mounts`] before.
+/// Builds the image and gives it its names. Call [`crate::enter`] before.
 pub fn build(
     data: &DataDir,
     options: &BuildOptions,
@@ -189,15 +195,7 @@ pub fn build(
         fetcher: Arc::new(Fetcher::new(&data.cache().join("urls"), interrupt)?),
         named: Flights::new(),
         opened: Mutex::new(vec![context]),
-        worker: Box::new(ContainerWorker {
-            layers: LayerCache::open(&data.cache().join("layers"))?,
-            store: store.clone(),
-            compression: options.compression,
-            host_ca: options.host_ca.clone(),
-            program: options.program.clone(),
-            console,
-            interrupt,
-        }),
+        worker: worker(data, options, &store, console, interrupt)?,
         cache: StepCache::open(&data.cache().join("steps"))?,
         imported,
         epoch,
@@ -236,6 +234,28 @@ pub fn build(
 /// Steps wait for disks and networks too, so one is too few anywhere.
 fn default_jobs() -> usize {
     std::thread::available_parallelism().map_or(2, |cpus| cpus.get().max(2))
+}
+
+/// What runs commands, by the isolation that was chosen.
+fn worker<'a>(
+    data: &DataDir,
+    options: &'a BuildOptions,
+    store: &Store,
+    console: &'a Console,
+    interrupt: &'a Interrupt,
+) -> Result<Box<dyn Worker + 'a>, Error> {
+    match &options.isolation {
+        Chosen::Root | Chosen::Namespace(_) => {
+            Ok(Box::new(ContainerWorker::open(data, options, store.clone(), console, interrupt)?))
+        }
+        Chosen::Vm { tried } => {
+            let tried: String = tried.iter().map(|way| format!("\n  - {way}")).collect();
+            Err(Error::Invalid {
+                what: "--isolation vm".to_owned(),
+                reason: format!("steps in virtual machines are not supported yet{tried}"),
+            })
+        }
+    }
 }
 
 struct Build<'a> {

@@ -6,6 +6,7 @@ mod fsck;
 mod images;
 mod prune;
 mod registry;
+mod run;
 mod template_transfer;
 mod templates;
 
@@ -89,13 +90,24 @@ enum Command {
         "  image-builder build -t app:1 -f docker/Dockerfile --build-arg VERSION=1.2 --target run .\n",
         "  image-builder build -t hello --host-ca .      behind a proxy with its own certificate\n",
         "  image-builder build --check .                 warnings only: nothing is built\n",
+        "  image-builder build -t app --secret id=token,env=TOKEN --memory 2g --step-timeout 20m .\n",
         "  image-builder build --output type=oci,dest=app.tar --metadata-file app.json .\n",
         "  image-builder build -t app --cache-from ci-cache --cache-to ci-cache --progress json .\n",
         "  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) image-builder build -t app --rewrite-timestamp .\n\n",
         "Stages that do not need each other are built at the same time. Steps are taken from the cache where instruction, files,\n",
         "build arguments in scope and the layers below are the same; image-builder explain tells why one was not.\n\n",
-        "RUN steps run as root on this machine, in containers with the host's network: build only Dockerfiles that you\n",
-        "trust. Needs root; --check does not.\n\n",
+        "Where RUN steps run (--isolation; auto takes the first that works, and says which):\n",
+        "  as root       containers with Docker's capabilities and seccomp profile. Root there is root of\n",
+        "                this machine, so build only Dockerfiles that you trust.\n",
+        "  as a user     the same in a user namespace with the ids of /etc/subuid and /etc/subgid\n",
+        "                (package uidmap). No devices can be made, and --memory, --cpus and --pids-limit\n",
+        "                are refused where the user may not make cgroups.\n",
+        "  without ids   a user namespace in which only root exists. USER changes nothing; chown and\n",
+        "                setuid do nothing and succeed. New files belong to root, files of the layers\n",
+        "                below keep their owners.\n",
+        "  vm            a virtual machine, where user namespaces are forbidden, and for Dockerfiles that\n",
+        "                nobody trusts.\n",
+        "Steps have the host's network unless --network says otherwise. --check needs no rights at all.\n\n",
         "The Dockerfile is CONTEXT/Dockerfile, else CONTEXT/e2b.Dockerfile. Rules of --check have the names of BuildKit's build\n",
         "checks; `# check=skip=RULE,...;error=true` at the top of a Dockerfile leaves some out, and makes the others errors.\n\n",
         "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input (also: warnings that the Dockerfile makes errors), 130\n",
@@ -192,6 +204,12 @@ enum Command {
     /// The other half of a RUN step
     #[command(hide = true)]
     RunContainer { bundle: PathBuf, id: String, parent: u32 },
+    /// Whether steps can run that way
+    #[command(hide = true)]
+    TryIsolation { way: String, folder: PathBuf },
+    /// Give a process in a user namespace its ids
+    #[command(hide = true)]
+    MapIds { pid: u32, uids: String, gids: String },
 }
 
 /// Does what the command line says, and gives the exit code.
@@ -205,8 +223,27 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
             }
         };
     }
-    let console = cli.global.console();
-    match carry_out(cli, &console) {
+    let helped = match &cli.command {
+        Command::TryIsolation { way, folder } => std::env::current_exe()
+            .map_err(|error| error.to_string())
+            .and_then(|program| image_builder::isolation::try_isolation(way, folder, &program)),
+        Command::MapIds { pid, uids, gids } => image_builder::isolation::map_ids(*pid, uids, gids),
+        _ => {
+            let console = cli.global.console();
+            return report(carry_out(cli, &console), &console);
+        }
+    };
+    match helped {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn report(result: anyhow::Result<ExitCode>, console: &Console) -> ExitCode {
+    match result {
         Ok(code) => code,
         Err(error) => {
             // Our own errors say their causes themselves.
@@ -255,7 +292,7 @@ fn carry_out(cli: Cli, console: &Console) -> anyhow::Result<ExitCode> {
         }
         Command::Registry(command) => registry::registry(command, store, console),
         Command::Template(command) => templates::template(command, &data, console),
-        Command::RunContainer { .. } => Ok(()),
+        Command::RunContainer { .. } | Command::TryIsolation { .. } | Command::MapIds { .. } => Ok(()),
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -11,13 +11,15 @@
 //!                                  store <--write_image-- config + layers, each by its cache key
 //! ```
 //!
-//! A step runs with the authority of whoever starts the build, in a container that separates it from the host by
-//! accident, not by malice: build only Dockerfiles that you would run.
+//! A step runs in a container that separates it from the host as Docker's does: enough for a Dockerfile with accidents,
+//! not for one with malice ([`isolation`]).
 
 mod base;
 mod bootstrap;
 mod builder;
 mod cache;
+mod cache_mounts;
+mod cgroups;
 mod check;
 mod clock;
 mod config;
@@ -37,9 +39,15 @@ mod fetch;
 mod fsck;
 mod graph;
 mod history;
+mod ids;
 mod inspect;
 mod interrupt;
+pub mod isolation;
 mod layers;
+pub mod limits;
+mod loopback;
+mod mount_points;
+mod mounts;
 mod outputs;
 mod overlay;
 pub mod plan;
@@ -48,7 +56,10 @@ mod registry;
 mod rewrite;
 mod rooted;
 mod run;
+mod seccomp;
+mod secrets;
 mod sources;
+mod spec;
 pub mod template_transfer;
 pub mod templates;
 mod transfer;
@@ -72,11 +83,13 @@ pub use fsck::{Finding, FindingKind, FsckReport, fsck};
 pub use history::StepOutcome;
 pub use inspect::{Inspected, InspectedLayer, inspect, raw_manifest};
 pub use interrupt::{EXIT_INTERRUPTED, Interrupt};
+pub use isolation::{Chosen, Isolation, enter};
 pub use outputs::{BuildOutput, TemplateOutput, WrittenOutput};
-pub use overlay::isolate_mounts;
 pub use prune::{PruneOptions, PruneReport, Pruned, PrunedKind, prune};
 pub use registry::{
     CONNECT_TIMEOUT, Credential, CredentialFiles, Platforms, PullReport, PushReport, Registries,
     RegistryOptions,
 };
+pub use run::{Network, RunOptions};
+pub use secrets::{SecretSource, Secrets};
 pub use transfer::{ListedImage, Saved, images, load, pull, push, remove, save, tag};

@@ -15,6 +15,7 @@ use template::DataDir;
 
 use super::print;
 use super::registry::RegistryArgs;
+use super::run::RunArgs;
 
 /// Where distributions keep the bundle of certificates: Debian, Fedora, OpenSUSE, Alpine.
 const CA_BUNDLES: [&str; 4] = [
@@ -105,6 +106,8 @@ pub(super) struct BuildCommand {
     /// How new layers are compressed
     #[arg(long, value_enum, default_value = "zstd")]
     compression: CompressionArg,
+    #[command(flatten)]
+    run: RunArgs,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -166,8 +169,9 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
         true => Some(host_ca()?),
     };
     let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let run = command.run.options()?;
     // Before any thread: the mask and the namespace are inherited.
-    image_builder::isolate_mounts()?;
+    let isolation = image_builder::enter(command.run.isolation.into(), data, &program, console)?;
     let interrupt = Interrupt::install()?;
     let options = BuildOptions {
         context,
@@ -198,6 +202,8 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
             CompressionArg::None => Compression::None,
         },
         program,
+        isolation,
+        run,
     };
     let report = image_builder::build(data, &options, console, &interrupt)?;
     let named = report.names.iter().map(|name| format!("{name} {}", report.digest));

@@ -265,6 +265,8 @@ impl Ground {
             // The very file that the spec was checked with: its template may have been replaced since.
             rootfs: format!("/proc/self/fd/{}", qemu::ROOTFS_FD).into(),
             scratch,
+            disks: spec.disks.clone(),
+            network: spec.network,
             cpus: spec.cpus,
             memory_mib: spec.memory_mib,
             accelerator: host.accelerator,

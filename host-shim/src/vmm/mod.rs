@@ -15,6 +15,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use envd_proto::boot;
+use sandbox_folder::spec::{DiskSpec, NetworkChoice};
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::process::Child;
@@ -40,6 +41,10 @@ pub struct VmSpec {
     pub rootfs: PathBuf,
     /// The scratch disk, of this VM only.
     pub scratch: Scratch,
+    /// The caller's own disks.
+    pub disks: Vec<DiskSpec>,
+    /// The way out of the machine.
+    pub network: NetworkChoice,
     /// Virtual CPUs.
     pub cpus: u32,
     /// RAM in MiB.

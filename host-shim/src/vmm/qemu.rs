@@ -9,6 +9,7 @@ use std::process::Stdio;
 
 use command_fds::FdMapping;
 use envd_proto::boot as words;
+use sandbox_folder::spec::{DiskSpec, NetworkChoice};
 use tokio::net::UnixStream;
 
 use super::{Accelerator, Boot, Console, Scratch, VmSpec, Vmm, Wiring, process};
@@ -116,6 +117,11 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
     args.pair("-device", format!("virtio-blk-device,drive=rootfs,serial={}", words::ROOTFS_SERIAL));
     scratch(&mut args, &spec.scratch);
     args.pair("-device", format!("virtio-blk-device,drive=scratch,serial={}", words::SCRATCH_SERIAL));
+    disks(&mut args, &spec.disks);
+    if spec.network == NetworkChoice::User {
+        // IPv4 alone: its one way to the host's loopback is known, and the guest's to close.
+        args.pair("-netdev", "user,id=network,ipv6=off").pair("-device", "virtio-net-device,netdev=network");
+    }
     args.pair("-object", "rng-random,id=rng,filename=/dev/urandom")
         .pair("-device", "virtio-rng-device,rng=rng");
 
@@ -160,6 +166,22 @@ fn scratch(args: &mut Arguments, scratch: &Scratch) {
             .pair("-blockdev", "driver=raw,node-name=base,read-only=on,file=base-file")
             .pair("-blockdev", format!("driver=qcow2,{top},backing=base")),
     };
+}
+
+/// Disks of the caller's, which knows them by their serials.
+fn disks(args: &mut Arguments, disks: &[DiskSpec]) {
+    for (number, disk) in disks.iter().enumerate() {
+        let name = escaped(&disk.path);
+        let (file, format) = match disk.read_only {
+            true => ("locking=off,read-only=on,", "read-only=on"),
+            // As with the scratch disk.
+            false => ("discard=unmap,", "discard=unmap,cache.no-flush=on"),
+        };
+        let file = format!("driver=file,{file}node-name=disk{number}-file,filename=");
+        args.pair("-blockdev", OsString::from_vec([file.as_bytes(), name.as_bytes()].concat()));
+        args.pair("-blockdev", format!("driver=raw,node-name=disk{number},{format},file=disk{number}-file"));
+        args.pair("-device", format!("virtio-blk-device,drive=disk{number},serial={}", disk.serial));
+    }
 }
 
 /// The files of a VM that are not named by a path: `channel` are those of its channel.
@@ -282,6 +304,8 @@ mod tests {
             }),
             rootfs: "/t,1/rootfs.ext4".into(),
             scratch: Scratch::Raw("/s/scratch.ext4".into()),
+            disks: Vec::new(),
+            network: NetworkChoice::None,
             cpus: 2,
             memory_mib: 512,
             accelerator,
@@ -306,6 +330,20 @@ mod tests {
         insta::assert_snapshot!("vhost_user_tcg", lines(&spec(Accelerator::Tcg, vhost_user)));
         let vhost = Wiring::VhostVsock { cid: 77, control_port: 1025 };
         insta::assert_snapshot!("vhost_vsock_kvm", lines(&spec(Accelerator::Kvm, vhost)));
+    }
+
+    #[test]
+    fn disks_and_a_network_of_the_callers() {
+        let disk = |text: &str| text.parse::<DiskSpec>().unwrap();
+        let spec = VmSpec {
+            disks: vec![disk("base:ro=/d/a,b.ext4"), disk("upper=/d/upper.ext4")],
+            network: NetworkChoice::User,
+            ..spec(Accelerator::Tcg, Wiring::Serial)
+        };
+        let lines = lines(&spec);
+        let own: Vec<&str> =
+            lines.lines().filter(|line| line.contains("disk") || line.contains("net")).collect();
+        insta::assert_snapshot!("disks_and_network", own.join("\n"));
     }
 
     #[test]

@@ -33,10 +33,10 @@ const MIN_DISK_MIB: u64 = 16;
 /// The largest scratch disk, 16 TiB: the limit of ext4 with 4 KiB blocks and 32-bit block numbers.
 const MAX_DISK_MIB: u64 = 16 << 20;
 
-/// Further disks at most. A microvm has 24 places for devices, of which a sandbox needs up to six.
-const MAX_DISKS: usize = 16;
+/// Further disks at most: the guest's kernel numbers 15 partitions of a virtio disk without more ado.
+const MAX_DISKS: usize = 15;
 
-/// The longest serial number of a virtio disk (`VIRTIO_BLK_ID_BYTES`).
+/// The longest serial number of a further disk: what virtio takes, though they are names of partitions.
 const MAX_SERIAL: usize = 20;
 
 /// Seconds that a boot may take. An emulated boot on a busy machine was seen to take 4.

@@ -114,7 +114,7 @@ pub struct SandboxSpec {
 pub struct DiskSpec {
     /// Path of a file with the disk's bytes.
     pub path: PathBuf,
-    /// What the guest knows it by (/sys/block/*/serial): 1 to 20 lowercase letters, digits and dashes.
+    /// What the guest knows it by (PARTNAME in /sys/class/block/*/uevent): 1 to 20 lowercase letters, digits and dashes.
     pub serial: String,
     /// Whether the guest may only read it. Only then may the file be another sandbox's too.
     #[serde(default)]

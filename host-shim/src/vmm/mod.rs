@@ -4,6 +4,7 @@
 
 mod console;
 pub mod kvm_probe;
+pub mod parts;
 pub mod process;
 pub mod qemu;
 mod qmp;
@@ -15,7 +16,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use envd_proto::boot;
-use sandbox_folder::spec::{DiskSpec, NetworkChoice};
+use sandbox_folder::spec::NetworkChoice;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::process::Child;
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use console::Console;
+pub use parts::Parts;
 pub use qmp::QmpError;
 
 use crate::Error;
@@ -41,8 +43,8 @@ pub struct VmSpec {
     pub rootfs: PathBuf,
     /// The scratch disk, of this VM only.
     pub scratch: Scratch,
-    /// The caller's own disks.
-    pub disks: Vec<DiskSpec>,
+    /// The devices with the caller's own disks.
+    pub disks: Vec<Parts>,
     /// The way out of the machine.
     pub network: NetworkChoice,
     /// Virtual CPUs.

@@ -9,10 +9,10 @@ use std::process::Stdio;
 
 use command_fds::FdMapping;
 use envd_proto::boot as words;
-use sandbox_folder::spec::{DiskSpec, NetworkChoice};
+use sandbox_folder::spec::NetworkChoice;
 use tokio::net::UnixStream;
 
-use super::{Accelerator, Boot, Console, Scratch, VmSpec, Vmm, Wiring, process};
+use super::{Accelerator, Boot, Console, Parts, Scratch, VmSpec, Vmm, Wiring, process};
 use crate::Error;
 use crate::cache::Answer;
 
@@ -168,19 +168,19 @@ fn scratch(args: &mut Arguments, scratch: &Scratch) {
     };
 }
 
-/// Disks of the caller's, which knows them by their serials.
-fn disks(args: &mut Arguments, disks: &[DiskSpec]) {
-    for (number, disk) in disks.iter().enumerate() {
-        let name = escaped(&disk.path);
-        let (file, format) = match disk.read_only {
-            true => ("locking=off,read-only=on,", "read-only=on"),
+/// Devices with the caller's disks.
+fn disks(args: &mut Arguments, disks: &[Parts]) {
+    for Parts { descriptor, read_only } in disks {
+        let (node, file, top) = match read_only {
+            true => ("disks-ro", "locking=off,read-only=on,", "read-only=on"),
             // As with the scratch disk.
-            false => ("discard=unmap,", "discard=unmap,cache.no-flush=on"),
+            false => ("disks-rw", "", "cache.no-flush=on"),
         };
-        let file = format!("driver=file,{file}node-name=disk{number}-file,filename=");
+        let file = format!("driver=file,{file}node-name={node}-file,filename=");
+        let name = escaped(descriptor);
         args.pair("-blockdev", OsString::from_vec([file.as_bytes(), name.as_bytes()].concat()));
-        args.pair("-blockdev", format!("driver=raw,node-name=disk{number},{format},file=disk{number}-file"));
-        args.pair("-device", format!("virtio-blk-device,drive=disk{number},serial={}", disk.serial));
+        args.pair("-blockdev", format!("driver=vmdk,node-name={node},{top},file={node}-file"));
+        args.pair("-device", format!("virtio-blk-device,drive={node},serial={node}"));
     }
 }
 
@@ -334,9 +334,9 @@ mod tests {
 
     #[test]
     fn disks_and_a_network_of_the_callers() {
-        let disk = |text: &str| text.parse::<DiskSpec>().unwrap();
+        let parts = |name: &str, read_only| Parts { descriptor: name.into(), read_only };
         let spec = VmSpec {
-            disks: vec![disk("base:ro=/d/a,b.ext4"), disk("upper=/d/upper.ext4")],
+            disks: vec![parts("/s,1/vmm/disks-ro.vmdk", true), parts("/s,1/vmm/disks-rw.vmdk", false)],
             network: NetworkChoice::User,
             ..spec(Accelerator::Tcg, Wiring::Serial)
         };

@@ -1,4 +1,4 @@
-//! Disks by their serials.
+//! Disks by their serials, which are the names of partitions (`host-shim`, `vmm/parts.rs`).
 
 use std::fs;
 use std::io;
@@ -25,10 +25,10 @@ pub(super) fn mount_disk(serial: &str, at: &Path, read_only: bool) -> io::Result
 
 /// A node of the disk, beside `at`.
 fn node(serial: &str, at: &Path) -> io::Result<PathBuf> {
-    for entry in fs::read_dir("/sys/block")? {
+    for entry in fs::read_dir("/sys/class/block")? {
         let entry = entry?.path();
-        let found = fs::read_to_string(entry.join("serial")).unwrap_or_default();
-        if found.trim_end() != serial {
+        let found = fs::read_to_string(entry.join("uevent")).unwrap_or_default();
+        if !found.lines().any(|line| line.strip_prefix("PARTNAME=") == Some(serial)) {
             continue;
         }
         let numbers = fs::read_to_string(entry.join("dev"))?;

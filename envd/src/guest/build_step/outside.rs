@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use envd_proto::build::{LOST_FOUND, Mount, Step, UPPER, What};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, mknodat, open, openat2};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags, mount, open_tree, unmount};
 
 use super::disks::mount_disk;
 use super::named;
@@ -32,7 +32,7 @@ pub(super) struct Outside {
 pub(super) struct Inside {
     /// Where its root is.
     pub(super) root: PathBuf,
-    /// For each mount of the step what it shows, where that is a tree.
+    /// For each mount of the step what it shows, where that is a tree: a mount that is nowhere yet.
     pub(super) sources: Vec<Option<OwnedFd>>,
 }
 
@@ -104,6 +104,7 @@ impl Outside {
                 let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
                 let path = if path.is_empty() { "." } else { path };
                 openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+                    .and_then(detached)
                     .map(Some)
                     .map_err(|error| named(format!("its source {path}"))(error.into()))
             }
@@ -117,7 +118,7 @@ impl Outside {
                     chown(&kept, Some(*uid), Some(*gid))?;
                     fs::set_permissions(&kept, fs::Permissions::from_mode(*mode))?;
                 }
-                Ok(Some(open(&kept, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?))
+                Ok(Some(detached(open(&kept, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)?))
             }
         }
     }
@@ -141,6 +142,14 @@ impl Outside {
         }
         Ok(())
     }
+}
+
+/// A mount of what is open, which is nowhere yet: one that is somewhere belongs to this mount namespace, and the command has
+/// another.
+fn detached(open: OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(open, "", flags)
 }
 
 /// An overlay of directories, the highest first.

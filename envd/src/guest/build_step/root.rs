@@ -3,9 +3,9 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -13,7 +13,8 @@ use envd_proto::boot::Profile;
 use envd_proto::build::{Mount, Step, What};
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat, open};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change, mount_remount,
+    move_mount, unmount,
 };
 use rustix::process::{chdir, fchdir, pivot_root};
 
@@ -40,7 +41,6 @@ const FILES: &str = "/dev/shm";
 pub(super) fn enter(step: &Step, inside: &Inside) -> io::Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     pivot(&inside.root)?;
-    // /proc first: what is open is mounted by its links there.
     new("proc", "/proc", MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV, "")?;
     devices()?;
     let quiet = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
@@ -102,7 +102,7 @@ fn devices() -> io::Result<()> {
 /// One mount of the step.
 fn one(number: usize, wanted: &Mount, source: Option<&OwnedFd>) -> io::Result<()> {
     let target = Path::new("/").join(relative(&wanted.target)?);
-    let shown: PathBuf = match (&wanted.what, source) {
+    match (&wanted.what, source) {
         (What::Tmpfs { size }, _) => {
             point(&target, true)?;
             let options = size.map(|size| format!("size={size}")).unwrap_or_default();
@@ -116,15 +116,14 @@ fn one(number: usize, wanted: &Mount, source: Option<&OwnedFd>) -> io::Result<()
             chown(&file, Some(*uid), Some(*gid))?;
             fs::set_permissions(&file, fs::Permissions::from_mode(*mode))?;
             point(&target, false)?;
-            file
+            mount(&file, &target, "", MountFlags::BIND, None::<&std::ffi::CStr>)?;
         }
         (_, Some(source)) => {
             point(&target, is_directory(source)?)?;
-            format!("/proc/self/fd/{}", source.as_raw_fd()).into()
+            move_mount(source, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         }
         (_, None) => return Err(io::Error::other("there is nothing to show")),
-    };
-    mount(&shown, &target, "", MountFlags::BIND, None::<&std::ffi::CStr>)?;
+    }
     if wanted.read_only {
         let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
         mount_remount(&target, flags, "")?;

@@ -35,6 +35,7 @@ use crate::registry::RegistryOptions;
 use crate::rewrite;
 use crate::run::RunOptions;
 use crate::users;
+use crate::vm::{VmBuild, VmOptions, VmWorker};
 use crate::worker::{ContainerWorker, RunStep, Worker};
 
 mod manifest;
@@ -105,6 +106,8 @@ pub struct BuildOptions {
     pub isolation: Chosen,
     /// What holds for all RUN steps.
     pub run: RunOptions,
+    /// What machines for RUN steps are made of.
+    pub vm: VmOptions,
 }
 
 /// What a build made.
@@ -248,12 +251,16 @@ fn worker<'a>(
         Chosen::Root | Chosen::Namespace(_) => {
             Ok(Box::new(ContainerWorker::open(data, options, store.clone(), console, interrupt)?))
         }
-        Chosen::Vm { tried } => {
-            let tried: String = tried.iter().map(|way| format!("\n  - {way}")).collect();
-            Err(Error::Invalid {
-                what: "--isolation vm".to_owned(),
-                reason: format!("steps in virtual machines are not supported yet{tried}"),
-            })
+        Chosen::Vm { .. } => {
+            let build = VmBuild {
+                store: store.clone(),
+                compression: options.compression,
+                host_ca: options.host_ca.clone(),
+                secrets: options.run.secrets.clone(),
+                console,
+                interrupt,
+            };
+            Ok(Box::new(VmWorker::new(data, options.vm.clone().with(&options.run)?, build)?))
         }
     }
 }

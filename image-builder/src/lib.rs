@@ -66,6 +66,7 @@ mod transfer;
 mod tree;
 mod unpack;
 mod users;
+mod vm;
 pub mod warm;
 mod worker;
 
@@ -93,3 +94,4 @@ pub use registry::{
 pub use run::{Network, RunOptions};
 pub use secrets::{SecretSource, Secrets};
 pub use transfer::{ListedImage, Saved, images, load, pull, push, remove, save, tag};
+pub use vm::VmOptions;

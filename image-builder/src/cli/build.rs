@@ -8,6 +8,7 @@ use image_builder::contexts::Contexts;
 use image_builder::plan::BuildArgs;
 use image_builder::{
     BuildOptions, BuildOutput, CheckOptions, CheckedWarning, Console, Error, Interrupt, StepsOptions,
+    VmOptions, templates,
 };
 use oci::ImageName;
 use oci::layer::Compression;
@@ -204,6 +205,7 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
         program,
         isolation,
         run,
+        vm: vm_options(),
     };
     let report = image_builder::build(data, &options, console, &interrupt)?;
     let named = report.names.iter().map(|name| format!("{name} {}", report.digest));
@@ -223,6 +225,17 @@ fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+/// Kernel, guest image and host-shim as `template create` finds them.
+fn vm_options() -> VmOptions {
+    let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
+    VmOptions {
+        host_shim: named("TIFFIN_HOST_SHIM"),
+        kernel: named("TIFFIN_KERNEL").or_else(|| templates::installed("vmlinux")),
+        guest_image: named("TIFFIN_GUEST_IMAGE").or_else(|| templates::installed("guest-image.cpio")),
+        ..VmOptions::default()
     }
 }
 

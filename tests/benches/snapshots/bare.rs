@@ -105,6 +105,8 @@ impl Bare {
             boot,
             rootfs: e2e::template().join("rootfs.ext4"),
             scratch,
+            disks: Vec::new(),
+            network: Default::default(),
             cpus: 1,
             memory_mib: MEMORY_MIB,
             accelerator: Accelerator::Tcg,

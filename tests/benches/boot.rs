@@ -95,6 +95,8 @@ async fn boot(folder: &Path, image: &Path, extra: &str) -> io::Result<Sample> {
         }),
         rootfs: template().join("rootfs.ext4"),
         scratch: Scratch::Raw(scratch),
+        disks: Vec::new(),
+        network: Default::default(),
         cpus: 1,
         memory_mib: 256,
         accelerator: Accelerator::Tcg,

@@ -198,6 +198,8 @@ impl Machine {
             boot: is_fresh.then_some(boot),
             rootfs: template().join("rootfs.ext4"),
             scratch: Scratch::Raw(scratch.clone()),
+            disks: Vec::new(),
+            network: Default::default(),
             cpus: 1,
             memory_mib: MEMORY_MIB,
             accelerator: Accelerator::Tcg,

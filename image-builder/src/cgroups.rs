@@ -252,4 +252,49 @@ mod tests {
         assert_eq!(v1_folder(mounts, own, "memory"), Some("/nowhere/memory".into()));
         assert_eq!(v1_folder(mounts, own, "pids"), None);
     }
+
+    /// Plain files in the place of a kernel's: what is written where.
+    #[test]
+    fn limits_are_written_as_each_version_has_them() {
+        let limits = StepLimits {
+            memory: Some(64 << 20),
+            cpus: "1.5".parse().ok(),
+            pids: "50".parse().unwrap(),
+            ..StepLimits::default()
+        };
+        let v2 = [("memory.max", "67108864"), ("cpu.max", "150000 100000"), ("pids.max", "50")];
+        let v1 = [
+            ("memory.limit_in_bytes", "67108864"),
+            ("cpu.cfs_quota_us", "150000"),
+            ("cpu.cfs_period_us", "100000"),
+            ("pids.max", "50"),
+            ("cgroup.procs", "7"),
+        ];
+        for (unified, expected) in [(true, &v2[..]), (false, &v1[..])] {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join("id");
+            fs::create_dir(&folder).unwrap();
+            for (file, _) in expected {
+                fs::write(folder.join(file), "").unwrap();
+            }
+            let events = if unified { "memory.events" } else { "memory.oom_control" };
+            fs::write(folder.join(events), "low 0\noom_kill 0\n").unwrap();
+            let place = Some(dir.path().to_owned());
+            let controllers = Controllers {
+                memory: place.clone(),
+                cpu: place.clone(),
+                pids: place,
+                unified,
+                why_not: String::new(),
+            };
+            let mut groups = Groups::open("id", &controllers, &limits).unwrap();
+            groups.limit(7, &limits).unwrap();
+            for (file, value) in expected {
+                assert_eq!(fs::read_to_string(folder.join(file)).unwrap(), *value, "{file}");
+            }
+            assert!(!groups.ran_out_of_memory());
+            fs::write(folder.join(events), "low 0\noom_kill 2\n").unwrap();
+            assert!(groups.ran_out_of_memory());
+        }
+    }
 }

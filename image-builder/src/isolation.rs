@@ -23,6 +23,7 @@ use template::DataDir;
 
 use crate::console::Console;
 use crate::error::{Error, at};
+use crate::ids;
 
 use crate::layers;
 use crate::overlay::{Overlay, Upper, isolate_mounts};
@@ -93,7 +94,8 @@ pub fn enter(wanted: Isolation, data: &DataDir, program: &Path, console: &Consol
     if nix::unistd::geteuid().is_root() {
         match isolate_mounts() {
             Ok(()) => {
-                console.line("isolation: containers, as root");
+                let whose = if ids::are_limited() { "root of this user namespace" } else { "root" };
+                console.line(&format!("isolation: containers, as {whose}"));
                 return Ok(Chosen::Root);
             }
             Err(error) => tried.push(format!("containers as root: {error}")),

@@ -93,6 +93,8 @@ enum Command {
         "  image-builder build -t app --secret id=token,env=TOKEN --memory 2g --step-timeout 20m .\n",
         "  image-builder build --output type=oci,dest=app.tar --metadata-file app.json .\n",
         "  image-builder build -t app --cache-from ci-cache --cache-to ci-cache --progress json .\n",
+        "  image-builder build -t app --build-context alpine=docker-image://mine:1 --build-context assets=../assets .\n",
+        "  image-builder build -t box --e2b-user --steps template.json --files uploads --template-image base=debian:bookworm\n",
         "  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) image-builder build -t app --rewrite-timestamp .\n\n",
         "Stages that do not need each other are built at the same time. Steps are taken from the cache where instruction, files,\n",
         "build arguments in scope and the layers below are the same; image-builder explain tells why one was not.\n\n",

@@ -12,10 +12,17 @@
 
 use std::collections::BTreeSet;
 
-use oci::layer::{LayerPath, LayerWriter, Metadata, Timestamp};
+use oci::layer::{Compression, LayerPath, LayerWriter, Metadata, Timestamp};
+use oci::{Image, Layer, Store};
+use serde_json::json;
+use template::DataDir;
 
+use crate::builder::write_image;
+use crate::clock;
+use crate::console::Console;
 use crate::copy::{Contents, Inode, NewLayer};
 use crate::error::Error;
+use crate::layers::{LayerCache, Stack};
 use crate::tree::{Entry, EntryKind, Escape, Last, Tree, resolve};
 use crate::users::read_database;
 
@@ -45,6 +52,36 @@ pub(crate) fn add(lower: &dyn Tree, now: Timestamp, writer: &mut LayerWriter) ->
     change.sudoers()?;
     change.new.write(None, writer)?;
     Ok(!change.new.is_empty())
+}
+
+/// The image with the user, in the store and without a name; the image itself where it has the user. Call
+/// [`crate::isolate_mounts`] before.
+pub(crate) fn image_with_user(
+    data: &DataDir,
+    store: &Store,
+    image: Image,
+    console: &Console,
+) -> Result<Image, Error> {
+    let cache = LayerCache::open(&data.cache().join("layers"))?;
+    let chain = cache.unpack(&image.layers, console)?;
+    let tree = Stack::mount(&cache, &chain)?;
+    let now = clock::now()?;
+    let mut writer = LayerWriter::new(store, Compression::Zstd)?;
+    if !add(&tree, now, &mut writer)? {
+        return Ok(image);
+    }
+    let written = writer.finish()?;
+    let mut config = image.config_json;
+    let entry = json!({"created": clock::rfc3339(now), "created_by": "image-builder --e2b-user"});
+    for (list, item) in [("/rootfs/diff_ids", json!(written.diff_id)), ("/history", entry)] {
+        // An image that was read has the first; a history is as its maker likes.
+        if let Some(list) = config.pointer_mut(list).and_then(|list| list.as_array_mut()) {
+            list.push(item);
+        }
+    }
+    let mut layers = image.layers;
+    layers.push(Layer::new(store, written.descriptor, written.diff_id)?);
+    Ok(Image::open(store, &write_image(store, &layers, &config)?)?)
 }
 
 struct Change<'a> {

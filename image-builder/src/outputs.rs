@@ -211,6 +211,7 @@ pub(crate) fn write(
             };
             let options = TemplateOptions {
                 pull: Default::default(),
+                e2b_user: false,
                 name,
                 image: name_of_image.parse()?,
                 machine,

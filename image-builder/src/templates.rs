@@ -16,6 +16,7 @@ use template::{
 use crate::base::{self, PullOptions};
 use crate::config::ImageConfig;
 use crate::console::Console;
+use crate::e2b_user;
 use crate::error::Error;
 use crate::interrupt::Interrupt;
 use crate::warm::{self, Snapshot, SnapshotChoice, WarmOptions, Warmed};
@@ -37,6 +38,8 @@ pub struct TemplateOptions {
     pub start_command: Option<String>,
     /// What tells that they are ready; what the image's label says by default, nothing when empty.
     pub ready_command: Option<String>,
+    /// Whether the user of E2B's sandboxes is added.
+    pub e2b_user: bool,
     /// Size of the root file system in MiB; as small as the image by default.
     pub rootfs_mib: Option<u64>,
     /// The guest kernel that the template is made for, where one is known.
@@ -74,6 +77,10 @@ pub fn create(
     warm::find_host_shim(options.host_shim.as_deref())?;
     let store = Store::open_or_create(&data.images())?;
     let image = base::resolve(&store, &options.image, &options.pull, console)?;
+    let image = match options.e2b_user {
+        true => e2b_user::image_with_user(data, &store, image, console)?,
+        false => image,
+    };
     create_from(data, &image, options, console, interrupt)
 }
 

@@ -204,7 +204,7 @@ fn present(value: &Value) -> Value {
     }
     // Docker's own writers leave out what is 0.
     if let Some(fields) = value.as_object_mut() {
-        fields.retain(|_, field| *field != Value::from(0));
+        fields.retain(|_, field| field.as_u64() != Some(0));
     }
     value
 }

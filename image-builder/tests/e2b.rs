@@ -184,3 +184,32 @@ fn steps_are_built_as_a_dockerfile_is() {
         assert!(stderr.contains(said), "{said}: {stderr}");
     }
 }
+
+#[test]
+fn a_template_is_made_with_the_user() {
+    let Some(builder) = Builder::new("template-user") else { return };
+    let debugfs = |question: &str| {
+        let rootfs = builder.path("data/templates/box/rootfs.ext4");
+        Command::new("debugfs").args(["-R", question]).arg(rootfs).output()
+    };
+    if debugfs("stats").is_err() {
+        eprintln!("SKIPPED: no debugfs; install e2fsprogs");
+        return;
+    }
+    builder.build("FROM scratch\nCOPY <<x /x\nx\n", &[]);
+    let create = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_image-builder"));
+        command
+            .arg("--data-dir")
+            .arg(builder.path("data"))
+            .args(["template", "create", "box", "--image", "built"]);
+        let output = command.args(["--e2b-user", "--snapshot", "never", "--json"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let report = create();
+    let said = |question: &str| String::from_utf8(debugfs(question).unwrap().stdout).unwrap();
+    assert!(said("cat /etc/passwd").contains("user:x:1000:1000::/home/user:"), "{report}");
+    assert!(said("stat /home/user").contains("User:  1000"));
+    assert_eq!(said("cat /etc/sudoers.d/e2b-user"), "user ALL=(ALL:ALL) NOPASSWD: ALL\n");
+}

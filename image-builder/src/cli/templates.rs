@@ -73,6 +73,9 @@ pub(super) struct CreateTemplate {
     /// tiffin.ready]
     #[arg(long, value_name = "CMD")]
     ready: Option<String>,
+    /// Add the user `user` of E2B's sandboxes (home, passwordless sudo); runs nothing of the image. Needs root
+    #[arg(long)]
+    e2b_user: bool,
     /// Size of the root file system in MiB [default: as small as the image]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=16_777_216), value_name = "MiB")]
     rootfs_size: Option<u64>,
@@ -117,6 +120,7 @@ pub(super) fn template(command: TemplateCommand, data: &DataDir, console: &Conso
                 disk,
                 start,
                 ready,
+                e2b_user,
                 rootfs_size,
                 kernel,
                 guest_image,
@@ -125,6 +129,10 @@ pub(super) fn template(command: TemplateCommand, data: &DataDir, console: &Conso
                 json,
                 registry,
             } = *create;
+            if e2b_user {
+                // Before any thread: the namespace is inherited.
+                image_builder::isolate_mounts()?;
+            }
             let interrupt = Interrupt::install()?;
             let machine = Machine { cpus, memory_mib: memory, disk_mib: disk };
             let options = TemplateOptions {
@@ -134,6 +142,7 @@ pub(super) fn template(command: TemplateCommand, data: &DataDir, console: &Conso
                 machine,
                 start_command: start,
                 ready_command: ready,
+                e2b_user,
                 rootfs_mib: rootfs_size,
                 kernel: kernel.or_else(|| templates::installed("vmlinux")),
                 guest_image: guest_image.or_else(|| templates::installed("guest-image.cpio")),

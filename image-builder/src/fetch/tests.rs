@@ -49,7 +49,8 @@ fn servers_that_give_too_much_or_nothing_are_left() {
     assert!(error.contains("it has more than 100000 bytes"), "{error}");
 
     // These hold the connection open and say nothing more; they end when the other side goes.
-    let hold = |connection: TcpStream| drop(BufReader::new(connection).lines().map_while(Result::ok).count());
+    let hold =
+        |connection: TcpStream| BufReader::new(connection).lines().map_while(Result::ok).for_each(drop);
     let silent = serve(hold);
     let mut slow = Arc::into_inner(fetcher(dir.path())).unwrap();
     slow.limits.answer = Duration::from_millis(50);
@@ -75,7 +76,7 @@ fn a_wish_to_stop_ends_the_wait() {
     // Whoever is asked is the signal that the wait has begun.
     let url = serve(move |connection| {
         asking.ask();
-        drop(BufReader::new(connection).lines().map_while(Result::ok).count());
+        BufReader::new(connection).lines().map_while(Result::ok).for_each(drop);
     });
     let fetcher = Arc::new(Fetcher::new(dir.path(), &interrupt).unwrap());
     assert!(matches!(fetcher.remote(&url, None), Err(Error::Interrupted)));

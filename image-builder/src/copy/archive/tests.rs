@@ -13,6 +13,9 @@ use crate::rooted::Rooted;
 /// An entry: path, type, link target or data.
 type Written<'a> = (&'a str, EntryType, &'a str);
 
+/// A title, the entries, and what they become, or what is said.
+type Hostile = (&'static str, &'static [Written<'static>], Result<&'static [&'static str], &'static str>);
+
 const FILE: EntryType = EntryType::Regular;
 const LINK: EntryType = EntryType::Symlink;
 const HARD: EntryType = EntryType::Link;
@@ -109,9 +112,7 @@ impl Case {
 
 #[test]
 fn hostile_archives_stay_in_the_destination() {
-    let fifo = EntryType::Fifo;
-    let (block, char) = (EntryType::Block, EntryType::Char);
-    let cases: &[(&str, &[Written<'_>], Result<&[&str], &str>)] = &[
+    let cases: &[Hostile] = &[
         ("a path out", &[("../x", FILE, "")], Err("leads out of the image")),
         ("a path out, later", &[("a/../../x", FILE, "")], Err("leads out of the image")),
         (
@@ -165,7 +166,11 @@ fn hostile_archives_stay_in_the_destination() {
             &[("a", FILE, "1"), ("b", HARD, "a"), ("a", FILE, "2")],
             Ok(&["/opt/dest/a 4751 7:8 file 2", "/opt/dest/b 4751 7:8 file 1"]),
         ),
-        ("devices and pipes", &[("n", char, ""), ("there", block, ""), ("p", fifo, "")], Ok(&[])),
+        (
+            "devices and pipes",
+            &[("n", EntryType::Char, ""), ("there", EntryType::Block, ""), ("p", EntryType::Fifo, "")],
+            Ok(&[]),
+        ),
         ("a whiteout", &[(".wh.there", FILE, "")], Err("begins with .wh.")),
         ("a whiteout of all", &[("full/.wh..wh..opq", FILE, "")], Err("begins with .wh.")),
         ("a whiteout that is a folder", &[(".wh.full", DIR, "")], Err("begins with .wh.")),

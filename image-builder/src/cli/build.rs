@@ -101,6 +101,9 @@ pub(super) struct BuildCommand {
     /// Let no file of the new layers be newer than SOURCE_DATE_EPOCH (a variable, or a --build-arg)
     #[arg(long)]
     rewrite_timestamp: bool,
+    /// MiB that a RUN step can write with --isolation vm; they take only what is written
+    #[arg(long, value_name = "MIB", default_value_t = VmOptions::default().disk >> 20, value_parser = clap::value_parser!(u64).range(16..=16 << 20))]
+    vm_disk: u64,
     /// Let RUN steps use this machine's CA certificates; nothing of them is left in the image
     #[arg(long)]
     host_ca: bool,
@@ -205,7 +208,7 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
         program,
         isolation,
         run,
-        vm: vm_options(),
+        vm: VmOptions { disk: command.vm_disk << 20, ..vm_options() },
     };
     let report = image_builder::build(data, &options, console, &interrupt)?;
     let named = report.names.iter().map(|name| format!("{name} {}", report.digest));

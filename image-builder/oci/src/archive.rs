@@ -2,9 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use oci_spec::image::{Descriptor, MediaType};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::error::at;
 use crate::layer::{Change, Kind, LayerReader};
@@ -120,7 +123,8 @@ pub fn write_archive(
     replace(file, |output| write_tar(folder.path(), output))
 }
 
-/// Writes a file under a temporary name that is renamed at the end.
+/// Writes a file that appears in its place when it is whole and on disk. Until then it has no name, so that nothing is left
+/// however this ends; where the file system cannot do that, it has a temporary one.
 pub(crate) fn replace(
     file: &Path,
     write: impl FnOnce(BufWriter<&mut File>) -> io::Result<()>,
@@ -129,12 +133,33 @@ pub(crate) fn replace(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let mut output = tempfile::Builder::new().prefix(".new-").tempfile_in(parent).map_err(at(file))?;
-    write(BufWriter::with_capacity(256 << 10, output.as_file_mut())).map_err(at(file))?;
+    let named = || tempfile::Builder::new().prefix(".new-").tempfile_in(parent);
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let (mut output, name) = match rustix::fs::open(parent, flags, Mode::from_raw_mode(0o644)) {
+        Ok(unnamed) => (File::from(unnamed), None),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
+            let (output, name) = named().map_err(at(file))?.into_parts();
+            (output, Some(name))
+        }
+        Err(error) => return Err(at(file)(error.into())),
+    };
+    write(BufWriter::with_capacity(256 << 10, &mut output)).map_err(at(file))?;
     use std::os::unix::fs::PermissionsExt;
-    output.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(at(file))?;
-    output.as_file().sync_all().map_err(at(file))?;
-    output.persist(file).map_err(|error| at(file)(error.error))?;
+    output.set_permissions(fs::Permissions::from_mode(0o644)).map_err(at(file))?;
+    output.sync_all().map_err(at(file))?;
+    let name = match name {
+        Some(name) => name,
+        None => {
+            // A name that nobody has, for the moment before the last one: a link replaces nothing, a rename does.
+            let name = named().map_err(at(file))?.into_temp_path();
+            fs::remove_file(&name).map_err(at(file))?;
+            let unnamed = format!("/proc/self/fd/{}", output.as_raw_fd());
+            let linked = rustix::fs::linkat(CWD, unnamed.as_str(), CWD, &*name, AtFlags::SYMLINK_FOLLOW);
+            linked.map_err(|error| at(file)(error.into()))?;
+            name
+        }
+    };
+    name.persist(file).map_err(|error| at(file)(error.error))?;
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(at(parent))
 }
 
@@ -196,4 +221,29 @@ pub fn write_layout_archive<'a, R: Read>(
         }
         builder.into_inner()?.flush()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_no_name_until_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("archive.tar");
+        let names = || fs::read_dir(dir.path()).unwrap().count();
+        for contents in ["first", "second"] {
+            let before = names();
+            replace(&file, |mut output| {
+                assert_eq!(names(), before, "a writer that is killed here leaves something");
+                output.write_all(contents.as_bytes())?;
+                output.flush()
+            })
+            .unwrap();
+            assert_eq!((fs::read_to_string(&file).unwrap().as_str(), names()), (contents, 1));
+        }
+        let failed = replace(&file, |_| Err(io::Error::other("no"))).unwrap_err().to_string();
+        assert!(failed.contains("archive.tar"), "{failed}");
+        assert_eq!((fs::read_to_string(&file).unwrap().as_str(), names()), ("second", 1));
+    }
 }

@@ -193,3 +193,28 @@ fn what_is_no_image_is_said_with_the_right_code() {
     assert!(host.fails(2, &["tag", "app:1", &wrong]).contains("has the digest"));
     assert_eq!(host.json(&["rm", "-f", "nothing:1"]), json!([]));
 }
+
+#[test]
+fn builds_and_templates_begin_with_images_of_a_registry() {
+    let host = Host::new();
+    let Some(registry) = Registry::start(&host.path("registry"), false) else { return };
+    let image = host.image("app:1", &oci::host_platform().architecture().to_string());
+    let there = registry.name("app:1");
+    host.json(&["push", "app:1", &there]);
+
+    let machine = Host::new();
+    let docker = format!("docker://{there}");
+    let made = machine.json(&["template", "create", "web", "--image", &docker, "--snapshot", "never"]);
+    assert_eq!(made["template"]["image"]["digest"], image.digest().as_ref());
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: builds mount overlays, which needs root");
+        return;
+    }
+    let context = machine.path("context");
+    std::fs::create_dir(&context).unwrap();
+    std::fs::write(context.join("Dockerfile"), format!("FROM {there}\nCOPY Dockerfile /\n")).unwrap();
+    machine.json(&["build", "-t", "built", context.to_str().unwrap()]);
+    let built = machine.json(&["inspect", "built"]);
+    assert_eq!(built["layers"].as_array().unwrap().len(), 4);
+    assert_eq!(built["config"]["config"]["Labels"], json!({"a": "b"}));
+}

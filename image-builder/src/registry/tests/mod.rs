@@ -206,3 +206,50 @@ fn a_mirror_that_fails_is_passed_over() {
     let error = pull(&world, &all_bad, &name).unwrap_err().to_string();
     assert!(error.contains(&format!("before, the mirror {}", bad.host())), "{error}");
 }
+
+#[test]
+fn several_blobs_come_at_once_and_not_too_many() {
+    use super::limits::PARALLEL;
+    use std::sync::{Arc, Condvar, Mutex};
+
+    let world = World::new();
+    let layers: Vec<_> = (0..3 * PARALLEL)
+        .map(|index| {
+            world.theirs.put_blob(MediaType::ImageLayer, format!("layer {index}").as_bytes()).unwrap()
+        })
+        .collect();
+    let diff_ids: Vec<_> = layers.iter().map(Descriptor::digest).collect();
+    let config = serde_json::json!({
+        "architecture": oci::host_platform().architecture(), "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    });
+    let config = world.theirs.put_blob(MediaType::ImageConfig, config.to_string().as_bytes()).unwrap();
+    let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers});
+    let top = world.theirs.put_blob(MediaType::ImageManifest, manifest.to_string().as_bytes()).unwrap();
+
+    // How many requests there are now, and how many there were at most. The first waits for others.
+    let state = Arc::new((Mutex::new((0usize, 0usize)), Condvar::new()));
+    let shared = state.clone();
+    let server = Server::with_quirk(&world.theirs, &[("v1", &top)], move |asked, reply| {
+        if !asked.path.contains("/blobs/") {
+            return Ok(false);
+        }
+        let (counts, changed) = &*shared;
+        let mut now = counts.lock().unwrap();
+        now.0 += 1;
+        now.1 = now.1.max(now.0);
+        changed.notify_all();
+        let enough = |now: &mut (usize, usize)| now.1 < PARALLEL;
+        let (mut now, waited) = changed.wait_timeout_while(now, Duration::from_secs(60), enough).unwrap();
+        assert!(!waited.timed_out(), "{} at once", now.1);
+        // Before the answer: who has it may ask again at once.
+        now.0 -= 1;
+        drop(now);
+        reply.body.read_to_end(&mut Vec::new())?;
+        Ok(false)
+    });
+    let (_, report) =
+        registries(quick()).pull(&world.ours, &named(&server, "x:v1"), &Platforms::Host, &console()).unwrap();
+    assert_eq!(report.fetched, 3 * PARALLEL + 1);
+    assert_eq!(state.0.lock().unwrap().1, PARALLEL);
+}

@@ -237,8 +237,9 @@ fn take_away(item: &Item, removal: &Removal, dry_run: bool) -> Result<Taken, Err
                 return Ok(Taken::Kept);
             }
             if !dry_run {
-                remove_file(path)?;
+                // The record last: without it the other would belong to nothing.
                 remove_file(&path.with_extension("files"))?;
+                remove_file(path)?;
             }
             Ok(Taken::Gone)
         }

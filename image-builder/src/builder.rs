@@ -7,15 +7,12 @@ use std::sync::{Mutex, MutexGuard};
 
 use dockerfile::{Dockerfile, Position};
 use oci::layer::{Compression, LayerWriter, Timestamp, WrittenLayer};
-use oci::{
-    Descriptor, Digest, Hasher, Image, ImageName, ImageReference, Layer, MediaType, Store, canonical_json,
-};
+use oci::{Descriptor, Digest, Image, ImageName, ImageReference, Layer, MediaType, Store};
 use serde::Serialize;
-use serde_json::{Value, json};
 use template::DataDir;
 
 use crate::base;
-use crate::cache::{About, Parts, StepCache, StepKey, StepResult, layer_of};
+use crate::cache::{About, StepCache, StepKey, StepResult, layer_of};
 use crate::check;
 use crate::clock;
 use crate::config::{HistoryEntry, ImageConfig};
@@ -31,14 +28,16 @@ use crate::interrupt::Interrupt;
 use crate::layers::{Chain, LayerCache};
 use crate::outputs::{self, BuildOutput, WrittenOutput};
 use crate::plan::{self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, StageArgs, Step};
-use crate::rewrite;
 use crate::users;
 use crate::worker::{ContainerWorker, RunStep, Worker};
 
+mod image;
+mod stages;
+
+pub(crate) use image::write_image;
+
 /// Layers of files that a mount shows are read on this machine alone, and soon.
 const COMPRESSION_OF_MOUNTS: &str = "None";
-/// As much as the main thread has: folders in folders are walked by recursion.
-const STACK: usize = 8 << 20;
 
 /// What a build may be told.
 #[derive(Clone, Debug)]
@@ -252,101 +251,6 @@ struct Built {
 }
 
 impl Build<'_> {
-    /// Builds every stage on a thread of its own, and the image of the last one.
-    fn all(&self, stages: &[plan::PlannedStage], last: usize) -> Result<BuildReport, Error> {
-        let first_error = Mutex::new(None);
-        let fail = |error: Error| {
-            // The first one is why the others were stopped.
-            first_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
-            self.interrupt.stop();
-        };
-        std::thread::scope(|scope| {
-            for stage in stages {
-                let work = || {
-                    // Also when the thread panics, those that wait for it must not do so for ever.
-                    let mut post = Post { board: &self.stages, stage: stage.index, built: None };
-                    own_working_directory();
-                    match self.stage(stage) {
-                        Ok(built) => post.built = Some(built),
-                        Err(error) => fail(error),
-                    }
-                };
-                let thread = std::thread::Builder::new().name(format!("stage {}", stage.index));
-                if let Err(error) = thread.stack_size(STACK).spawn_scoped(scope, work) {
-                    fail(at(Path::new("a thread"))(error));
-                    self.stages.post(stage.index, None);
-                    break;
-                }
-            }
-        });
-        self.interrupt.restart();
-        if let Some(error) = first_error.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
-            return Err(error);
-        }
-        self.image(self.stages.wait(last)?)
-    }
-
-    /// Writes the image of a stage, and gives it its names.
-    fn image(&self, mut built: Built) -> Result<BuildReport, Error> {
-        built.config.labels.extend(self.options.labels.clone());
-        if let Some(epoch) = self.epoch {
-            built.created = clock::rfc3339(epoch);
-            built.history.iter_mut().for_each(|entry| entry.created.clone_from(&built.created));
-            if self.options.rewrite_timestamp {
-                self.rewrite(&mut built, epoch)?;
-            }
-        }
-        let diff_ids: Vec<_> = built.layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        let config = built.config.to_json(&built.created, &diff_ids, &built.history);
-        let descriptor =
-            write_annotated_image(&self.store, &built.layers, &config, &self.options.annotations)?;
-        let image = Image::open(&self.store, &descriptor)?;
-        let mut names = Vec::new();
-        for name in &self.options.names {
-            self.store.tag(&name.canonical(), &descriptor)?;
-            names.push(name.canonical());
-        }
-        Ok(BuildReport {
-            names,
-            digest: descriptor.digest().clone(),
-            config_digest: image.manifest.config().digest().clone(),
-            size: descriptor.size(),
-            layers: built.layers.len(),
-            executed: self.counts.executed.load(Ordering::Relaxed),
-            cached: self.counts.cached.load(Ordering::Relaxed),
-            shared: self.counts.shared.load(Ordering::Relaxed),
-            outputs: Vec::new(),
-        })
-    }
-
-    /// The layers of this build without files that are newer than `epoch`.
-    fn rewrite(&self, built: &mut Built, epoch: Timestamp) -> Result<(), Error> {
-        for layer in built.layers.iter_mut().skip(built.base_layers) {
-            let parts = Parts::from_iter([
-                ("kind".to_owned(), "rewrite".to_owned()),
-                ("layer".to_owned(), layer.diff_id.to_string()),
-                ("latest".to_owned(), clock::rfc3339(epoch)),
-                ("compression".to_owned(), format!("{:?}", self.options.compression)),
-            ]);
-            let key = StepKey::of_parts(parts)?;
-            let found = self.cache.find(&key, &self.store).filter(|_| !self.options.no_cache);
-            let result = match found {
-                Some(result) => result,
-                None => {
-                    let layer = rewrite::clamp(&self.store, layer, epoch, self.options.compression)?;
-                    let created = clock::rfc3339(epoch);
-                    let result = StepResult { layer: Some(layer), created };
-                    self.cache.put(&key, &result, &About::default())?;
-                    result
-                }
-            };
-            if let Some(rewritten) = layer_of(&result, &self.store)? {
-                *layer = rewritten;
-            }
-        }
-        Ok(())
-    }
-
     fn stage(&self, stage: &plan::PlannedStage) -> Result<Built, Error> {
         let parsed = &self.file.stages[stage.index];
         let file = self.file.file.clone();
@@ -679,25 +583,6 @@ impl Build<'_> {
     }
 }
 
-/// Mounting changes the working directory for a moment; each thread that mounts must have one of its own. Where even this
-/// is forbidden, as in containers with Docker's seccomp profile, nothing can be mounted either.
-fn own_working_directory() {
-    let _ = nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS);
-}
-
-/// Tells the others about a stage when its thread ends, however it does.
-struct Post<'a> {
-    board: &'a Board<Built>,
-    stage: usize,
-    built: Option<Built>,
-}
-
-impl Drop for Post<'_> {
-    fn drop(&mut self) {
-        self.board.post(self.stage, self.built.take());
-    }
-}
-
 /// What a step reads besides the layers below it.
 #[derive(Default)]
 struct Sources {
@@ -724,51 +609,4 @@ fn shown(from: &CopyFrom) -> String {
         CopyFrom::Image(reference) => format!("image {reference}"),
         CopyFrom::Context => "the context".to_owned(),
     }
-}
-
-/// Writes config and manifest of an image whose layers are in the store.
-pub(crate) fn write_image(store: &Store, layers: &[Layer], config: &Value) -> Result<Descriptor, Error> {
-    write_annotated_image(store, layers, config, &BTreeMap::new())
-}
-
-fn write_annotated_image(
-    store: &Store,
-    layers: &[Layer],
-    config: &Value,
-    annotations: &BTreeMap<String, String>,
-) -> Result<Descriptor, Error> {
-    let put = |media_type: MediaType, value: &Value| {
-        let path = Path::new("image config");
-        let text = canonical_json(value).map_err(|error| at(path)(std::io::Error::from(error)))?;
-        let descriptor = Descriptor::new(media_type.clone(), text.len() as u64, Hasher::digest_of(&text));
-        // Of a build from the cache nothing is new, and nothing has to wait for the disk.
-        if store.has_blob(&descriptor) && store.read_blob(&descriptor, text.len() as u64).is_ok() {
-            return Ok(descriptor);
-        }
-        Ok::<_, Error>(store.put_blob(media_type, &text[..])?)
-    };
-    let config = put(MediaType::ImageConfig, config)?;
-    let layers: Vec<_> = layers
-        .iter()
-        .map(|layer| {
-            json!({
-                "mediaType": oci::oci_media_type(layer.descriptor.media_type()),
-                "digest": layer.descriptor.digest(), "size": layer.descriptor.size(),
-            })
-        })
-        .collect();
-    let mut manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": MediaType::ImageManifest,
-        "config": config,
-        "layers": layers,
-    });
-    if !annotations.is_empty() {
-        manifest["annotations"] = json!(annotations);
-    }
-    let mut descriptor = put(MediaType::ImageManifest, &manifest)?;
-    descriptor.set_platform(Some(oci::host_platform()));
-    // The specification's own rules, before the image gets a name.
-    Image::open(store, &descriptor)?;
-    Ok(descriptor)
 }

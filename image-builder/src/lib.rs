@@ -11,6 +11,9 @@
 //!                                  store <--write_image-- config + layers, each by its cache key
 //! ```
 //!
+//! Stages are built side by side (graph.rs), each step from the cache where its key is known (cache.rs); builds are remembered
+//! for `explain` (history.rs). Sessions of the store keep `prune` and builds apart.
+//!
 //! A step runs with the authority of whoever starts the build, in a container that separates it from the host by
 //! accident, not by malice: build only Dockerfiles that you would run.
 

@@ -11,7 +11,7 @@ use oci::{Descriptor, Digest, Image, ImageName, Layer, MediaType, Store};
 use serde::Serialize;
 use template::DataDir;
 
-use crate::cache::{About, Parts, StepCache, StepKey, StepResult, layer_of};
+use crate::cache::{About, StepCache, StepKey, StepResult, layer_of};
 use crate::check;
 use crate::clock;
 use crate::config::{HistoryEntry, ImageConfig};
@@ -32,24 +32,21 @@ use crate::layers::Chain;
 use crate::outputs::{self, BuildOutput, WrittenOutput};
 use crate::plan::{self, Action, Base, BuildArgs, CopyFrom, StageArgs, Step, WorkdirAction};
 use crate::registry::RegistryOptions;
-use crate::rewrite;
 use crate::run::RunOptions;
 use crate::users;
 use crate::vm::{VmBuild, VmOptions, VmWorker};
 use crate::worker::{ContainerWorker, RunStep, Worker};
 
-mod manifest;
+mod image;
 mod sources;
+mod stages;
 
-pub(crate) use manifest::write_image;
+pub(crate) use image::write_image;
 
-use manifest::write_annotated_image;
 use sources::Sources;
 
 /// In the key of a step whose layer does not depend on what is below it.
 const LINKED: &str = "linked";
-/// As much as the main thread has: folders in folders are walked by recursion.
-const STACK: usize = 8 << 20;
 
 /// What a build may be told.
 #[derive(Clone, Debug)]
@@ -336,44 +333,6 @@ impl Built {
 }
 
 impl Build<'_> {
-    /// Builds every stage on a thread of its own, and the image of the last one.
-    fn all(&self, stages: &[plan::PlannedStage], last: usize) -> Result<BuildReport, Error> {
-        let first_error = Mutex::new(None);
-        let fail = |error: Error| {
-            // The first one is why the others were stopped.
-            first_error.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
-            self.interrupt.stop();
-        };
-        std::thread::scope(|scope| {
-            for stage in stages {
-                let work = || {
-                    // Also when the thread panics, those that wait for it must not do so for ever.
-                    let mut post = Post { board: &self.stages, stage: stage.index, built: None };
-                    own_working_directory();
-                    match self.stage(stage) {
-                        Ok(built) => post.built = Some(built),
-                        Err(error) => fail(error),
-                    }
-                };
-                let thread = std::thread::Builder::new().name(format!("stage {}", stage.index));
-                if let Err(error) = thread.stack_size(STACK).spawn_scoped(scope, work) {
-                    fail(at(Path::new("a thread"))(error));
-                    self.stages.post(stage.index, None);
-                    break;
-                }
-            }
-        });
-        self.interrupt.restart();
-        if let Some(error) = first_error.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
-            return Err(error);
-        }
-        let mut built = self.stages.wait(last)?;
-        if self.options.e2b_user {
-            self.add_user(&mut built, last)?;
-        }
-        self.image(built)
-    }
-
     /// The step that no Dockerfile has.
     fn add_user(&self, built: &mut Built, stage: usize) -> Result<(), Error> {
         let text = "image-builder build --e2b-user";
@@ -392,68 +351,6 @@ impl Build<'_> {
         let result = self.step(&step, built, &mut logged);
         self.log().steps.push(logged);
         result
-    }
-
-    /// Writes the image of a stage, and gives it its names.
-    fn image(&self, mut built: Built) -> Result<BuildReport, Error> {
-        built.config.labels.extend(self.labels.clone());
-        built.config.labels.extend(self.options.labels.clone());
-        if let Some(epoch) = self.epoch {
-            built.created = clock::rfc3339(epoch);
-            built.history.iter_mut().for_each(|entry| entry.created.clone_from(&built.created));
-            if self.options.rewrite_timestamp {
-                self.rewrite(&mut built, epoch)?;
-            }
-        }
-        let diff_ids: Vec<_> = built.layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        let config = built.config.to_json(&built.created, &diff_ids, &built.history);
-        let descriptor =
-            write_annotated_image(&self.store, &built.layers, &config, &self.options.annotations)?;
-        let image = Image::open(&self.store, &descriptor)?;
-        let mut names = Vec::new();
-        for name in &self.options.names {
-            self.store.tag(&name.canonical(), &descriptor)?;
-            names.push(name.canonical());
-        }
-        Ok(BuildReport {
-            names,
-            digest: descriptor.digest().clone(),
-            config_digest: image.manifest.config().digest().clone(),
-            size: descriptor.size(),
-            layers: built.layers.len(),
-            executed: self.counts.executed.load(Ordering::Relaxed),
-            cached: self.counts.cached.load(Ordering::Relaxed),
-            shared: self.counts.shared.load(Ordering::Relaxed),
-            outputs: Vec::new(),
-        })
-    }
-
-    /// The layers of this build without files that are newer than `epoch`.
-    fn rewrite(&self, built: &mut Built, epoch: Timestamp) -> Result<(), Error> {
-        for layer in built.layers.iter_mut().skip(built.base_layers) {
-            let parts = Parts::from_iter([
-                ("kind".to_owned(), "rewrite".to_owned()),
-                ("layer".to_owned(), layer.diff_id.to_string()),
-                ("latest".to_owned(), clock::rfc3339(epoch)),
-                ("compression".to_owned(), format!("{:?}", self.options.compression)),
-            ]);
-            let key = StepKey::of_parts(parts)?;
-            let found = self.cache.find(&key, &self.store).filter(|_| !self.options.no_cache);
-            let result = match found {
-                Some(result) => result,
-                None => {
-                    let layer = rewrite::clamp(&self.store, layer, epoch, self.options.compression)?;
-                    let created = clock::rfc3339(epoch);
-                    let result = StepResult { layer: Some(layer), created };
-                    self.cache.put(&key, &result, &About::default())?;
-                    result
-                }
-            };
-            if let Some(rewritten) = layer_of(&result, &self.store)? {
-                *layer = rewritten;
-            }
-        }
-        Ok(())
     }
 
     fn stage(&self, stage: &plan::PlannedStage) -> Result<Built, Error> {
@@ -672,25 +569,6 @@ impl Build<'_> {
             })?,
         };
         Ok(StepResult { layer, created: clock::rfc3339(now) })
-    }
-}
-
-/// Mounting changes the working directory for a moment; each thread that mounts must have one of its own. Where even this
-/// is forbidden, as in containers with Docker's seccomp profile, nothing can be mounted either.
-fn own_working_directory() {
-    let _ = nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS);
-}
-
-/// Tells the others about a stage when its thread ends, however it does.
-struct Post<'a> {
-    board: &'a Board<Built>,
-    stage: usize,
-    built: Option<Built>,
-}
-
-impl Drop for Post<'_> {
-    fn drop(&mut self) {
-        self.board.post(self.stage, self.built.take());
     }
 }
 

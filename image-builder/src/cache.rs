@@ -207,14 +207,14 @@ impl StepCache {
 
     /// Remembers the result.
     pub(crate) fn put(&self, key: &StepKey, result: &StepResult, about: &About<'_>) -> Result<(), Error> {
-        if let Some(files) = &about.files {
-            let size: usize = files.iter().map(|(path, state)| path.len() + state.len() + 8).sum();
-            if size as u64 <= MAX_FILES {
-                let path = self.path(key.digest.digest(), FILES);
-                durable::write_lazily(&path, json!(files).to_string().as_bytes())?;
-            }
+        self.put_record(key, &Record::new(key, result.clone(), about))?;
+        // Behind the record, without which it would belong to nothing.
+        let Some(files) = &about.files else { return Ok(()) };
+        let size: usize = files.iter().map(|(path, state)| path.len() + state.len() + 8).sum();
+        if size as u64 > MAX_FILES {
+            return Ok(());
         }
-        self.put_record(key, &Record::new(key, result.clone(), about))
+        durable::write_lazily(&self.path(key.digest.digest(), FILES), json!(files).to_string().as_bytes())
     }
 
     pub(crate) fn put_record(&self, key: &StepKey, record: &Record) -> Result<(), Error> {

@@ -19,12 +19,11 @@ use template::DataDir;
 
 use crate::builder::write_image;
 use crate::clock;
-use crate::console::Console;
 use crate::copy::{Contents, Inode, NewLayer};
 use crate::error::Error;
-use crate::layers::{LayerCache, Stack};
 use crate::tree::{Entry, EntryKind, Escape, Last, Tree, resolve};
 use crate::users::read_database;
+use crate::vm;
 
 const NAME: &str = "user";
 const HOME: &str = "home/user";
@@ -56,18 +55,11 @@ pub(crate) fn add(lower: &dyn Tree, now: Timestamp, writer: &mut LayerWriter) ->
 
 /// The image with the user, in the store and without a name; the image itself where it has the user. Call
 /// [`crate::isolate_mounts`] before.
-pub(crate) fn image_with_user(
-    data: &DataDir,
-    store: &Store,
-    image: Image,
-    console: &Console,
-) -> Result<Image, Error> {
-    let cache = LayerCache::open(&data.cache().join("layers"))?;
-    let chain = cache.unpack(&image.layers, console)?;
-    let tree = Stack::mount(&cache, &chain)?;
+pub(crate) fn image_with_user(data: &DataDir, store: &Store, image: Image) -> Result<Image, Error> {
+    let tree = vm::tree_of(data, &image.layers)?;
     let now = clock::now()?;
     let mut writer = LayerWriter::new(store, Compression::Zstd)?;
-    if !add(&tree, now, &mut writer)? {
+    if !add(&*tree, now, &mut writer)? {
         return Ok(image);
     }
     let written = writer.finish()?;

@@ -264,8 +264,8 @@ fn reasons(
 /// Why a step stands on other layers.
 fn below(step: &LoggedStep, log: &BuildLog) -> Reason {
     let before = log.steps.iter().filter(|other| other.stage == step.stage && other.number < step.number);
-    let made =
-        before.filter(|other| matches!(other.outcome, StepOutcome::Executed | StepOutcome::Shared)).last();
+    let is_new = |other: &&LoggedStep| matches!(other.outcome, StepOutcome::Executed | StepOutcome::Shared);
+    let made = before.filter(is_new).max_by_key(|other| other.number);
     match made {
         Some(other) => Reason::new(
             "below",

@@ -275,8 +275,8 @@ fn steps(
         };
         let Some(problem) = problem else { continue };
         if repair {
-            remove(&record.path)?;
             remove(&record.files)?;
+            remove(&record.path)?;
         }
         report.add(FindingKind::Step, record.path.display().to_string(), problem, repair);
     }

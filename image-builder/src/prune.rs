@@ -6,6 +6,7 @@
 //! unpacked layers   cache/layers       the inode's time     renamed under the lock, removed after it
 //! cache mounts      cache/mounts       the latest time      renamed if no build runs, then removed
 //! root file systems cache/rootfs       the file's time      if no build runs
+//! answers of ADD    cache/urls         the file's time      if no build runs
 //! blobs             images/            -                    when neither an image nor a result that stays names them
 //! ```
 //!
@@ -84,6 +85,8 @@ pub enum PrunedKind {
     Mount,
     /// A root file system of vm isolation.
     Rootfs,
+    /// What a server said of a URL of an ADD.
+    Url,
     /// A blob.
     Blob,
 }
@@ -184,17 +187,15 @@ fn items(store: &Store, cache: &Path) -> Result<Vec<Item>, Error> {
             items.push(Item { kind: PrunedKind::Mount, size: size_of(&path)?, used, garbage, path });
         }
     }
-    for path in children(&cache.join("rootfs"))? {
-        let is_rootfs = path.extension().is_some_and(|extension| extension == "ext4");
-        if is_rootfs && let Ok(metadata) = fs::metadata(&path) {
+    let rootfs = children(&cache.join("rootfs"))?;
+    let rootfs =
+        rootfs.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "ext4"));
+    let rootfs = rootfs.map(|path| (PrunedKind::Rootfs, path));
+    let urls = children(&cache.join("urls"))?.into_iter().map(|path| (PrunedKind::Url, path));
+    for (kind, path) in rootfs.chain(urls) {
+        if let Ok(metadata) = fs::metadata(&path) {
             let used = metadata.modified().map_err(at(&path))?.max(metadata.accessed().unwrap_or(UNIX_EPOCH));
-            items.push(Item {
-                kind: PrunedKind::Rootfs,
-                size: metadata.blocks() * 512,
-                used,
-                garbage: false,
-                path,
-            });
+            items.push(Item { kind, size: metadata.blocks() * 512, used, garbage: false, path });
         }
     }
     Ok(items)
@@ -237,8 +238,9 @@ fn take_away(item: &Item, removal: &Removal, dry_run: bool) -> Result<Taken, Err
                 return Ok(Taken::Kept);
             }
             if !dry_run {
-                remove_file(path)?;
+                // The record last: without it the other would belong to nothing.
                 remove_file(&path.with_extension("files"))?;
+                remove_file(path)?;
             }
             Ok(Taken::Gone)
         }
@@ -247,9 +249,9 @@ fn take_away(item: &Item, removal: &Removal, dry_run: bool) -> Result<Taken, Err
             _ => Ok(Taken::Kept),
         },
         // A step that is about to lock them has not done so yet.
-        PrunedKind::Mount | PrunedKind::Rootfs if !removal.is_alone() => Ok(Taken::Kept),
+        PrunedKind::Mount | PrunedKind::Rootfs | PrunedKind::Url if !removal.is_alone() => Ok(Taken::Kept),
         PrunedKind::Mount => rename(path, dry_run),
-        PrunedKind::Rootfs => {
+        PrunedKind::Rootfs | PrunedKind::Url => {
             if !dry_run {
                 remove_file(path)?;
             }

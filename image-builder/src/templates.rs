@@ -78,7 +78,7 @@ pub fn create(
     let store = Store::open_or_create(&data.images())?;
     let image = base::resolve(&store, &options.image, &options.pull, console)?;
     let image = match options.e2b_user {
-        true => e2b_user::image_with_user(data, &store, image, console)?,
+        true => e2b_user::image_with_user(data, &store, image)?,
         false => image,
     };
     create_from(data, &image, options, console, interrupt)

@@ -129,10 +129,6 @@ pub(super) fn template(command: TemplateCommand, data: &DataDir, console: &Conso
                 json,
                 registry,
             } = *create;
-            if e2b_user {
-                // Before any thread: the namespace is inherited.
-                image_builder::isolate_mounts()?;
-            }
             let interrupt = Interrupt::install()?;
             let machine = Machine { cpus, memory_mib: memory, disk_mib: disk };
             let options = TemplateOptions {

@@ -141,6 +141,11 @@ impl<'a> VmWorker<'a> {
     }
 }
 
+/// The tree of a stack of layers, for who only looks at it: this needs neither mounts nor root.
+pub(crate) fn tree_of(data: &DataDir, layers: &[Layer]) -> Result<Box<dyn Tree>, Error> {
+    Ok(Box::new(Disks::open(&data.cache().join(disks::FOLDER))?.tree(layers)?))
+}
+
 impl Worker for VmWorker<'_> {
     fn tree(&self, layers: &[Layer]) -> Result<Box<dyn Tree + '_>, Error> {
         Ok(Box::new(self.disks.tree(layers)?))

@@ -121,6 +121,8 @@ impl Bench {
             "architecture": platform.architecture(), "os": platform.os(),
             "config": {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},
             "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+            // buildah counts them.
+            "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "mmdebstrap"}],
         });
         let config = store.put_blob(MediaType::ImageConfig, config.to_string().as_bytes())?;
         let manifest = json!({
@@ -206,15 +208,17 @@ impl Bench {
     }
 
     fn bring_base(&self, side: Side) -> anyhow::Result<Duration> {
-        let layout = format!("oci:{}:latest", self.path("base").display());
         let mut command = self.command(side);
+        // buildah makes a name of the path, and names have no capitals.
+        command.current_dir(self.dir.path());
+        let layout = "oci:base:latest";
         match side {
-            Side::Ours => command.args(["load", &layout, "-t", "localhost/base:latest"]),
+            Side::Ours => command.args(["load", layout, "-t", "localhost/base:latest"]),
             Side::Buildah(_) => command
                 .arg("pull")
                 .arg("--signature-policy")
                 .arg(self.path("policy.json"))
-                .args(["--quiet", &layout]),
+                .args(["--quiet", layout]),
         };
         let time = timed(&mut command)?;
         if let Side::Buildah(_) = side {

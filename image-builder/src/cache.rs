@@ -29,7 +29,7 @@ use crate::error::{Error, at};
 use crate::plan::{Action, CopyAction, RunAction, WorkdirAction};
 
 /// Changes with the meaning of a key, so that older results are not taken for newer ones.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// The longest record that is read: a Dockerfile's longest line, and a thousand variables.
 pub(crate) const MAX_RECORD: u64 = 4 << 20;
 /// The longest list of files that is kept: 100,000 files with paths of middling length. `explain` then says that files

@@ -4,6 +4,7 @@ mod archive;
 mod layer;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::sync::{Arc, OnceLock};
 
 use dockerfile::Ignore;
@@ -204,7 +205,10 @@ impl Selection {
             if let Some(identity) = entry.identity {
                 // Which of them are one file counts, not its number.
                 let next = numbers.len();
-                field("same", numbers.entry(identity).or_insert(next).to_string().as_bytes());
+                match numbers.entry(identity) {
+                    Slot::Occupied(first) => field("same", first.get().to_string().as_bytes()),
+                    Slot::Vacant(slot) => drop(slot.insert(next)),
+                }
             }
             let state = match &entry.data {
                 Data::Directory => {

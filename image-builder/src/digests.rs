@@ -285,6 +285,10 @@ impl Tree for ContextTree {
         self.root.xattrs(path)
     }
 
+    fn identity(&self, path: &LayerPath) -> Result<Option<(u64, u64)>, Error> {
+        self.root.identity(path)
+    }
+
     fn shown(&self, path: &LayerPath) -> PathBuf {
         Tree::shown(&self.root, path)
     }

@@ -79,10 +79,8 @@ pub(crate) trait Tree: Send + Sync {
     /// The extended attributes of a regular file or directory.
     fn xattrs(&self, path: &LayerPath) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Error>;
 
-    /// Device and number of a regular file that has several names; `None` where it has one, or where the tree cannot tell.
-    fn identity(&self, _path: &LayerPath) -> Result<Option<(u64, u64)>, Error> {
-        Ok(None)
-    }
+    /// What two names of one regular file have in common, and no other file of the tree; `None` where there is no such or the file has one name.
+    fn identity(&self, path: &LayerPath) -> Result<Option<(u64, u64)>, Error>;
 
     /// How errors call the path.
     fn shown(&self, path: &LayerPath) -> PathBuf;

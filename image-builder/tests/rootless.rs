@@ -13,6 +13,8 @@ use serde_json::Value;
 
 /// Every file and folder has a time of its own making, so that two builds are the same bytes.
 const BASE: &str = "FROM scratch\nCOPY tree/ /\n";
+/// The time of folders that COPY makes.
+const EPOCH: &str = "1600000000";
 const OLD: &str = "202001010000";
 
 /// A user of this machine. Dropping it removes it with all that it made.
@@ -83,13 +85,19 @@ impl User {
     /// Builds as this user.
     fn build(&self, options: &[&str]) -> Output {
         let mut command = Command::new(self.path("image-builder"));
-        command.uid(self.uid).gid(self.gid).env("HOME", self.home.path()).current_dir("/");
+        command
+            .uid(self.uid)
+            .gid(self.gid)
+            .env("HOME", self.home.path())
+            .env("SOURCE_DATE_EPOCH", EPOCH)
+            .current_dir("/");
         command.args(self.arguments("data", options)).output().unwrap()
     }
 
     /// Builds as root.
     fn build_as_root(&self) -> Output {
-        Command::new(self.path("image-builder")).args(self.arguments("root-data", &[])).output().unwrap()
+        let mut command = Command::new(self.path("image-builder"));
+        command.env("SOURCE_DATE_EPOCH", EPOCH).args(self.arguments("root-data", &[])).output().unwrap()
     }
 
     /// The digests of the layers' contents.

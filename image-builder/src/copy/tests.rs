@@ -224,6 +224,10 @@ impl Tree for Many {
         Ok(BTreeMap::new())
     }
 
+    fn identity(&self, _: &LayerPath) -> Result<Option<(u64, u64)>, Error> {
+        Ok(None)
+    }
+
     fn shown(&self, path: &LayerPath) -> std::path::PathBuf {
         path.as_path().to_owned()
     }

@@ -46,11 +46,15 @@ impl LayerTree {
     }
 
     fn find(&self, path: &LayerPath) -> Option<&Node> {
+        Some(self.nodes().node(self.find_id(path)?))
+    }
+
+    fn find_id(&self, path: &LayerPath) -> Option<NodeId> {
         let mut here = NodeId::ROOT;
         for name in path.components() {
             here = self.nodes().child(here, name)?.node;
         }
-        Some(self.nodes().node(here))
+        Some(here)
     }
 
     /// The node at the path, or an error of the system's that says that it is no such.
@@ -123,6 +127,12 @@ impl Tree for LayerTree {
             Some(xattrs.map(|xattr| (xattr.name.to_vec(), xattr.value.to_vec())).collect())
         };
         self.expect(path, xattrs, io::ErrorKind::InvalidInput)
+    }
+
+    fn identity(&self, path: &LayerPath) -> Result<Option<(u64, u64)>, Error> {
+        let file =
+            self.find_id(path).filter(|id| matches!(self.nodes().node(*id).content, Content::File { .. }));
+        Ok(file.map(|id| (0, id.index() as u64)))
     }
 
     fn shown(&self, path: &LayerPath) -> PathBuf {

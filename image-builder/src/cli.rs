@@ -115,7 +115,7 @@ enum Command {
         "Exit codes: 0 done, 1 it failed, 2 wrong usage or bad input (also: warnings that the Dockerfile makes errors), 130\n",
         "interrupted. With --check: 0 no warnings, or none that is an error; 2 the Dockerfile is wrong, or warnings are errors."
     ))]
-    Build(BuildCommand),
+    Build(Box<BuildCommand>),
     /// Bring an image into the local store, from files or a registry
     #[command(after_help = concat!(
         "Examples:\n",
@@ -270,7 +270,7 @@ fn carry_out(cli: Cli, console: &Console) -> anyhow::Result<ExitCode> {
         Command::Explain(command) => explain::explain(command, &data),
         Command::Prune(command) => prune::prune(command, &data, console),
         Command::Fsck(command) => return fsck::fsck(command, &data, console),
-        Command::Build(command) => build::build(command, &data, console),
+        Command::Build(command) => build::build(*command, &data, console),
         Command::Load { source, tag, json, registry } => {
             let _interrupt = Interrupt::install()?;
             let digest = image_builder::load(&store()?, &source, &tag, &registry.options(), console)?;

@@ -57,6 +57,9 @@ pub struct SandboxSpec {
     /// Size of the writable scratch disk in MiB, 16 or more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_mib: Option<u64>,
+    /// The virtual machine monitor.
+    #[serde(default, skip_serializing_if = "VmmChoice::is_auto")]
+    pub vmm: VmmChoice,
     /// What carries streams between host and guest.
     #[serde(default)]
     pub channel: ChannelChoice,
@@ -115,11 +118,32 @@ pub enum RestoreChoice {
     Always,
 }
 
+/// The virtual machine monitor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmmChoice {
+    /// Firecracker where it is installed, KVM runs guests and it can do what is asked for, else QEMU. What goes on from a
+    /// snapshot has the one that the snapshot was made with.
+    #[default]
+    Auto,
+    /// QEMU.
+    Qemu,
+    /// Firecracker, named by $FIRECRACKER_BIN or in PATH. It needs KVM, and has a channel of its own.
+    Firecracker,
+}
+
+impl VmmChoice {
+    /// Whether it is left open. A spec that leaves it open is one that earlier versions of this program read too.
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
 /// What carries streams between host and guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum ChannelChoice {
-    /// The kernel's vhost-vsock where /dev/vhost-vsock can be opened, else serial.
+    /// Firecracker's own vsock, and serial with QEMU.
     #[default]
     Auto,
     /// Two virtio-serial ports with a stream multiplexer; works everywhere.
@@ -179,6 +203,7 @@ impl SandboxSpec {
             cpus: None,
             memory_mib: None,
             disk_mib: None,
+            vmm: VmmChoice::default(),
             channel: ChannelChoice::default(),
             accelerator: AcceleratorChoice::default(),
             profile: ProfileChoice::default(),

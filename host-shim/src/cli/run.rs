@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 use host_shim::{Error, tools};
-use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, ProfileChoice, SandboxSpec};
+use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, ProfileChoice, SandboxSpec, VmmChoice};
 use template::{DataDir, RuntimeConfig, TEMPLATE_FILE, TemplateFolder};
 
 use crate::verbs::complete;
@@ -108,6 +108,10 @@ pub(crate) struct Machine {
     /// Instead of the image's ENTRYPOINT; '' for none.
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
+
+    /// The virtual machine monitor.
+    #[arg(long, value_enum, default_value_t)]
+    vmm: VmmChoice,
 
     /// What carries streams between host and guest.
     #[arg(long, value_enum, default_value_t)]
@@ -217,6 +221,7 @@ impl Machine {
             cpus: self.cpus,
             memory_mib: self.memory,
             disk_mib: self.disk,
+            vmm: self.vmm,
             channel: self.channel,
             accelerator: self.accel,
             profile: self.profile,

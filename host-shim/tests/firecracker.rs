@@ -262,7 +262,8 @@ fn a_vmm_that_dies_ends_its_sandbox() {
     kill_process(Pid::from_raw(vmm).unwrap(), Signal::KILL).unwrap();
     until("the sandbox has ended", || host.state(&id)["phase"] == "ended");
     assert!(host.state(&id)["end"]["message"].as_str().unwrap().contains("the VMM was killed by signal 9"));
-    host.ok(&["rm", &id]);
+    // Its shim may still be on its way out.
+    host.ok(&["rm", "--force", &id]);
     host.assert_nothing_left();
 }
 
@@ -531,7 +532,8 @@ fn a_vmm_that_dies_in_a_snapshot_ends_its_sandbox() {
         assert!(code != 0 && stderr.contains("Firecracker's API is gone"), "{place}: {stderr}");
         until("the sandbox has ended", || host.state(&id)["phase"] == "ended");
         assert!(!host.path("data/sandboxes").join(&id).join("snapshot").exists());
-        host.ok(&["rm", &id]);
+        // Its shim may still be on its way out.
+        host.ok(&["rm", "--force", &id]);
         host.assert_nothing_left();
     }
 }

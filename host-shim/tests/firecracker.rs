@@ -483,6 +483,8 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
             "{place}: {said}"
         );
     }
+    let said = cold("PUT /actions", "late");
+    assert!(said.contains("the VMM exited with code 1"), "{said}");
     let said = cold("start", "die");
     assert!(said.contains("the VMM exited with code 1: Error: RunWithApi(FailedToBindSocket)"), "{said}");
     let said = cold("start", "deaf");

@@ -263,7 +263,7 @@ impl Machine {
 
     fn set_machine(&mut self, machine: MachineConfig) -> Result<(), Fault> {
         if !(1..=32).contains(&machine.vcpu_count)
-            || machine.smt && machine.vcpu_count % 2 != 0 && machine.vcpu_count > 1
+            || machine.smt && !machine.vcpu_count.is_multiple_of(2) && machine.vcpu_count > 1
         {
             let message = "The vCPU number is invalid! The vCPU number can only be 1 or an even number when SMT is enabled.";
             return Err(Fault::refused(message));

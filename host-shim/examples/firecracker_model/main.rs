@@ -70,7 +70,7 @@ fn main() {
         usage("an id of 1 to 64 of letters, digits and -");
     }
     if let Some(path) = &arguments.log {
-        let log = std::fs::File::options().create(true).read(true).write(true).open(path);
+        let log = std::fs::File::options().create(true).truncate(false).read(true).write(true).open(path);
         let mut log = log.unwrap_or_else(|error| usage(&format!("--log-path {}: {error}", path.display())));
         writeln!(log, "Running the model").unwrap();
     }

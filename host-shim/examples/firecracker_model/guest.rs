@@ -9,7 +9,7 @@
 //! | `write TEXT`, `read` | a sector of the scratch disk |
 //! | `size` | bytes of the scratch disk |
 //! | `line` | the kernel's command line |
-//! | `wait` | prints `waiting` and does not end |
+//! | `wait` | prints `waiting` and does not end; whoever attaches to it gets its end |
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -25,7 +25,7 @@ use envd_proto::control::{
     Error as WireError, FromAgent, FromHost, Hello, Rehearsed, Response, Resumed, error::Code, response,
 };
 use envd_proto::process::process_event::{DataEvent, EndEvent, Event, StartEvent, data_event};
-use envd_proto::process::{ProcessEvent, StartRequest, StartResponse};
+use envd_proto::process::{ConnectRequest, ProcessEvent, StartRequest, StartResponse};
 use envd_proto::{CLIENT_PORT, CONTROL_PORT, FIRST_GENERATION, PORTS_PORT, PROTOCOL_VERSION};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -239,28 +239,50 @@ async fn connection(vm: &Vm, stream: &mut UnixStream, number: u32) -> io::Result
             let body = br#"{"code":"unavailable","message":"the sandbox is nobody's, or frozen"}"#;
             http::answer(stream, "503 Service Unavailable", "application/json", body).await
         }
-        "/process.Process/Start" => start(vm, stream, &request.body).await,
+        "/process.Process/Start" => {
+            let request = StartRequest::decode(message(&request.body)?).map_err(io::Error::other)?;
+            let process = request.process.unwrap_or_default();
+            follow(vm, stream, StartEvent::default(), &process.cmd, &process.args).await
+        }
+        "/process.Process/Connect" => {
+            let request = ConnectRequest::decode(message(&request.body)?).map_err(io::Error::other)?;
+            let start = StartEvent {
+                offset: request.from_offset,
+                end_offset: request.from_offset,
+                ..StartEvent::default()
+            };
+            let from = request.from_offset.map_or_else(String::new, |from| from.to_string());
+            follow(vm, stream, start, "again", &[from]).await
+        }
         _ => http::answer(stream, "200 OK", "application/proto", b"").await,
     }
 }
 
-async fn start(vm: &Vm, stream: &mut UnixStream, body: &[u8]) -> io::Result<()> {
+/// The message of a call with one.
+fn message(body: &[u8]) -> io::Result<bytes::Bytes> {
     let mut decoder = envelope::Decoder::default();
     decoder.push(body);
-    let message =
-        decoder.envelope().map_err(io::Error::other)?.ok_or_else(|| io::Error::other("no request"))?;
-    let request = StartRequest::decode(message.message).map_err(io::Error::other)?;
-    let process = request.process.unwrap_or_default();
+    let envelope = decoder.envelope().map_err(io::Error::other)?;
+    Ok(envelope.ok_or_else(|| io::Error::other("no request"))?.message)
+}
+
+async fn follow(
+    vm: &Vm,
+    stream: &mut UnixStream,
+    start: StartEvent,
+    command: &str,
+    args: &[String],
+) -> io::Result<()> {
     let head = "HTTP/1.1 200 OK\r\nContent-Type: application/connect+proto\r\nConnection: close\r\n\r\n";
     stream.write_all(head.as_bytes()).await?;
-    send(stream, Event::Start(StartEvent { pid: 7, ..StartEvent::default() })).await?;
-    let (output, code) = match run(vm, &process.cmd, &process.args) {
+    send(stream, Event::Start(StartEvent { pid: 7, ..start })).await?;
+    let (output, code) = match run(vm, command, args) {
         Some(output) => (output, 0),
-        None => (format!("{}: no such command\n", process.cmd), 1),
+        None => (format!("{command}: no such command\n"), 1),
     };
     let output = data_event::Output::Stdout(output.into_bytes().into());
     send(stream, Event::Data(DataEvent { output: Some(output), ..DataEvent::default() })).await?;
-    if process.cmd == "wait" {
+    if command == "wait" {
         std::future::pending::<()>().await;
     }
     let end = EndEvent {
@@ -289,6 +311,7 @@ fn run(vm: &Vm, command: &str, args: &[String]) -> Option<String> {
     Some(match command {
         "true" => String::new(),
         "wait" => "waiting\n".to_owned(),
+        "again" => format!("again from {}\n", args.first()?),
         "count" => format!(
             "{}\n",
             vm.remember(|memory| {

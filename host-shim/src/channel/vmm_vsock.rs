@@ -13,9 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use envd_proto::CONTROL_PORT;
-use rustix::net::Shutdown;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use rustix::net::{RecvFlags, Shutdown};
 use sandbox_folder::client::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{PreparedKind, hybrid};
@@ -57,7 +59,12 @@ impl Prepared {
     }
 }
 
-/// The control door, open for one connection of the guest.
+/// Connections to the control door that nobody has spoken on yet; the tenant's requests of before its freeze, if it plays a
+/// game. One of the agent's own that finds no seat is dialled again.
+const MAX_DIALLED: usize = 64;
+
+/// The control door, open for one connection of the guest: the first one on which somebody speaks. A frozen tenant can have
+/// asked for others, and cannot speak on them.
 #[derive(Debug)]
 pub(crate) struct Door {
     listener: UnixListener,
@@ -65,11 +72,36 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    /// The first connection; later ones find nobody.
+    /// That connection; later ones find nobody.
     pub(crate) async fn accept(&mut self) -> io::Result<Stream> {
-        let (stream, _) = self.listener.accept().await?;
-        std::fs::remove_file(&self.path)?;
-        Ok(Box::new(stream))
+        let mut dialled = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                accepted = self.listener.accept(), if dialled.len() < MAX_DIALLED => {
+                    dialled.push(spoken(accepted?.0));
+                }
+                Some(spoken) = dialled.next() => if let Some(stream) = spoken {
+                    std::fs::remove_file(&self.path)?;
+                    return Ok(Box::new(stream));
+                }
+            }
+        }
+    }
+}
+
+/// A connection on which something has come; `None` if that is its end.
+async fn spoken(stream: UnixStream) -> Option<UnixStream> {
+    loop {
+        stream.readable().await.ok()?;
+        let peeked = stream.try_io(Interest::READABLE, || {
+            let (bytes, _) = rustix::net::recv(&stream, &mut [0_u8; 1][..], RecvFlags::PEEK)?;
+            Ok(bytes)
+        });
+        match peeked {
+            Ok(1..) => return Some(stream),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return None,
+        }
     }
 }
 
@@ -206,13 +238,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut prepared = Prepared::prepare(dir.path()).unwrap();
         let path = dir.path().join("vsock_1024");
-        let _agent = UnixStream::connect(&path).await.unwrap();
-        prepared.control().await.unwrap();
+        // Of a tenant that is frozen, and of one that is gone.
+        let _silent = UnixStream::connect(&path).await.unwrap();
+        drop(UnixStream::connect(&path).await.unwrap());
+        let mut agent = UnixStream::connect(&path).await.unwrap();
+        agent.write_all(b"hello").await.unwrap();
+        let mut control = prepared.control().await.unwrap();
+        let mut said = [0; 5];
+        control.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"hello");
         assert!(UnixStream::connect(&path).await.is_err() && !path.exists());
-        let reset = prepared.reset().unwrap();
+        let PreparedKind::VmmVsock(of_vmm) = &prepared.kind else { panic!("another channel") };
+        let reset = of_vmm.reset();
         let mut door = reset.listen().unwrap();
         assert!(reset.listen().is_err(), "not two at a time");
-        let _agent = UnixStream::connect(&path).await.unwrap();
+        let mut agent = UnixStream::connect(&path).await.unwrap();
+        agent.write_all(b"again").await.unwrap();
         door.accept().await.unwrap();
         drop(reset.listen().unwrap());
         assert!(!path.exists(), "one that nobody came to is closed too");

@@ -161,8 +161,10 @@ impl Ground {
             return Ok(agent.thaw().await?);
         };
         reset.cut_streams();
-        let mut door = reset.listen()?;
+        let door = reset.listen();
+        // Whatever fails: a machine that stands still is nobody's.
         self.vmm()?.resume().await?;
+        let mut door = door?;
         // The tenant is frozen: whoever dials now is the agent.
         let generation = agent.generation();
         let waiting_for = Cell::new("the agent's next connection");

@@ -21,11 +21,14 @@ const MAX_ANSWER: usize = 64 << 10;
 /// The longest part of an error that is told.
 const MAX_FAULT: usize = 2 << 10;
 
-/// A VMM that does not answer for so long hangs. Requests take milliseconds, but for those that write or read the RAM.
+/// A VMM that does not answer for so long hangs. Requests take milliseconds, but for the one that writes the RAM.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// As [`DEADLINE`], for a snapshot: 64 GiB at a slow disk's 200 MB/s and a sync at the end.
+/// As [`DEADLINE`], for what writes the RAM: 64 GiB at a slow disk's 200 MB/s and a sync at the end.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(600);
+
+/// The request that writes a snapshot.
+pub(super) const CREATE: &str = "/snapshot/create";
 
 /// How long the socket may take to be there; it is the first thing that the program makes.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -98,7 +101,7 @@ impl Call {
     }
 
     fn deadline(&self) -> Duration {
-        if self.path.starts_with("/snapshot/") { SNAPSHOT_DEADLINE } else { DEADLINE }
+        if self.path == CREATE { SNAPSHOT_DEADLINE } else { DEADLINE }
     }
 }
 

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::api::{Api, ApiError, Call};
+use super::api::{Api, ApiError, CREATE, Call};
 use super::{SCRATCH_DRIVE, SNAPSHOT_LINK, load_call, pause_call, resume_call};
 use crate::Error;
 use crate::snapshot::{FileName, MAX_STATE};
+
+/// How Rust's standard library says ENOSPC.
+const NO_SPACE: &str = "(os error 28)";
 
 /// What a snapshot of a machine begins with, before the machine stands still.
 #[derive(Debug)]
@@ -102,14 +105,20 @@ impl Machine {
         });
         // Also where it fails: the guest is told before anything is written.
         self.disconnected = true;
-        let written = self.api.call(&Call::put("/snapshot/create", body)).await;
+        let written = self.api.call(&Call::put(CREATE, body)).await;
         std::fs::remove_file(&link).map_err(Error::io("remove", &link))?;
-        written?;
+        match written {
+            // Its words are all that there is of the system's number.
+            Err(ApiError::Refused { fault, .. }) if fault.contains(NO_SPACE) => {
+                return Err(Error::io("write", folder)(rustix::io::Errno::NOSPC.into()));
+            }
+            written => written?,
+        }
         let state = folder.join(FileName::State.as_str());
         let bytes = state.metadata().map_err(Error::io("read", &state))?.len();
         if bytes == 0 || bytes > MAX_STATE {
             let got = format!("a state of {bytes} bytes");
-            let request = "PUT /snapshot/create".to_owned();
+            let request = format!("PUT {CREATE}");
             return Err(ApiError::Protocol { request, expected: "one of 1 byte to 64 MiB", got }.into());
         }
         if self.counts {

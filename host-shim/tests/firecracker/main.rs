@@ -1,185 +1,18 @@
 //! The program itself with a model of Firecracker (`examples/firecracker_model`): every verb that it can do, and every way in
 //! which Firecracker can fail under it.
 
+mod host;
+
 use std::fs;
-use std::io::Read;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use template::{Machine, NewTemplate, Rootfs, RuntimeConfig, SCHEMA_VERSION, SourceImage, Template};
 
-/// Long enough for the slowest machine; only a failing test waits for it.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Beside this test's own folder: cargo builds examples with the tests.
-fn model() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let model = test.parent().unwrap().parent().unwrap().join("examples/firecracker_model");
-    assert!(model.exists(), "{} is not built: `cargo build -p host-shim --examples`", model.display());
-    model
-}
-
-struct Host {
-    dir: tempfile::TempDir,
-    fault: String,
-    version: String,
-}
-
-impl Host {
-    /// A data folder with the template `demo`, and a kernel and a guest image that nothing reads.
-    fn new() -> Self {
-        // Short: sockets must fit into their addresses.
-        let dir = tempfile::Builder::new().prefix("fc").tempdir_in("/tmp").unwrap();
-        let host = Self { dir, fault: String::new(), version: "1.16.1".to_owned() };
-        for file in ["vmlinux", "guest.cpio"] {
-            fs::write(host.path(file), "x").unwrap();
-        }
-        let new = NewTemplate::begin(&host.path("data/templates"), &"demo".parse().unwrap()).unwrap();
-        fs::write(new.rootfs(), b"rootfs").unwrap();
-        let digest = format!("sha256:{}", "a".repeat(64));
-        let template = Template {
-            schema_version: SCHEMA_VERSION,
-            image: SourceImage { reference: "demo".into(), digest: digest.parse().unwrap() },
-            kernel: None,
-            guest_image: None,
-            rootfs: Rootfs { digest: digest.parse().unwrap(), size: 6 },
-            runtime: RuntimeConfig { cmd: vec!["true".into()], ..RuntimeConfig::default() },
-            machine: Machine { cpus: 2, memory_mib: 64, disk_mib: 16 },
-            snapshot_only: false,
-        };
-        new.publish(&template).unwrap();
-        host
-    }
-
-    fn with_fault(fault: &str) -> Self {
-        let mut host = Self::new();
-        host.fault = fault.to_owned();
-        host
-    }
-
-    fn of_version(version: &str) -> Self {
-        let mut host = Self::new();
-        host.version = version.to_owned();
-        host
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_host-shim"));
-        command
-            .args(args)
-            .env("PATH", "/usr/bin:/bin")
-            .env("TIFFIN_DATA_DIR", self.path("data"))
-            .env("TIFFIN_KERNEL", self.path("vmlinux"))
-            .env("TIFFIN_GUEST_IMAGE", self.path("guest.cpio"))
-            .env("FIRECRACKER_BIN", model())
-            .env("MODEL_LOG", self.path("requests"))
-            .env("MODEL_FAULT", &self.fault)
-            .env("MODEL_VERSION", &self.version)
-            .env_remove("TIFFIN_VHOST_DEVICE_VSOCK")
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> (i32, String, String) {
-        let Output { status, stdout, stderr } = self.command(args).output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (status.code().unwrap(), text(stdout), text(stderr))
-    }
-
-    #[track_caller]
-    fn ok(&self, args: &[&str]) -> String {
-        let (code, stdout, stderr) = self.run(args);
-        assert_eq!(code, 0, "{args:?}: {stderr}\n{}", self.shim_logs());
-        stdout.trim_end().to_owned()
-    }
-
-    fn shim_logs(&self) -> String {
-        let logs = self.sandboxes().into_iter().map(|dir| fs::read_to_string(dir.join("shim.log")));
-        logs.map(Result::unwrap_or_default).collect()
-    }
-
-    fn start(&self) -> String {
-        self.ok(&["start", "--vmm", "firecracker", "demo"])
-    }
-
-    #[track_caller]
-    fn exec(&self, id: &str, command: &[&str]) -> String {
-        self.ok(&[&["exec", id, "--"], command].concat())
-    }
-
-    /// The requests since this was asked last, without what they say.
-    fn requests(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.path("requests")).unwrap_or_default();
-        fs::write(self.path("requests"), "").unwrap();
-        text.lines().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect()
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(self.path("requests")).unwrap_or_default()
-    }
-
-    fn state(&self, id: &str) -> Value {
-        let text = fs::read(self.path("data/sandboxes").join(id).join("state.json")).unwrap();
-        serde_json::from_slice(&text).unwrap()
-    }
-
-    fn sandboxes(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(self.path("data/sandboxes")) else { return Vec::new() };
-        entries.map(|entry| entry.unwrap().path()).filter(|path| !path.ends_with(".lock")).collect()
-    }
-
-    /// Models that run in this host's folders.
-    fn models(&self) -> Vec<i32> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").unwrap() {
-            let entry = entry.unwrap();
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            if fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.dir.path())) {
-                found.push(pid);
-            }
-        }
-        found
-    }
-
-    #[track_caller]
-    fn assert_nothing_left(&self) {
-        until("every VMM is gone", || self.models().is_empty());
-        until("every folder is gone", || self.sandboxes().is_empty());
-    }
-
-    fn end(&self, ids: &[&str]) {
-        self.ok(&[&["stop"], ids].concat());
-        self.ok(&[&["rm"], ids].concat());
-        self.assert_nothing_left();
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // What a failed test has left.
-        for pid in self.models() {
-            if let Some(pid) = Pid::from_raw(pid) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
-    }
-}
-
-#[track_caller]
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use host::{Host, until};
 
 const BOOT: [&str; 6] = [
     "PUT /machine-config",
@@ -227,6 +60,16 @@ fn a_sandbox_that_stays_is_used_and_stopped() {
     until("the VMM's log is kept", || {
         fs::read_to_string(folder.join("vmm.log")).is_ok_and(|text| text.contains("Running the model"))
     });
+    // The ports door, by the shim's own socket; the model gives back what it gets.
+    let mut stream = UnixStream::connect(folder.join("vsock.sock")).unwrap();
+    stream.write_all(b"CONNECT 49984\nping").unwrap();
+    let mut said = String::new();
+    while !said.ends_with("ping") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        said.push(char::from(byte[0]));
+    }
+    assert!(said.starts_with("OK "), "{said}");
     // One connection to the control door, and nobody behind it afterwards.
     assert!(!folder.join("vmm/vsock_1024").exists());
     host.ok(&["stop", &id]);
@@ -300,6 +143,27 @@ fn sandboxes_of_a_warm_template_are_clones() {
     let (code, _, stderr) = host.run(&["run", "--vmm", "firecracker", "--cpus", "1", "demo"]);
     assert!(code == 0 && stderr.contains("made with --cpus 2"), "{stderr}");
     host.end(&[&ids[0], &ids[1]]);
+}
+
+#[test]
+fn a_parked_clone_is_made_somebodys() {
+    let host = Host::new();
+    host.ok(&["template", "warm", "--vmm", "firecracker", "demo"]);
+    let (spec, dir) = (host.path("spec.json"), host.path("s"));
+    let text =
+        r#"{"schema_version":1,"template":"data/templates/demo","vmm":"firecracker","restore":"always"}"#;
+    fs::write(&spec, text).unwrap();
+    let (spec, dir) = (spec.to_str().unwrap(), dir.to_str().unwrap());
+    let shim = host.command(&["run", "--spec", spec, "--dir", dir, "--park"]);
+    let mut shim = { shim }.stdout(Stdio::piped()).spawn().unwrap();
+    let state = || fs::read_to_string(Path::new(dir).join("state.json")).unwrap_or_default();
+    until("it is parked", || state().contains("\"parked\"") && Path::new(dir).join("api.sock").exists());
+    host.ok(&["configure", dir]);
+    assert!(state().contains("\"running\"") && state().contains("\"generation\": 3"), "{}", state());
+    assert_eq!(host.exec(dir, &["count"]), "1");
+    host.ok(&["stop", dir]);
+    assert_eq!(shim.wait().unwrap().code(), Some(0));
+    host.assert_nothing_left();
 }
 
 #[test]
@@ -460,10 +324,12 @@ fn what_it_cannot_do_is_said_before_anything_starts() {
 fn a_start_that_fails_says_why_and_leaves_nothing() {
     let warm = Host::new();
     warm.ok(&["template", "warm", "--vmm", "firecracker", "demo"]);
-    let run = ["run", "--vmm", "firecracker", "--boot-timeout", "2", "demo"];
+    let run = ["run", "--vmm", "firecracker", "demo"];
     let cold = |place: &str, fault: &str| {
         let host = Host::with_fault(&format!("{place}={fault}"));
-        let (code, _, stderr) = host.run(&run);
+        // Nobody waits long for what does not come; what comes may take its time.
+        let deadline = if ["silent", "deaf"].contains(&fault) { "1" } else { "60" };
+        let (code, _, stderr) = host.run(&[&run[..1], &["--boot-timeout", deadline], &run[1..]].concat());
         assert_eq!(code, 125, "{place} {fault}: {stderr}");
         host.assert_nothing_left();
         stderr
@@ -480,7 +346,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
         assert!(said.contains(&format!("Firecracker answered {place} with")), "{said}");
         let said = cold(place, "silent");
         assert!(
-            said.contains("not ready within 2 s: the start of the machine did not happen"),
+            said.contains("not ready within 1 s: the start of the machine did not happen"),
             "{place}: {said}"
         );
     }
@@ -489,7 +355,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
     let said = cold("start", "die");
     assert!(said.contains("the VMM exited with code 1: Error: RunWithApi(FailedToBindSocket)"), "{said}");
     let said = cold("start", "deaf");
-    assert!(said.contains("not ready within 2 s: the start of the machine did not happen"), "{said}");
+    assert!(said.contains("not ready within 1 s: the start of the machine did not happen"), "{said}");
 
     let mut warm = warm;
     for place in ["PUT /snapshot/load", "PATCH /vm"] {
@@ -555,7 +421,7 @@ fn auto_takes_what_can_do_it() {
     fs::set_permissions(&qemu, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let run = |more: &[&str], fault: &str| {
         let mut command = host.command(&[&["run"], more, &["demo"]].concat());
-        command.env("PATH", format!("{}:/usr/bin:/bin", host.dir.path().display())).env("MODEL_FAULT", fault);
+        command.env("PATH", format!("{}:/usr/bin:/bin", host.path("").display())).env("MODEL_FAULT", fault);
         let output = command.output().unwrap();
         // Answers are kept until the next boot of the host.
         let _ = fs::remove_dir_all(host.path("data/cache"));

@@ -9,7 +9,8 @@
 //!
 //! After Firecracker's `swagger/firecracker.yaml`, `docs/vsock.md` and `docs/snapshotting/snapshot-support.md` (v1.16).
 //! `MODEL_LOG` names a file that gets a line for each request; `MODEL_FAULT` is `METHOD PATH=FAULT`, where FAULT is `die`
-//! (before the answer), `refuse`, `fail` (it is done and then refused), `garbage`, `silent`, `late` (the answer comes, and then the end), or `start=deaf`, `start=die`,
+//! (before the answer), `refuse`, `fail` (it is done and then refused), `full` (likewise, for want of
+//! space), `garbage`, `silent`, `late` (the answer comes, and then the end), or `start=deaf`, `start=die`,
 //! `kvm=no`; `MODEL_VERSION` is what it says to be.
 
 mod guest;
@@ -146,6 +147,11 @@ async fn exchange(mut stream: UnixStream, machine: &RefCell<Machine>) -> io::Res
             .borrow_mut()
             .request(&request.method, &request.path, &request.body)
             .and(Err(machine::Fault::refused("The model was told to fail at this."))),
+        Some("full") => {
+            let cut = machine.borrow_mut().request(&request.method, &request.path, &request.body);
+            let error = io::Error::from_raw_os_error(28);
+            cut.and(Err(machine::Fault::refused(format!("Cannot write memory file: {error}"))))
+        }
         Some("refuse") => Err(machine::Fault::refused("The model was told to refuse this.")),
         _ => machine.borrow_mut().request(&request.method, &request.path, &request.body),
     };

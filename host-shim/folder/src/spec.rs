@@ -297,6 +297,19 @@ mod tests {
     }
 
     #[test]
+    fn a_vmm_that_is_left_open_is_not_named() {
+        let spec = SandboxSpec::new("t");
+        let text = serde_json::to_string(&spec).unwrap();
+        assert!(
+            !text.contains("vmm"),
+            "an earlier version of this program refuses what it does not know: {text}"
+        );
+        assert_eq!(SandboxSpec::parse(&text).unwrap(), spec);
+        let named = SandboxSpec { vmm: VmmChoice::Firecracker, ..spec };
+        assert_eq!(SandboxSpec::parse(&serde_json::to_string(&named).unwrap()).unwrap(), named);
+    }
+
+    #[test]
     fn paths_in_a_spec_are_relative_to_it() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("spec.json");

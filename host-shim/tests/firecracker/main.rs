@@ -393,6 +393,28 @@ fn a_snapshot_that_fails_leaves_a_sandbox_that_goes_on() {
 }
 
 #[test]
+fn a_full_disk_is_told_as_what_it_is() {
+    let host = Host::with_fault("PUT /snapshot/create=full");
+    let id = host.start();
+    let (code, _, stderr) = host.run(&["pause", &id]);
+    assert!(code != 0 && stderr.contains("No space left on device (os error 28)"), "{stderr}");
+    assert!(!stderr.contains("refused"), "{stderr}");
+    assert_eq!(host.exec(&id, &["count"]), "1");
+    host.end(&[&id]);
+}
+
+/// It cannot be seen whether a request that was refused has cut the connections: they are what goes on if nobody dials again.
+#[test]
+fn a_snapshot_that_was_not_begun_leaves_the_connections() {
+    let host = Host::with_fault("PUT /snapshot/create=refuse");
+    let id = host.start();
+    let (code, _, stderr) = host.run(&["pause", &id]);
+    assert!(code != 0 && stderr.contains("Firecracker refused PUT /snapshot/create"), "{stderr}");
+    assert_eq!(host.exec(&id, &["count"]), "1");
+    host.end(&[&id]);
+}
+
+#[test]
 fn a_vmm_that_dies_in_a_snapshot_ends_its_sandbox() {
     for place in ["PATCH /vm", "PUT /snapshot/create"] {
         let host = Host::with_fault(&format!("{place}=die"));

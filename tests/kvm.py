@@ -57,8 +57,8 @@ def main():
     host = f"{cpu()} | Linux {platform.release()}"
     for vmm, program, kvm in VMMS:
         version = checks[program]["found"]
-        if checks[kvm]["status"] != "ok":
-            rows.append(f"| {host} | {vmm} | | not run: {checks[kvm]['found']} |")
+        if missing := [checks[name] for name in (program, kvm) if checks[name]["status"] != "ok"]:
+            rows.append(f"| {host} | {vmm} | | not run: {missing[0]['found']} |")
             continue
         passed, broken = run(vmm)
         failed += broken

@@ -90,12 +90,16 @@ async fn choose(
     watch: &dyn Watch,
 ) -> Result<Accelerator, Error> {
     match (choice, vmm.kind) {
-        // It has no other; where KVM does not work it says so itself.
-        (AcceleratorChoice::Kvm, _) | (_, Kind::Firecracker) => Ok(Accelerator::Kvm),
-        (AcceleratorChoice::Tcg, Kind::Qemu) => Ok(Accelerator::Tcg),
-        (AcceleratorChoice::Auto, Kind::Qemu) => {
+        (AcceleratorChoice::Kvm, _) => Ok(Accelerator::Kvm),
+        // Firecracker is refused it before (`Kind::lacks`).
+        (AcceleratorChoice::Tcg, _) => Ok(Accelerator::Tcg),
+        (AcceleratorChoice::Auto, kind) => {
             match kvm_probe::probe(vmm, kernel, cache).await? {
                 Kvm::Works => Ok(Accelerator::Kvm),
+                Kvm::Unusable(reason) if kind == Kind::Firecracker => Err(Error::Missing {
+                    what: "KVM, without which Firecracker runs nothing,".to_owned(),
+                    remedy: format!("{reason}; use a host that has it, or --vmm qemu"),
+                }),
                 Kvm::Unusable(reason) => {
                     tracing::info!(reason, "KVM cannot be used");
                     watch.notice(&format!("no KVM ({reason}): the sandbox runs emulated (TCG), slower and not a security boundary"));

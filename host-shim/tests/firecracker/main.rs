@@ -26,7 +26,7 @@ const BOOT: [&str; 6] = [
 #[test]
 fn a_command_runs_and_nothing_is_left() {
     let host = Host::new();
-    let run = ["run", "--vmm", "firecracker", "--json", "demo", "--entrypoint", "", "--"];
+    let run = ["run", "--vmm", "firecracker", "--accel", "kvm", "--json", "demo", "--entrypoint", "", "--"];
     let (code, stdout, stderr) = host.run(&[&run[..], &["count"]].concat());
     assert_eq!((code, stdout.as_str()), (0, "1\n"), "{stderr}");
     let report: Value = serde_json::from_str(stderr.lines().last().unwrap()).unwrap();
@@ -113,7 +113,7 @@ fn a_vmm_that_dies_ends_its_sandbox() {
 #[test]
 fn sandboxes_of_a_warm_template_are_clones() {
     let host = Host::new();
-    let snapshot = host.ok(&["template", "warm", "--vmm", "firecracker", "demo"]);
+    let snapshot = host.ok(&["template", "warm", "--vmm", "firecracker", "--accel", "kvm", "demo"]);
     let snapshot = Path::new(&snapshot);
     let name = snapshot.file_name().unwrap().to_str().unwrap();
     assert!(name.starts_with("firecracker-1.16.1-kvm-"), "{name}");
@@ -140,7 +140,8 @@ fn sandboxes_of_a_warm_template_are_clones() {
     }
     assert!(fs::read(&ram).unwrap() == before, "the template's RAM is never written");
     // Where it does not fit the sandbox boots, or says so.
-    let (code, _, stderr) = host.run(&["run", "--vmm", "firecracker", "--cpus", "1", "demo"]);
+    let (code, _, stderr) =
+        host.run(&["run", "--vmm", "firecracker", "--accel", "kvm", "--cpus", "1", "demo"]);
     assert!(code == 0 && stderr.contains("made with --cpus 2"), "{stderr}");
     host.end(&[&ids[0], &ids[1]]);
 }
@@ -148,10 +149,9 @@ fn sandboxes_of_a_warm_template_are_clones() {
 #[test]
 fn a_parked_clone_is_made_somebodys() {
     let host = Host::new();
-    host.ok(&["template", "warm", "--vmm", "firecracker", "demo"]);
+    host.ok(&["template", "warm", "--vmm", "firecracker", "--accel", "kvm", "demo"]);
     let (spec, dir) = (host.path("spec.json"), host.path("s"));
-    let text =
-        r#"{"schema_version":1,"template":"data/templates/demo","vmm":"firecracker","restore":"always"}"#;
+    let text = r#"{"schema_version":1,"template":"data/templates/demo","vmm":"firecracker","accelerator":"kvm","restore":"always"}"#;
     fs::write(&spec, text).unwrap();
     let (spec, dir) = (spec.to_str().unwrap(), dir.to_str().unwrap());
     let shim = host.command(&["run", "--spec", spec, "--dir", dir, "--park"]);
@@ -169,9 +169,9 @@ fn a_parked_clone_is_made_somebodys() {
 #[test]
 fn a_clone_can_have_a_larger_disk() {
     let host = Host::new();
-    host.ok(&["template", "warm", "--vmm", "firecracker", "demo"]);
+    host.ok(&["template", "warm", "--vmm", "firecracker", "--accel", "kvm", "demo"]);
     host.requests();
-    let id = host.ok(&["start", "--vmm", "firecracker", "--disk", "24", "demo"]);
+    let id = host.ok(&["start", "--vmm", "firecracker", "--accel", "kvm", "--disk", "24", "demo"]);
     assert_eq!(host.requests(), ["PUT /snapshot/load", "PATCH /vm", "PATCH /drives/scratch"]);
     assert_eq!(host.exec(&id, &["size"]), (24 << 20).to_string());
     host.end(&[&id]);
@@ -218,7 +218,7 @@ fn a_snapshot_of_a_running_sandbox_is_a_template() {
     assert_eq!(host.state(&id)["phase"], "running");
     assert_eq!(host.exec(&id, &["count"]), "1");
 
-    let clone = host.ok(&["start", "snap"]);
+    let clone = host.ok(&["start", "--accel", "kvm", "snap"]);
     assert_eq!(host.state(&clone)["channel"], "hybrid-vsock", "the snapshot says which VMM");
     assert_eq!(host.exec(&clone, &["peek", "9"]), "kept");
     assert_eq!(host.exec(&clone, &["count"]), "1");
@@ -288,12 +288,12 @@ fn an_older_version_is_asked_for_no_more_than_it_knows() {
 #[test]
 fn a_snapshot_of_another_version_does_not_fit() {
     let mut host = Host::new();
-    host.ok(&["template", "warm", "--vmm", "firecracker", "demo"]);
+    host.ok(&["template", "warm", "--vmm", "firecracker", "--accel", "kvm", "demo"]);
     let id = host.start();
     host.ok(&["pause", &id]);
     host.version = "1.17.0".to_owned();
     fs::remove_dir_all(host.path("data/cache")).unwrap();
-    let (code, _, stderr) = host.run(&["run", "--vmm", "firecracker", "demo"]);
+    let (code, _, stderr) = host.run(&["run", "--vmm", "firecracker", "--accel", "kvm", "demo"]);
     assert!(code == 0 && stderr.contains("made with Firecracker 1.16.1, this host has 1.17.0"), "{stderr}");
     let (code, _, stderr) = host.run(&["resume", &id]);
     assert!(code != 0 && stderr.contains("it can be resumed only where it fits"), "{stderr}");
@@ -315,6 +315,13 @@ fn what_it_cannot_do_is_said_before_anything_starts() {
         assert_eq!(code, 125, "{stderr}");
         assert!(stderr.contains(expected) && stderr.contains("--vmm qemu can do it"), "{stderr}");
     }
+    // Whether this host has no KVM at all, or one on which no kernel runs.
+    let host = Host::with_fault("kvm=no");
+    let (code, _, stderr) = host.run(&["run", "--vmm", "firecracker", "demo"]);
+    assert!(
+        code == 125 && stderr.contains("KVM, without which Firecracker runs nothing, is missing: "),
+        "{stderr}"
+    );
     assert!(host.requests().is_empty());
     host.assert_nothing_left();
 }
@@ -323,8 +330,8 @@ fn what_it_cannot_do_is_said_before_anything_starts() {
 #[test]
 fn a_start_that_fails_says_why_and_leaves_nothing() {
     let warm = Host::new();
-    warm.ok(&["template", "warm", "--vmm", "firecracker", "demo"]);
-    let run = ["run", "--vmm", "firecracker", "demo"];
+    warm.ok(&["template", "warm", "--vmm", "firecracker", "--accel", "kvm", "demo"]);
+    let run = ["run", "--vmm", "firecracker", "--accel", "kvm", "demo"];
     let cold = |place: &str, fault: &str| {
         let host = Host::with_fault(&format!("{place}={fault}"));
         // Nobody waits long for what does not come; what comes may take its time.

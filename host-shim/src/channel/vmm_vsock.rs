@@ -2,6 +2,9 @@
 //!
 //! A snapshot cuts all of its streams: the guest is told when it goes on, the host never. So the host's ends are closed
 //! here, and the control door is opened again for one connection, which is the agent's: the tenant is frozen meanwhile.
+//!
+//! Such a stream has no half that is closed: Firecracker takes the end of what the host writes for the end of the stream
+//! (`csm/connection.rs`, `LocalClosed`). What the host has written arrives; what the guest says after its end does not.
 
 use std::collections::HashMap;
 use std::io;

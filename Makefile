@@ -190,6 +190,10 @@ test-long: packages nextest python javascript ## a hundred clones; ten million e
 test-crash: packages nextest test-guest python ## host-shim killed at every step of every verb, not only at some
 	TIFFIN_CRASH_EVERY=1 $(E2E_ENV) cargo nextest run --locked --workspace -E 'package(e2e) and test(crash::)'
 
+.PHONY: test-kvm
+test-kvm: packages nextest test-guest vhost-device-vsock ## the end-to-end tests with KVM on each VMM of this host; prints a row for the README
+	$(E2E_ENV) tests/kvm.py
+
 .PHONY: bench-boot
 bench-boot: test-guest ## CPU time of a boot, against an init that only dials out
 	$(STATIC) cargo build --locked --target $(TARGET) --profile agent -p envd --example dial_out

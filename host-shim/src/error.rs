@@ -84,6 +84,9 @@ pub enum Error {
     /// The VMM did not do what it was told.
     #[error(transparent)]
     Vmm(#[from] crate::vmm::QmpError),
+    /// Firecracker did not do what it was told.
+    #[error(transparent)]
+    Firecracker(#[from] crate::vmm::ApiError),
     /// The control connection failed.
     #[error(transparent)]
     Agent(#[from] crate::agent::AgentError),

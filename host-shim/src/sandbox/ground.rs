@@ -16,8 +16,8 @@ use crate::reaper::Reaper;
 use crate::snapshot::{GuestKey, HostKey, SnapshotFolder};
 use crate::spec::CheckedSpec;
 use crate::timings::Timings;
-use crate::vmm::{self, QmpError, Vmm};
-use crate::{Error, snapshot};
+use crate::vmm::{self, ApiError, QmpError, Vmm};
+use crate::{Error, channel, snapshot};
 
 /// How long a failed agent may take to power its machine off, so that its last words arrive.
 pub(super) const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(3);
@@ -31,6 +31,8 @@ pub(super) struct Ground {
     pub(super) timings: Timings,
     pub(super) vmm: Option<Vmm>,
     pub(super) helper: Option<Child>,
+    /// Of a channel that a snapshot cuts.
+    pub(super) reset: Option<channel::Reset>,
     pub(super) origin: Option<Origin>,
     /// Its processes went on with its Resume.
     pub(super) thawed: bool,
@@ -75,6 +77,7 @@ impl Ground {
             timings: Timings::default(),
             vmm: None,
             helper: None,
+            reset: None,
             origin: None,
             thawed: false,
         })
@@ -97,7 +100,8 @@ impl Ground {
         let reason = match &error {
             // A connection that ended with its machine: the machine's end is the cause.
             Error::Agent(AgentError::Ended | AgentError::Io(_))
-            | Error::Vmm(QmpError::Ended | QmpError::Io(_) | QmpError::Load(_)) => None,
+            | Error::Vmm(QmpError::Ended | QmpError::Io(_) | QmpError::Load(_))
+            | Error::Firecracker(ApiError::Ended { .. } | ApiError::Io(_)) => None,
             Error::Agent(error) => Some(error.to_string()),
             _ => return error,
         };

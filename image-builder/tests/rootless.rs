@@ -94,6 +94,13 @@ impl User {
         command.args(self.arguments("data", options)).output().unwrap()
     }
 
+    /// Removes all that this user's builds left.
+    fn prune(&self) -> Output {
+        let mut command = Command::new(self.path("image-builder"));
+        command.uid(self.uid).gid(self.gid).env("HOME", self.home.path()).current_dir("/");
+        command.arg("--data-dir").arg(self.path("data")).args(["prune", "--all"]).output().unwrap()
+    }
+
     /// Builds as root.
     fn build_as_root(&self) -> Output {
         let mut command = Command::new(self.path("image-builder"));
@@ -197,6 +204,15 @@ fn with_subordinate_ids_the_image_is_roots() {
         .filter(|name| name.starts_with('.'))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+    let pruned = user.prune();
+    assert!(pruned.status.success(), "{}", stderr(&pruned));
+    let foreign =
+        Command::new("find").arg(user.layers()).args(["-uid", "+1999999999", "-print", "-quit"]).output();
+    assert_eq!(
+        String::from_utf8(foreign.unwrap().stdout).unwrap(),
+        "",
+        "what the user could not remove is gone"
+    );
     let output = user.build(&["--memory", "64m"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use image_builder::{Console, PruneOptions};
 use template::DataDir;
@@ -43,6 +43,9 @@ pub(super) struct PruneCommand {
 pub(super) fn prune(command: PruneCommand, data: &DataDir, console: &Console) -> anyhow::Result<()> {
     let PruneCommand { max_age, max_size, all, dry_run, json } = command;
     let options = PruneOptions { max_age, max_size, all, dry_run };
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    // Before any thread: what a user's builds unpacked may belong to ids that only their namespace has.
+    image_builder::isolation::enter_to_remove(data, &program)?;
     let report = image_builder::prune(data, &options, console)?;
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / 1_048_576.0);
     for pruned in &report.removed {

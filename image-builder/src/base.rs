@@ -1,6 +1,6 @@
 //! Where base images come from: the local store, files, a registry.
 
-use oci::{Archive, Descriptor, Image, ImageName, ImageReference, Store, copy_image};
+use oci::{Archive, Descriptor, Image, ImageName, ImageReference, Platform, Store, copy_image};
 
 use crate::console::Console;
 use crate::error::Error;
@@ -23,6 +23,8 @@ pub struct PullOptions {
     pub policy: PullPolicy,
     /// How they are found.
     pub registries: RegistryOptions,
+    /// For which platform; this machine's by default.
+    pub platform: Option<Platform>,
 }
 
 /// The image, in the local store when this returns. A name is looked for in the store first, if the policy allows it, and
@@ -33,25 +35,60 @@ pub(crate) fn resolve(
     options: &PullOptions,
     console: &Console,
 ) -> Result<Image, Error> {
-    let fetch =
-        |name| pull(store, name, &Platforms::Host, &options.registries, console).map(|(found, _)| found);
+    let (platforms, wanted) = match &options.platform {
+        Some(platform) => (Platforms::One(platform.clone()), platform.clone()),
+        None => (Platforms::Host, oci::host_platform()),
+    };
+    let fetch = |name| pull(store, name, &platforms, &options.registries, console).map(|(found, _)| found);
     let descriptor = match reference {
         ImageReference::Name(name) => match (options.policy, find_local(store, name)?) {
             // What has a digest is the same everywhere.
             (PullPolicy::Always, Some(found)) if name.digest().is_some() => found,
-            (PullPolicy::Missing, Some(found)) => found,
+            // One for another platform may have its name.
+            (PullPolicy::Missing, Some(found))
+                if options.platform.is_none() || fits(store, &found, &wanted) =>
+            {
+                found
+            }
             _ => fetch(name)?,
         },
         ImageReference::Registry(name) => fetch(name)?,
-        _ => import(store, reference)?,
+        _ => import_for(store, reference, &wanted)?,
     };
-    Ok(Image::open(store, &descriptor)?)
+    let image = Image::open(store, &oci::select_manifest_for(store, &descriptor, &wanted)?)?;
+    if options.platform.is_some() && !oci::platform_fits(&image.platform(), &wanted) {
+        return Err(Error::Invalid {
+            what: reference.to_string(),
+            reason: format!(
+                "it is an image for {}, and one for {} is asked for",
+                oci::platform_text(&image.platform()),
+                oci::platform_text(&wanted)
+            ),
+        });
+    }
+    Ok(image)
+}
+
+/// Whether there is an image for that platform, with all its parts.
+fn fits(store: &Store, descriptor: &Descriptor, wanted: &Platform) -> bool {
+    oci::select_manifest_for(store, descriptor, wanted)
+        .and_then(|manifest| Image::open(store, &manifest))
+        .is_ok_and(|image| {
+            oci::platform_fits(&image.platform(), wanted)
+                && image.layers.iter().all(|layer| store.has_blob(&layer.descriptor))
+        })
+}
+
+/// Copies an image for this machine, as [`import_for`].
+pub(crate) fn import(store: &Store, reference: &ImageReference) -> Result<Descriptor, Error> {
+    import_for(store, reference, &oci::host_platform())
 }
 
 /// Copies an image from a layout, an archive or whatever skopeo reads into the store, without a name.
-pub(crate) fn import(store: &Store, reference: &ImageReference) -> Result<Descriptor, Error> {
+fn import_for(store: &Store, reference: &ImageReference, wanted: &Platform) -> Result<Descriptor, Error> {
     let only = |archive: Archive, tag: Option<&str>| {
         let descriptor = archive.store().resolve_or_only(tag)?;
+        let descriptor = oci::select_manifest_for(archive.store(), &descriptor, wanted)?;
         Ok(copy_image(archive.store(), &descriptor, store)?)
     };
     let scratch = store.scratch()?;
@@ -59,6 +96,7 @@ pub(crate) fn import(store: &Store, reference: &ImageReference) -> Result<Descri
         ImageReference::Layout { directory, tag } => {
             let layout = Store::open(directory)?;
             let descriptor = layout.resolve_or_only(tag.as_deref())?;
+            let descriptor = oci::select_manifest_for(&layout, &descriptor, wanted)?;
             Ok(copy_image(&layout, &descriptor, store)?)
         }
         ImageReference::Archive { file, tag } => only(Archive::open(file, scratch.path())?, tag.as_deref()),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use dockerfile::{Dockerfile, Position};
 use oci::layer::{Compression, LayerWriter, Timestamp};
-use oci::{Descriptor, Digest, Image, ImageName, Layer, MediaType, Store};
+use oci::{Descriptor, Digest, Image, ImageName, Layer, MediaType, Platform, Store};
 use serde::Serialize;
 use template::DataDir;
 
@@ -118,6 +118,8 @@ pub struct BuildReport {
     pub config_digest: Digest,
     /// Length of its manifest in bytes.
     pub size: u64,
+    /// What it runs on, as `linux/amd64`.
+    pub platform: String,
     /// Number of its layers.
     pub layers: usize,
     /// Steps that were carried out.
@@ -135,7 +137,7 @@ impl BuildReport {
     /// The descriptor of the manifest.
     pub fn descriptor(&self) -> Descriptor {
         let mut descriptor = Descriptor::new(MediaType::ImageManifest, self.size, self.digest.clone());
-        descriptor.set_platform(Some(oci::host_platform()));
+        descriptor.set_platform(oci::parse_platform(&self.platform).ok());
         descriptor
     }
 }
@@ -370,8 +372,9 @@ impl Build<'_> {
         };
         self.interrupt.check()?;
         self.console.step(&format!("[{label}1/{total}]"), &parsed.from.text, StepStatus::Started);
-        let mut built =
-            self.base(&stage.base).map_err(|error| explain(parsed.from.at, &parsed.from.text, error))?;
+        let mut built = self
+            .base(&stage.base, stage.platform.as_ref())
+            .map_err(|error| explain(parsed.from.at, &parsed.from.text, error))?;
         let planned = plan::steps(
             self.file,
             stage.index,
@@ -416,16 +419,22 @@ impl Build<'_> {
         Ok(built)
     }
 
-    fn base(&self, base: &Base) -> Result<Built, Error> {
+    fn base(&self, base: &Base, platform: Option<&Platform>) -> Result<Built, Error> {
         match base {
-            Base::Scratch => Ok(Built::of_layers(Vec::new())),
+            Base::Scratch => {
+                let mut built = Built::of_layers(Vec::new());
+                built.config = platform.map(ImageConfig::for_platform).unwrap_or_default();
+                Ok(built)
+            }
             Base::Named(name) => match self.options.contexts.find(name) {
-                Some((_, NamedContext::Image(reference))) => self.base(&Base::Image(reference.clone())),
+                Some((_, NamedContext::Image(reference))) => {
+                    self.base(&Base::Image(reference.clone()), platform)
+                }
                 _ => Ok(Built::of_layers(self.layers_of(&CopyFrom::Named(name.clone()))?)),
             },
             Base::Stage(index) => self.stages.wait(*index),
             Base::Image(reference) => {
-                let image = self.fetch(reference)?;
+                let image = self.fetch(reference, platform)?;
                 let config = ImageConfig::from_json(&image.config_json);
                 let created = config.base_created().map(str::to_owned);
                 let mut chain = Chain::default();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::error::{Error, at};
 
-/// What a killed writer leaves begins so; [`sweep`] takes it away.
+/// What a killed writer leaves begins so; the next sweep takes it away.
 pub(crate) const NEW_PREFIX: &str = ".new-";
 
 /// Puts the file in its place, in a folder that is there.
@@ -17,7 +17,7 @@ pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<(), Error> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))
 }
 
-/// As [`write`], but a power cut may take it: for what saves time and no more. Its reader must know a damaged one.
+/// As [`write()`], but a power cut may take it: for what saves time and no more. Its reader must know a damaged one.
 pub(crate) fn write_lazily(path: &Path, contents: &[u8]) -> Result<(), Error> {
     persist(path, contents, |_| Ok(()))
 }

@@ -53,8 +53,7 @@ pub(crate) fn add(lower: &dyn Tree, now: Timestamp, writer: &mut LayerWriter) ->
     Ok(!change.new.is_empty())
 }
 
-/// The image with the user, in the store and without a name; the image itself where it has the user. Call
-/// [`crate::isolate_mounts`] before.
+/// The image with the user, in the store and without a name; the image itself where it has the user.
 pub(crate) fn image_with_user(data: &DataDir, store: &Store, image: Image) -> Result<Image, Error> {
     let tree = vm::tree_of(data, &image.layers)?;
     let now = clock::now()?;

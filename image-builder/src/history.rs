@@ -1,4 +1,4 @@
-//! The last builds: which steps were cached, by their keys. What [`crate::explain`] reads.
+//! The last builds: which steps were cached, by their keys. What [`crate::explain()`] reads.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use dockerfile::lint::PLATFORM_ARGS;
 use dockerfile::{
     Chmod, Dockerfile, Fault, Instruction, Mount, Network, Position, Reason, Word, did_you_mean, nearest,
 };
-use oci::{Digest, ImageReference};
+use oci::{Digest, ImageReference, Platform};
 
 use crate::config::ImageConfig;
 use crate::contexts::{Contexts, NamedContext};
@@ -62,6 +62,8 @@ pub struct PlannedStage {
     pub index: usize,
     /// What it begins with.
     pub base: Base,
+    /// `--platform`, where it is another one than this machine's.
+    pub platform: Option<Platform>,
 }
 
 /// Everything that a stage does.
@@ -336,6 +338,7 @@ impl Order<'_> {
         let file = self.file;
         let stage = &file.stages[index];
         let base = base(file, index, &self.globals, self.contexts)?;
+        let platform = platform(file, index, &self.globals)?;
         if let Base::Stage(earlier) = base {
             self.need(earlier, &stage.image.text, stage.image.at)?;
         }
@@ -361,7 +364,7 @@ impl Order<'_> {
             }
         }
         self.visits[index] = Visit::Done;
-        self.planned.push(PlannedStage { index, base });
+        self.planned.push(PlannedStage { index, base, platform });
         Ok(())
     }
 
@@ -377,6 +380,26 @@ impl Order<'_> {
     }
 }
 
+/// Another platform than this machine's, where one is asked for.
+fn platform(file: &Dockerfile, index: usize, globals: &Scope) -> Result<Option<Platform>, dockerfile::Error> {
+    let Some(word) = &file.stages[index].platform else { return Ok(None) };
+    let fail = |reason: Reason| file.fault(Fault::new(word.at, reason));
+    let text =
+        expand(&word.text, file.escape(), globals).map_err(|error| file.fault(Fault::new(word.at, error)))?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let wanted = oci::parse_platform(&text).map_err(|error| {
+        let expected = "OS/ARCHITECTURE[/VARIANT], for example linux/arm64";
+        fail(Reason::Flag { keyword: "FROM", flag: "platform", problem: error.text, expected })
+    })?;
+    if *wanted.os() != oci::host_platform().os().clone() {
+        let what = format!("FROM --platform={text}");
+        return Err(fail(Reason::NotSupported { what, advice: "images are built for Linux".to_owned() }));
+    }
+    Ok(Some(wanted).filter(|wanted| !oci::platform_fits(&oci::host_platform(), wanted)))
+}
+
 fn base(
     file: &Dockerfile,
     index: usize,
@@ -387,18 +410,6 @@ fn base(
     let expand = |word: &Word| {
         expand(&word.text, file.escape(), globals).map_err(|error| file.fault(Fault::new(word.at, error)))
     };
-    if let Some(word) = &stage.platform {
-        let platform = expand(word)?;
-        let host = host_platform_text();
-        // arm64 is also written with its variant.
-        if platform != host && platform != format!("{host}/v8") && !platform.is_empty() {
-            let reason = Reason::NotSupported {
-                what: format!("FROM --platform={platform}"),
-                advice: format!("images are built for this machine's {host}"),
-            };
-            return Err(file.fault(Fault::new(word.at, reason)));
-        }
-    }
     let fail = |reason: Reason| file.fault(Fault::new(stage.image.at, reason));
     let image = expand(&stage.image)?;
     if image.is_empty() {
@@ -472,11 +483,6 @@ fn find_stage(file: &Dockerfile, name: &str) -> Option<usize> {
 fn stage_name(file: &Dockerfile, name: &str, problem: &'static str) -> Reason {
     let others = file.stage_names().filter(|known| !known.eq_ignore_ascii_case(name));
     Reason::StageName { name: name.to_owned(), problem, advice: did_you_mean(name, others) }
-}
-
-fn host_platform_text() -> String {
-    let platform = oci::host_platform();
-    format!("{}/{}", platform.os(), platform.architecture())
 }
 
 #[derive(Clone, Debug, Default)]

@@ -119,6 +119,15 @@ impl Image {
         })
     }
 
+    /// What it runs on, as its config says.
+    pub fn platform(&self) -> Platform {
+        let mut platform = Platform::default();
+        platform.set_os(self.config.os().clone());
+        platform.set_architecture(self.config.architecture().clone());
+        platform.set_variant(self.config_json["variant"].as_str().map(str::to_owned));
+        platform
+    }
+
     /// The sum of the compressed sizes, in bytes.
     pub fn compressed_size(&self) -> u64 {
         self.layers.iter().map(|layer| layer.descriptor.size()).fold(0, u64::saturating_add)

@@ -41,6 +41,7 @@ impl Build<'_> {
             digest: descriptor.digest().clone(),
             config_digest: image.manifest.config().digest().clone(),
             size: descriptor.size(),
+            platform: oci::platform_text(&image.platform()),
             layers: built.layers.len(),
             executed: self.counts.executed.load(Ordering::Relaxed),
             cached: self.counts.cached.load(Ordering::Relaxed),
@@ -119,8 +120,7 @@ fn write_annotated_image(
         manifest["annotations"] = json!(annotations);
     }
     let mut descriptor = put(MediaType::ImageManifest, &manifest)?;
-    descriptor.set_platform(Some(oci::host_platform()));
     // The specification's own rules, before the image gets a name.
-    Image::open(store, &descriptor)?;
+    descriptor.set_platform(Some(Image::open(store, &descriptor)?.platform()));
     Ok(descriptor)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use oci::layer::{Compression, LayerWriter, Timestamp, WrittenLayer};
-use oci::{Image, ImageReference, Layer};
+use oci::{Image, ImageReference, Layer, Platform};
 
 use super::Build;
 use crate::base::{self, PullOptions, PullPolicy};
@@ -143,9 +143,9 @@ impl Build<'_> {
         match from {
             CopyFrom::Context => Ok(Vec::new()),
             CopyFrom::Stage(index) => Ok(self.stages.wait(*index)?.layers),
-            CopyFrom::Image(reference) => Ok(self.fetch(reference)?.layers),
+            CopyFrom::Image(reference) => Ok(self.fetch(reference, None)?.layers),
             CopyFrom::Named(name) => match self.options.contexts.find(name) {
-                Some((_, NamedContext::Image(reference))) => Ok(self.fetch(reference)?.layers),
+                Some((_, NamedContext::Image(reference))) => Ok(self.fetch(reference, None)?.layers),
                 Some((_, NamedContext::Archive(file))) => {
                     let context = Context::of_archive(file, &self.known)?;
                     let name = file.file_name().unwrap_or_default().to_string_lossy();
@@ -179,11 +179,17 @@ impl Build<'_> {
     }
 
     /// The image, in the store. Several stages that name it fetch it once.
-    pub(super) fn fetch(&self, reference: &ImageReference) -> Result<Image, Error> {
+    pub(super) fn fetch(
+        &self,
+        reference: &ImageReference,
+        platform: Option<&Platform>,
+    ) -> Result<Image, Error> {
         let policy = if self.options.pull { PullPolicy::Always } else { PullPolicy::Missing };
-        let options = PullOptions { policy, registries: self.options.registries.clone() };
+        let registries = self.options.registries.clone();
+        let options = PullOptions { policy, registries, platform: platform.cloned() };
+        let key = format!("{reference} {}", platform.map(oci::platform_text).unwrap_or_default());
         let fetch = || base::resolve(&self.store, reference, &options, self.console);
-        let (image, _) = self.images.once(&reference.to_string(), fetch)?;
+        let (image, _) = self.images.once(&key, fetch)?;
         Ok(image)
     }
 

@@ -122,7 +122,7 @@ fn errors_name_the_line() {
     let cases = [
         "FROM $nothing",
         "FROM Debian",
-        "FROM --platform=linux/s390x a",
+        "FROM --platform=windows/amd64 a",
         "FROM a\nCOPY --from=1 a b",
         "FROM a\nCOPY --from=later a b\nFROM b AS later\nCOPY --from=0 a b",
         "FROM a\nCOPY a b /c",

@@ -172,7 +172,7 @@ fn pipes_and_devices_do_not_stop_a_build() {
     let device = make("zero", rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(1, 5));
     fs::write(context.join("f"), "f").unwrap();
     let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
+    let thread = std::thread::spawn(move || {
         for dockerfile in
             ["FROM scratch\nCOPY . /\n", "FROM scratch\nADD pipe /x/\n", "FROM scratch\nCOPY pip* /y/\n"]
         {
@@ -187,6 +187,8 @@ fn pipes_and_devices_do_not_stop_a_build() {
     }
     assert_eq!(receiver.recv_timeout(HANG).unwrap(), ["/x d 755 0:0", "/x/pipe p 600 0:0"]);
     assert_eq!(receiver.recv_timeout(HANG).unwrap(), ["/y d 755 0:0", "/y/pipe p 600 0:0"]);
+    // The folder goes with the thread.
+    thread.join().unwrap();
 }
 
 #[test]

@@ -322,6 +322,16 @@ fn steps_are_confined_as_dockers_are() {
 }
 
 #[test]
+fn a_step_cannot_make_what_readers_would_take_for_a_mark() {
+    let Some(case) = Case::with_busybox() else { return };
+    for made in ["RUN touch /bin/.wh.ls\n", "RUN mkdir -p /srv/.wh..wh..opq\n"] {
+        let stderr = case.fails(made, &[], 2);
+        assert!(stderr.contains("no image can hold a file whose name begins with .wh."), "{stderr}");
+        assert!(stderr.contains("Dockerfile:4:1"), "{stderr}");
+    }
+}
+
+#[test]
 fn limits_end_steps_and_are_named() {
     let Some(case) = Case::with_busybox() else { return };
     let stderr = case.fails("RUN sleep 1000 & sleep 1000; true\n", &["--step-timeout", "300ms"], 1);

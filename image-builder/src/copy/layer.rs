@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use dockerfile::Chmod;
 use oci::Hasher;
-use oci::layer::{DataRun, Kind, LayerPath, LayerWriter, Metadata, Node, Timestamp, WHITEOUT};
+use oci::layer::{DataRun, Kind, LayerPath, LayerWriter, Metadata, Node, Timestamp};
 
 use super::{Data, Entry, MAX_FILES, Role, SourceTree};
 use crate::error::{Error, at};
@@ -254,13 +254,6 @@ impl<'a> NewLayer<'a> {
         let mut names: BTreeMap<usize, usize> = BTreeMap::new();
         self.nodes.values().for_each(|inode| *names.entry(*inode).or_default() += 1);
         for (path, inode) in &self.nodes {
-            if path.split().is_some_and(|(_, name)| name.starts_with(WHITEOUT)) {
-                return Err(Error::Source {
-                    what: path.to_string(),
-                    reason: "no image can hold a file whose name begins with .wh.: that is how layers mark what is gone"
-                        .to_owned(),
-                });
-            }
             let Inode { metadata, contents } = &self.inodes[*inode];
             if let Some(first) = written.get(inode) {
                 let kind = Kind::HardLink((*first).clone());

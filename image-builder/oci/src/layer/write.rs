@@ -49,8 +49,20 @@ impl LayerWriter {
     }
 
     /// Adds a node. `data` must give exactly the bytes of a file (of a sparse one those of its runs), and is not read for
-    /// any other kind. Holes are written as zeros, which compression makes small and every reader understands.
-    pub fn append(&mut self, node: &Node, mut data: impl Read) -> Result<(), Error> {
+    /// any other kind. Holes are written as zeros, which compression makes small and every reader understands. A name that
+    /// begins with `.wh.` is refused, as readers would take it for a mark.
+    pub fn append(&mut self, node: &Node, data: impl Read) -> Result<(), Error> {
+        if node.path.split().is_some_and(|(_, name)| name.starts_with(WHITEOUT)) {
+            return Err(Error::Invalid {
+                what: node.path.to_string(),
+                reason: "no image can hold a file whose name begins with .wh.: that is how layers mark what is gone"
+                    .to_owned(),
+            });
+        }
+        self.put_node(node, data)
+    }
+
+    fn put_node(&mut self, node: &Node, mut data: impl Read) -> Result<(), Error> {
         let what = node.path.to_string();
         let mut name = node.path.as_bytes().to_vec();
         if node.path.is_root() {
@@ -153,7 +165,7 @@ impl LayerWriter {
     fn append_marker(&mut self, parent: &LayerPath, name: &[u8]) -> Result<(), Error> {
         let path = parent.join(name)?;
         let node = Node { path, metadata: Default::default(), kind: Kind::File { size: 0, offset: 0 } };
-        self.append(&node, io::empty())
+        self.put_node(&node, io::empty())
     }
 
     fn put_header(&mut self, kind: tar::EntryType, name: &[u8], size: u64) -> io::Result<()> {

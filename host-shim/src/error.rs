@@ -125,7 +125,7 @@ impl Error {
             Self::Snapshot(crate::snapshot::Error::NoSpace { .. }) => true,
             Self::Snapshot(crate::snapshot::Error::Io { source, .. })
             | Self::Io { source, .. }
-            | Self::Template(template::Error::Io { source, .. }) => full(source),
+            | Self::Template(template::Error::Io { error: source, .. }) => full(source),
             _ => false,
         }
     }

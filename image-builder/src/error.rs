@@ -125,12 +125,12 @@ pub enum Error {
     #[error(transparent)]
     Rootfs(#[from] rootfs_tools::Error),
     /// The operating system refused.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Io {
         /// The file in question.
         path: PathBuf,
         /// The system's error.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -151,5 +151,5 @@ impl Error {
 /// Adds the path to an error of the system.
 pub(crate) fn at<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> Error {
     let path = path.to_owned();
-    move |source| Error::Io { path, source: source.into() }
+    move |error| Error::Io { path, error: error.into() }
 }

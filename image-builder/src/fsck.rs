@@ -197,7 +197,7 @@ fn damage(store: &Store, blob: &StoredBlob, work: Option<&Work>) -> Option<Strin
     match read() {
         Ok(digest) if digest == blob.digest => None,
         Ok(digest) => Some(format!("its bytes have the digest {digest}")),
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+        Err(Error::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => Some(error.to_string()),
     }
 }

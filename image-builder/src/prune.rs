@@ -384,7 +384,7 @@ fn size_of(path: &Path) -> Result<u64, Error> {
     let (mut size, mut seen, mut folders) = (0, HashSet::new(), vec![path.to_owned()]);
     while let Some(folder) = folders.pop() {
         for path in children(&folder).or_else(|error| match &error {
-            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
+            Error::Io { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => Ok(Vec::new()),
             _ => Err(error),
         })? {
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };

@@ -132,7 +132,7 @@ impl Rooted {
     pub(crate) fn remove(&self, path: &LayerPath) -> Result<(), Error> {
         let (parent, name) = match self.parent(path) {
             Ok(found) => found,
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(Error::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
         match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {

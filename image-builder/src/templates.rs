@@ -168,7 +168,7 @@ pub fn installed(name: &str) -> Option<PathBuf> {
 }
 
 fn digest_of(file: &Path) -> Result<Digest, Error> {
-    let failed = |source| Error::Io { path: file.to_owned(), source };
+    let failed = |error| Error::Io { path: file.to_owned(), error };
     let mut hasher = oci::Hasher::new();
     io::copy(&mut File::open(file).map_err(failed)?, &mut hasher).map_err(failed)?;
     Ok(hasher.finish().0)

@@ -220,7 +220,7 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
 /// Folders that stand in messages, and that other threads than this one open.
 fn absolute(folders: impl IntoIterator<Item = PathBuf>) -> Result<Vec<PathBuf>, Error> {
     let absolute =
-        |folder: PathBuf| std::path::absolute(&folder).map_err(|source| Error::Io { path: folder, source });
+        |folder: PathBuf| std::path::absolute(&folder).map_err(|error| Error::Io { path: folder, error });
     folders.into_iter().map(absolute).collect()
 }
 

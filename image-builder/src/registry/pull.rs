@@ -41,8 +41,8 @@ struct IntoStore<'a> {
 
 impl Sink for IntoStore<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.writer.write_all(bytes).map_err(|source| {
-            Failure::Local(Error::Io { path: "a new blob of the image store".into(), source })
+        self.writer.write_all(bytes).map_err(|error| {
+            Failure::Local(Error::Io { path: "a new blob of the image store".into(), error })
         })?;
         self.work.advance(bytes.len() as u64);
         Ok(())

@@ -71,7 +71,7 @@ impl Artifact {
             "annotations": {"tiffin.rootfs.digest": template.rootfs.digest, "tiffin.image.digest": template.image.digest},
         });
         let text = oci::canonical_json(&manifest)
-            .map_err(|error| Error::Io { path: "the manifest".into(), source: error.into() })?;
+            .map_err(|error| Error::Io { path: "the manifest".into(), error: error.into() })?;
         if chunks.len() > MAX_CHUNKS || text.len() as u64 > MAX_MANIFEST {
             return Err(Error::Invalid {
                 what: "the root file system".to_owned(),

@@ -188,6 +188,6 @@ pub(super) struct LayerData<'a>(&'a LayerTree);
 impl DataSource for LayerData<'_> {
     fn read(&mut self, place: Place, buffer: &mut [u8]) -> Result<(), rootfs_tools::Error> {
         let path = PathBuf::from(format!("layer {} of {}", place.source, self.0.0.shown));
-        self.0.read_at(place, buffer).map_err(|source| rootfs_tools::Error::Io { path, source })
+        self.0.read_at(place, buffer).map_err(|error| rootfs_tools::Error::Io { path, error })
     }
 }

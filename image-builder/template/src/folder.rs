@@ -42,18 +42,18 @@ pub enum Error {
         found: u64,
     },
     /// The operating system refused.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Io {
         /// The file in question.
         path: PathBuf,
         /// The system's error.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::Io { path, source }
+    move |error| Error::Io { path, error }
 }
 
 /// A template on disk, checked on opening.

@@ -16,7 +16,7 @@ use e2e::{DEADLINE, made, template};
 use envd_channel::control::{ControlReader, Framing};
 use envd_proto::boot;
 use envd_proto::control::{FromAgent, from_agent};
-use host_shim::vmm::{Accelerator, Boot, Scratch, VmSpec, Wiring, qemu};
+use host_shim::vmm::{Accelerator, Boot, Scratch, VmSpec, Wiring, qemu, tsc};
 use sandbox_folder::spec::NetworkChoice;
 use tokio::net::UnixStream;
 
@@ -106,7 +106,7 @@ async fn boot(folder: &Path, image: &Path, extra: &str) -> io::Result<Sample> {
     let ram = folder.join("ram");
     fs::File::create(&ram)?.set_len(spec.memory_mib << 20)?;
     let ram = fs::File::options().read(true).write(true).open(ram)?;
-    let mut arguments = qemu::arguments(&spec);
+    let mut arguments = qemu::arguments(&spec, tsc::frequency().await);
     if let Some(at) = arguments.iter().position(|argument| argument == "-append") {
         arguments[at + 1].push(format!(" {extra}"));
     }

@@ -1,8 +1,9 @@
-//! The only crate with unsafe code: system calls that no safe wrapper offers.
+//! The only crate with unsafe code: system calls, and an instruction, that no safe wrapper offers.
 //!
 //! Everything else that the agent asks of the kernel goes through `rustix` and `nix`.
 
 mod bpf;
+mod cycles;
 mod entropy;
 mod ext4;
 mod fork;
@@ -16,6 +17,7 @@ mod signals;
 mod spawn;
 
 pub use bpf::{Device, DeviceKind, DeviceRules};
+pub use cycles::cycle_counter;
 pub use entropy::{MAX_SEED, seed_random};
 pub use ext4::grow_ext4;
 pub use fork::{Forked, fork};

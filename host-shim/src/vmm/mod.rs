@@ -18,6 +18,7 @@ pub mod program;
 pub mod qemu;
 mod qemu_machine;
 mod qmp;
+pub mod tsc;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

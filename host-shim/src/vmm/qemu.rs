@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::qemu_machine::Machine;
+use super::tsc;
 use super::{
     Accelerator, Boot, Console, Driver, Files, Parts, Place, Scratch, SnapshotFiles, VmSpec, Vmm, Wiring,
     process,
@@ -78,7 +80,9 @@ pub async fn version(program: &Path, cache: &Path) -> Result<String, Error> {
 ///
 /// A snapshot fits only a VM of the same devices: what is different between a boot and its restore is the RAM's mapping,
 /// the disk's format and the kernel, which is in the RAM by then.
-pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
+///
+/// `tsc_khz` is the frequency of this host's time-stamp counter, where a guest must be told.
+pub fn arguments(spec: &VmSpec, tsc_khz: Option<NonZeroU32>) -> Vec<OsString> {
     let mut args = Arguments::default();
     // No ACPI: QEMU 10's tables can be overwritten by the initrd, and without it a reset ends the VM (-no-reboot).
     // No description of the device state behind it: what is saved without RAM has none either.
@@ -101,7 +105,7 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
     match &spec.boot {
         Some(boot) => {
             args.pair("-kernel", &boot.kernel).pair("-initrd", &boot.guest_image);
-            args.pair("-append", kernel_arguments(boot, &spec.wiring));
+            args.pair("-append", kernel_arguments(boot, &spec.wiring, tsc_khz));
         }
         None => {
             args.pair("-incoming", "defer").flag("-S");
@@ -214,7 +218,10 @@ pub(super) async fn launch(program: &Path, spec: &VmSpec, files: Files, place: P
     if let Some(base) = scratch_base {
         fds.push(FdMapping { parent_fd: base.into(), child_fd: SCRATCH_BASE_FD });
     }
-    let mut child = process::bound(program, arguments(spec), fds)?
+    // With KVM the guest has a clock of the host's, and a restored one knows its counter.
+    let told = spec.accelerator == Accelerator::Tcg && spec.boot.is_some();
+    let tsc_khz = if told { tsc::frequency().await } else { None };
+    let mut child = process::bound(program, arguments(spec, tsc_khz), fds)?
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -247,10 +254,15 @@ pub(super) fn isolation(args: &mut Arguments) {
     args.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
 }
 
-fn kernel_arguments(boot: &Boot, wiring: &Wiring) -> String {
+fn kernel_arguments(boot: &Boot, wiring: &Wiring, tsc_khz: Option<NonZeroU32>) -> String {
     // A panic resets at once, and a reset ends the VM. Serial output is slow under emulation: errors only.
     let mut line = "console=ttyS0 quiet panic=-1 reboot=t".to_owned();
     let mut argument = |name: &str, value: &str| line.push_str(&format!(" {name}={value}"));
+    if let Some(khz) = tsc_khz {
+        argument("tsc_early_khz", &khz.to_string());
+        // Nor is the counter measured by ticks that a busy host delivers late.
+        argument("tsc", "reliable");
+    }
     match wiring {
         Wiring::Serial => argument(words::ARG_CHANNEL, "serial"),
         Wiring::VhostUserVsock { .. } | Wiring::HybridVsock => argument(words::ARG_CHANNEL, "vsock"),
@@ -334,7 +346,8 @@ mod tests {
 
     fn lines(spec: &VmSpec) -> String {
         let mut out = String::new();
-        for argument in arguments(spec) {
+        let tsc_khz = NonZeroU32::new(2_596_128).filter(|_| spec.accelerator == Accelerator::Tcg);
+        for argument in arguments(spec, tsc_khz) {
             let argument = argument.into_string().unwrap();
             out.push_str(if argument.starts_with('-') { "\n" } else { " " });
             out.push_str(&argument);
@@ -378,7 +391,7 @@ mod tests {
     #[test]
     fn the_kernel_carries_the_choices_to_the_agent() {
         let plain = spec(Accelerator::Tcg, Wiring::Serial).boot.unwrap();
-        assert!(kernel_arguments(&plain, &Wiring::Serial).ends_with("reboot=t envd.channel=serial"));
+        assert!(kernel_arguments(&plain, &Wiring::Serial, None).ends_with("reboot=t envd.channel=serial"));
         let chosen = Boot {
             profile: words::Profile::Restricted,
             init: words::Init::Path("/my init".to_owned()),
@@ -386,7 +399,7 @@ mod tests {
             ..plain
         };
         let words = "envd.profile=restricted envd.init=/my%20init envd.volume=/data envd.volume=/x%22y";
-        let line = kernel_arguments(&chosen, &Wiring::Serial);
+        let line = kernel_arguments(&chosen, &Wiring::Serial, None);
         assert!(line.ends_with(words), "{line}");
     }
 }

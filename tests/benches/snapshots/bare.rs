@@ -129,7 +129,7 @@ impl Bare {
             fds.push(FdMapping { parent_fd: base.into(), child_fd: qemu::SCRATCH_BASE_FD });
         }
         let mut command = Command::new(&snapshot.qemu);
-        command.args(qemu::arguments(&spec)).stdin(Stdio::null()).stdout(Stdio::null());
+        command.args(qemu::arguments(&spec, None)).stdin(Stdio::null()).stdout(Stdio::null());
         command.fd_mappings(fds).unwrap();
         let vmm = command.spawn().unwrap();
         // It holds the VMM's ends of the sockets.

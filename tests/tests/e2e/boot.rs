@@ -19,6 +19,16 @@ async fn a_sandbox_boots_and_says_hello_on_every_channel() {
     }
 }
 
+/// However busy the host is: a guest that mistrusts the counter ticks 250 times a second for ever, and so do its clones.
+#[tokio::test]
+#[cfg(target_arch = "x86_64")]
+async fn the_guests_clock_is_the_time_stamp_counter() {
+    let sandbox = TestSandbox::of(Channel::Serial).set("accelerator", "tcg").start().await;
+    let source = sandbox.stdout("cat /sys/devices/system/clocksource/clocksource0/current_clocksource").await;
+    assert!(source.starts_with("tsc"), "{source}");
+    sandbox.stop().await;
+}
+
 #[test]
 fn the_static_agent_is_small() {
     // 6 MiB were asked for; the README says what has come since. This catches what nobody meant to add.

@@ -95,7 +95,7 @@ impl Lab {
 
     /// The VMM's arguments: host-shim's, and what is this lab's own.
     fn arguments(&self, spec: &VmSpec) -> Vec<OsString> {
-        let mut arguments = qemu::arguments(spec);
+        let mut arguments = qemu::arguments(spec, None);
         if self.vmgenid {
             for argument in &mut arguments {
                 let text = argument.to_str().expect("plain paths");

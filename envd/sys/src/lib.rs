@@ -14,6 +14,7 @@ mod seccomp;
 mod signal;
 mod signals;
 mod spawn;
+mod tap;
 
 pub use bpf::{Device, DeviceKind, DeviceRules};
 pub use entropy::{MAX_SEED, seed_random};
@@ -27,6 +28,7 @@ pub use seccomp::SeccompFilter;
 pub use signal::send_real_time_signal;
 pub use signals::{SignalNumber, signal_group, signal_process};
 pub use spawn::{Credentials, Failure, Rlimit, Spawn, Spawned, Stage};
+pub use tap::open_tap;
 
 /// The highest signal number on Linux (`_NSIG`).
 const LAST_SIGNAL: libc::c_int = 64;

@@ -23,6 +23,13 @@ const ATTEMPTS: u16 = 64;
 /// A bucket as large as a full packet of the largest kind, so that a low rate lets one through.
 const LEAST_BURST: u64 = 64 << 10;
 
+/// What waits behind a limit, as `tc` takes it: what is more than that is dropped, and senders slow down.
+const SHORT_QUEUE: [&str; 2] = ["latency", "200ms"];
+
+/// As [`SHORT_QUEUE`], for pasta: it recovers from a lost segment so slowly (Debian 12's, measured: 8 s and more for a MiB at
+/// 512 KiB/s, and resets) that a whole window has to wait here instead.
+const LONG_QUEUE: [&str; 2] = ["limit", "4mb"];
+
 /// A network that is there.
 #[derive(Debug)]
 pub(super) struct Made {
@@ -109,7 +116,8 @@ impl Made {
         let sides = [(TAP, &mut self.ingress, rules.ingress), (UPLINK, &mut self.egress, rules.egress)];
         for (device, now, wanted) in sides {
             if *now != wanted {
-                inside(&self.namespace, || shape(device, wanted))?;
+                let queue = if self.outside.is_some() { SHORT_QUEUE } else { LONG_QUEUE };
+                inside(&self.namespace, || shape(device, wanted, queue))?;
                 *now = wanted;
             }
         }
@@ -123,14 +131,14 @@ fn nft(text: &str) -> Result<(), Error> {
     run(command, "the rules", Some(text)).map(drop)
 }
 
-fn shape(device: &str, rate: Option<Rate>) -> Result<(), Error> {
+fn shape(device: &str, rate: Option<Rate>, queue: [&str; 2]) -> Result<(), Error> {
     let mut tc = command("tc")?;
     tc.args(["qdisc", "replace", "dev", device, "root"]).stdin(Stdio::null());
     match rate.map(Rate::bytes_per_second) {
         // A bucket holds a fiftieth of a second, which is some ticks of the slowest timer.
         Some(rate) => {
             let burst = (rate / 50).max(LEAST_BURST);
-            tc.args(["tbf", "rate", &format!("{rate}bps"), "burst", &format!("{burst}b"), "latency", "200ms"])
+            tc.args(["tbf", "rate", &format!("{rate}bps"), "burst", &format!("{burst}b")]).args(queue)
         }
         None => tc.arg("pfifo"),
     };

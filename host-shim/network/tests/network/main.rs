@@ -157,16 +157,13 @@ fn rates_are_limited_in_each_direction(mode: &str) {
     let mut driver = world.drive(mode, &rules(json!({"ingress": RATE})));
     let took = |answer: Value| answer.as_u64().unwrap();
     let down = took(driver.ok(json!({"download": ["8.8.8.8:7", BYTES]})));
-    eprintln!("limited {down} ms down");
     assert!(down >= LEAST_MS, "{BYTES} bytes came in {down} ms");
     driver.ok(json!({"change": rules(json!({"egress": RATE}))}));
     let up = took(driver.ok(json!({"upload": ["8.8.8.8:9", BYTES]})));
     assert!(up >= LEAST_MS, "{BYTES} bytes went in {up} ms");
     // Without limits 16 times as much is not that slow anywhere.
     driver.ok(json!({"change": rules(json!({}))}));
-    eprintln!("limited {down} ms down, {up} ms up");
     let free = took(driver.ok(json!({"download": ["8.8.8.8:7", 16 * BYTES]})));
-    eprintln!("free {free} ms");
     assert!(free < 16 * LEAST_MS, "{} bytes came in {free} ms", 16 * BYTES);
 }
 

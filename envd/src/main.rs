@@ -64,6 +64,9 @@ fn main() -> ExitCode {
     if first == Some(guest::SPAWNER_HELPER) {
         return finish(guest::enter_container(words(&arguments)));
     }
+    if first == Some(envd_proto::build::COMMAND) {
+        return finish(guest::build_step());
+    }
     if first == Some(spawner::CHILD) {
         return finish(spawner::child());
     }

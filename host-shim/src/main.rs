@@ -11,7 +11,7 @@ use std::sync::Arc;
 use clap::Parser;
 use host_shim::dir::{self, SandboxDir};
 use host_shim::doctor::Facts;
-use host_shim::run::{Interrupt, Served, TerminalWatch};
+use host_shim::run::{Interrupt, Served, StdinEnd, TerminalWatch};
 use host_shim::sandbox::{Aim, GuestEnd};
 use host_shim::snapshot::SnapshotFolder;
 use host_shim::spec::CheckedSpec;
@@ -84,7 +84,8 @@ async fn command(args: &Run) -> Result<u8, Error> {
     let dir = SandboxDir::create(&sandboxes, &spec.id)?;
     log::init(&dir.file("shim.log"))?;
     let watch = TerminalWatch::new(args.quiet);
-    let report = run::command(dir, spec, argv, &data.cache(), &interrupt, &watch).await?;
+    let input = if args.until_eof { StdinEnd::Sandbox } else { StdinEnd::Process };
+    let report = run::command(dir, spec, argv, input, &data.cache(), &interrupt, &watch).await?;
     if args.timings {
         for phase in &report.phases {
             eprintln!("{:>10.1} ms  {}", phase.ms, phase.name);

@@ -78,17 +78,27 @@ pub struct CommandReport {
     pub ready_ms: f64,
 }
 
+/// What ends with this process's standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StdinEnd {
+    /// That of the process in the sandbox.
+    Process,
+    /// The sandbox: its caller is gone.
+    Sandbox,
+}
+
 /// Runs `argv` in a sandbox of its own, with this process's standard streams.
 pub async fn command(
     dir: SandboxDir,
     spec: CheckedSpec,
     argv: Vec<String>,
+    stdin_end: StdinEnd,
     cache: &Path,
     interrupt: &Interrupt,
     watch: &dyn Watch,
 ) -> Result<CommandReport, Error> {
     let mut sandbox = Sandbox::start(dir, spec, Aim::Run, cache, &interrupt.first, watch).await?;
-    let ran = attach(&mut sandbox, argv, interrupt, watch).await;
+    let ran = attach(&mut sandbox, argv, stdin_end, interrupt, watch).await;
     let (exit, ready_ms) = match ran {
         Ok(ran) => ran,
         Err(error) => {
@@ -107,6 +117,7 @@ pub async fn command(
 async fn attach(
     sandbox: &mut Sandbox,
     argv: Vec<String>,
+    stdin_end: StdinEnd,
     interrupt: &Interrupt,
     watch: &dyn Watch,
 ) -> Result<(Exit, f64), Error> {
@@ -126,7 +137,8 @@ async fn attach(
     let ready_ms = sandbox.timings().total_ms();
     watch.step("");
 
-    let _stdin = AbortOnDropHandle::new(tokio::spawn(forward_stdin(process.stdin())));
+    let _stdin =
+        AbortOnDropHandle::new(tokio::spawn(forward_stdin(process.stdin(), stdin_end, interrupt.clone())));
     let pid = process.pid();
     let exit = tokio::select! {
         // Its output and end may have arrived together with the machine's end.
@@ -173,21 +185,30 @@ async fn forward_output(mut process: Process) -> Result<Exit, Error> {
 }
 
 /// Gives this process's input to the sandbox's, until its end; a process that does not read holds it back.
-async fn forward_stdin(mut process: Stdin) {
+async fn forward_stdin(mut process: Stdin, end: StdinEnd, interrupt: Interrupt) {
     let mut stdin = tokio::io::stdin();
+    // Where its end is the sandbox's, it is read to that, also when the process takes no more.
+    let mut taken = true;
     loop {
         let mut chunk = BytesMut::with_capacity(STDIN_CHUNK);
         match stdin.read_buf(&mut chunk).await {
             Ok(1..) => {}
             Ok(0) | Err(_) => break,
         }
-        if let Err(error) = process.write(chunk.freeze()).await {
+        if taken && let Err(error) = process.write(chunk.freeze()).await {
             // It has closed its input or has ended; the end is told elsewhere.
             tracing::debug!(%error, "the process takes no more input");
-            return;
+            if end == StdinEnd::Process {
+                return;
+            }
+            taken = false;
         }
     }
-    if let Err(error) = process.close().await {
+    if end == StdinEnd::Sandbox {
+        // Nobody waits for a process that takes its time.
+        interrupt.first.cancel();
+        interrupt.second.cancel();
+    } else if let Err(error) = process.close().await {
         tracing::debug!(%error, "the process's input was not closed");
     }
 }

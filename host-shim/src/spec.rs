@@ -10,7 +10,9 @@ use envd_proto::boot;
 use oci_spec::image::Digest;
 use sandbox_folder::SandboxId;
 use sandbox_folder::calls::ConfigureRequest;
-use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, RestoreChoice, SandboxSpec};
+use sandbox_folder::spec::{
+    AcceleratorChoice, ChannelChoice, DiskSpec, NetworkChoice, RestoreChoice, SandboxSpec,
+};
 use template::{ROOTFS_FILE, RuntimeConfig, TemplateFolder};
 
 use crate::Error;
@@ -30,6 +32,12 @@ const MIN_DISK_MIB: u64 = 16;
 
 /// The largest scratch disk, 16 TiB: the limit of ext4 with 4 KiB blocks and 32-bit block numbers.
 const MAX_DISK_MIB: u64 = 16 << 20;
+
+/// Further disks at most: the guest's kernel numbers 15 partitions of a virtio disk without more ado.
+const MAX_DISKS: usize = 15;
+
+/// The longest serial number of a further disk: what virtio takes, though they are names of partitions.
+const MAX_SERIAL: usize = 20;
 
 /// Seconds that a boot may take. An emulated boot on a busy machine was seen to take 4.
 pub const DEFAULT_BOOT_TIMEOUT_S: u64 = 60;
@@ -58,6 +66,10 @@ pub struct CheckedSpec {
     pub memory_mib: u64,
     /// Scratch disk in MiB.
     pub disk_mib: u64,
+    /// The caller's own disks.
+    pub disks: Vec<DiskSpec>,
+    /// The way out of the machine.
+    pub network: NetworkChoice,
     /// The channel that was asked for.
     pub channel: ChannelChoice,
     /// The accelerator that was asked for.
@@ -96,7 +108,8 @@ impl CheckedSpec {
     /// Opens the template and checks every value; what is absent is taken from the template.
     pub fn new(mut spec: SandboxSpec) -> Result<Self, Error> {
         let others = [spec.kernel.as_mut(), spec.guest_image.as_mut(), spec.snapshot.as_mut()];
-        for path in others.into_iter().flatten().chain([&mut spec.template]) {
+        let disks = spec.disks.iter_mut().map(|disk| &mut disk.path);
+        for path in others.into_iter().flatten().chain([&mut spec.template]).chain(disks) {
             *path = absolute(path)?;
         }
         let asked = spec.clone();
@@ -114,6 +127,11 @@ impl CheckedSpec {
         within("boot timeout", boot_timeout_s, 1, 24 * 3600, " s")?;
         if let Some(timeout_s) = spec.timeout_s {
             within("timeout", timeout_s, 1, MAX_TIMEOUT_S, " s")?;
+        }
+        check_disks(&spec.disks)?;
+        if spec.restore == RestoreChoice::Always || spec.snapshot.is_some() {
+            // A snapshot has neither.
+            refuse_extras(&spec.disks, spec.network, "restored from a snapshot")?;
         }
         let init: boot::Init = spec.init.parse().map_err(|error: boot::InvalidChoice| {
             Error::invalid(error.what, format!("expected {}, got {:?}", error.expected, error.got))
@@ -158,6 +176,8 @@ impl CheckedSpec {
             cpus,
             memory_mib,
             disk_mib,
+            disks: spec.disks,
+            network: spec.network,
             channel: spec.channel,
             accelerator: spec.accelerator,
             profile: spec.profile.into(),
@@ -220,6 +240,8 @@ impl CheckedSpec {
             cpus: machine.cpus,
             memory_mib: machine.memory_mib,
             disk_mib: machine.disk_mib,
+            disks: Vec::new(),
+            network: NetworkChoice::None,
             channel: ChannelChoice::Serial,
             accelerator: asked.accelerator,
             profile: machine.profile,
@@ -236,6 +258,16 @@ impl CheckedSpec {
             timeout: asked.timeout_s.map(Duration::from_secs),
             asked,
         })
+    }
+
+    /// Refuses what a machine with disks or a network of its own cannot be.
+    pub fn refuse_extras(&self, what: &str) -> Result<(), Error> {
+        refuse_extras(&self.disks, self.network, what)
+    }
+
+    /// Whether the machine has what no snapshot has.
+    pub fn has_extras(&self) -> bool {
+        !self.disks.is_empty() || self.network != NetworkChoice::None
     }
 
     /// Whether the template, as it is now, has the root file system that this sandbox runs from.
@@ -300,6 +332,38 @@ pub(crate) fn check_env(name: &str, value: &str) -> Result<(), Error> {
     }
     if value.contains('\0') {
         return Err(Error::invalid("env", format!("the value of {name} has a NUL byte")));
+    }
+    Ok(())
+}
+
+fn refuse_extras(disks: &[DiskSpec], network: NetworkChoice, what: &str) -> Result<(), Error> {
+    let extra = match (disks, network) {
+        ([], NetworkChoice::None) => return Ok(()),
+        ([], NetworkChoice::User) => "a network",
+        _ => "disks of its caller's",
+    };
+    Err(Error::Conflict(format!("a sandbox with {extra} cannot be {what}")))
+}
+
+fn check_disks(disks: &[DiskSpec]) -> Result<(), Error> {
+    within("number of disks", disks.len() as u64, 0, MAX_DISKS as u64, "")?;
+    for (index, disk) in disks.iter().enumerate() {
+        let serial = &disk.serial;
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if serial.is_empty() || serial.len() > MAX_SERIAL || !serial.bytes().all(fits) {
+            let reason =
+                format!("expected 1 to {MAX_SERIAL} lowercase letters, digits and dashes, got {serial:?}");
+            return Err(Error::invalid("serial of a disk", reason));
+        }
+        let own = [boot::ROOTFS_SERIAL, boot::SCRATCH_SERIAL];
+        if own.contains(&serial.as_str()) || disks[..index].iter().any(|other| other.serial == *serial) {
+            return Err(Error::invalid("serial of a disk", format!("another disk has {serial:?}")));
+        }
+        let metadata = std::fs::metadata(&disk.path).map_err(Error::io("open", &disk.path))?;
+        if !metadata.is_file() {
+            let reason = format!("{} is no file", disk.path.display());
+            return Err(Error::invalid("disk", reason));
+        }
     }
     Ok(())
 }
@@ -371,6 +435,13 @@ mod tests {
             (r#""cpus":0"#, "invalid cpus: expected 1 to 64, got 0"),
             (r#""memory_mib":5"#, "invalid memory: expected 64 to 1048576 MiB, got 5"),
             (r#""disk_mib":1"#, "invalid disk: expected 16 to"),
+            (
+                r#""disks":[{"path":"/etc/passwd","serial":"A"}]"#,
+                "lowercase letters, digits and dashes, got \"A\"",
+            ),
+            (r#""disks":[{"path":"/etc/passwd","serial":"rootfs"}]"#, "another disk has \"rootfs\""),
+            (r#""disks":[{"path":"/etc","serial":"a"}]"#, "/etc is no file"),
+            (r#""network":"host""#, "unknown variant `host`, expected `none` or `user`"),
             (r#""boot_timeout_s":0"#, "invalid boot timeout: expected 1 to"),
             (r#""cpu":1"#, "unknown field `cpu`, expected one of"),
             (r#""profile":"none""#, "unknown variant `none`, expected `sandbox` or `restricted`"),

@@ -22,7 +22,9 @@ use crate::error::{Error, at};
 use crate::interrupt::Interrupt;
 use crate::layers::{Chain, LayerCache};
 use crate::plan::{self, Action, Base, BuildArgs, CopyAction, CopyFrom, CopySource, StageArgs, Step};
+use crate::secrets::{SecretSource, Secrets};
 use crate::users;
+use crate::vm::{VmBuild, VmOptions, VmWorker};
 use crate::worker::{ContainerWorker, RunStep, Worker};
 
 /// Layers of files that a mount shows are read on this machine alone, and soon.
@@ -49,6 +51,10 @@ pub struct BuildOptions {
     pub compression: Compression,
     /// This program, which is started again for each RUN.
     pub program: PathBuf,
+    /// What RUN steps may read and the image may not hold.
+    pub secrets: Vec<SecretSource>,
+    /// Run the commands in machines of their own; in containers when absent.
+    pub vm: Option<VmOptions>,
 }
 
 /// What a build made.
@@ -84,13 +90,20 @@ pub fn build(
     check::report(&file, &context.ignore, console)?;
     let stages = plan::stages(&file, &options.args, options.target.as_deref())?;
     let store = Store::open_or_create(&data.images())?;
-    let mut build = Build {
-        options,
-        console,
-        interrupt,
-        file: &file,
-        context: &context,
-        worker: Box::new(ContainerWorker {
+    let worker: Box<dyn Worker + '_> = match &options.vm {
+        Some(vm) => Box::new(VmWorker::new(
+            data,
+            vm.clone(),
+            VmBuild {
+                store: store.clone(),
+                compression: options.compression,
+                host_ca: options.host_ca.clone(),
+                secrets: Secrets::read(&options.secrets)?,
+                console,
+                interrupt,
+            },
+        )?),
+        None => Box::new(ContainerWorker {
             layers: LayerCache::open(&data.cache().join("layers"))?,
             store: store.clone(),
             compression: options.compression,
@@ -99,6 +112,14 @@ pub fn build(
             console,
             interrupt,
         }),
+    };
+    let mut build = Build {
+        options,
+        console,
+        interrupt,
+        file: &file,
+        context: &context,
+        worker,
         cache: StepCache::open(&data.cache().join("steps"))?,
         store,
         stages: HashMap::new(),

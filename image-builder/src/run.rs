@@ -20,9 +20,9 @@ use crate::tree::{Escape, Last};
 use crate::users;
 
 /// Where the host's certificates are in the container, on a mount that ends with the step.
-const SECRETS: &str = "/run/tiffin-build";
+pub(crate) const SECRETS: &str = "/run/tiffin-build";
 /// What asks for another bundle than the system's. Each is set for the step alone.
-const CA_VARIABLES: [&str; 13] = [
+pub(crate) const CA_VARIABLES: [&str; 13] = [
     "AWS_CA_BUNDLE",
     "CARGO_HTTP_CAINFO",
     "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",

@@ -10,6 +10,7 @@
 //! be reached through it. How bytes get from one side to the other is the crate `envd-channel`.
 
 pub mod boot;
+pub mod build;
 pub mod limits;
 
 /// `process.Process`: E2B's names and field numbers.

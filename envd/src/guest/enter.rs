@@ -103,7 +103,7 @@ fn settle(init: OwnedFd, profile: Profile) -> io::Result<()> {
 }
 
 /// The bounding set first: dropping from it needs a capability that goes with the others.
-fn limit_capabilities(keep: CapabilitySet) -> io::Result<()> {
+pub(super) fn limit_capabilities(keep: CapabilitySet) -> io::Result<()> {
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         if keep.contains(capability) {

@@ -9,6 +9,7 @@
 //! ends on the console, at the host (as far as it can be reached), and in a power-off.
 
 mod boot;
+mod build_step;
 mod cgroups;
 mod container;
 mod enter;
@@ -45,6 +46,7 @@ use init::ContainerInit;
 use mounts::Origin;
 
 pub use boot::{Arguments, BootError};
+pub use build_step::run as build_step;
 pub use container::{HELPER as CONTAINER_HELPER, init as container_init};
 pub use enter::{HELPER as SPAWNER_HELPER, enter as enter_container};
 pub(crate) use mounts::SCRATCH;

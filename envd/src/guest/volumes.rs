@@ -124,7 +124,7 @@ fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Owner, extended attributes, mode and times, in this order: a change of the owner clears setuid bits and capabilities.
-fn copy_attributes(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
+pub(super) fn copy_attributes(from: &Path, to: &Path, found: &Metadata) -> io::Result<()> {
     std::os::unix::fs::lchown(to, Some(found.uid()), Some(found.gid()))?;
     copy_xattrs(from, to)?;
     if !found.is_symlink() {

@@ -49,21 +49,24 @@ impl SeccompFilter {
     /// Takes away from the calling thread for ever, and from all that it starts: what the filter refuses, and the
     /// privileges of setuid programs. Async-signal-safe.
     pub fn apply(&self) -> io::Result<()> {
+        // SAFETY: prctl takes numbers here.
+        match unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1u64, 0u64, 0u64, 0u64) } {
+            0 => self.apply_privileged(),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// As [`SeccompFilter::apply`], and setuid programs keep their privileges: needs CAP_SYS_ADMIN. Async-signal-safe.
+    pub fn apply_privileged(&self) -> io::Result<()> {
         let program = libc::sock_fprog {
             // Checked at its making.
             len: self.program.len() as u16,
             // The kernel only reads it.
             filter: self.program.as_ptr().cast_mut(),
         };
-        // SAFETY: prctl takes numbers here. seccomp reads `program` and the instructions that it points to, which both
-        // outlive the call.
+        // SAFETY: seccomp reads `program` and the instructions that it points to, which both outlive the call.
         let result = unsafe {
-            match libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1u64, 0u64, 0u64, 0u64) {
-                0 => {
-                    libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0u64, &raw const program)
-                }
-                failed => failed.into(),
-            }
+            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0u64, &raw const program)
         };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }

@@ -57,6 +57,12 @@ pub struct SandboxSpec {
     /// Size of the writable scratch disk in MiB, 16 or more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_mib: Option<u64>,
+    /// Further disks, in the order in which the guest sees them. A sandbox with some is not paused or snapshotted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSpec>,
+    /// The way out of the machine. A sandbox with one is not paused or snapshotted.
+    #[serde(default, skip_serializing_if = "NetworkChoice::is_none")]
+    pub network: NetworkChoice,
     /// What carries streams between host and guest.
     #[serde(default)]
     pub channel: ChannelChoice,
@@ -100,6 +106,54 @@ pub struct SandboxSpec {
     /// Seconds after which the sandbox is stopped, from when it is somebody's; never when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_s: Option<u64>,
+}
+
+/// A disk of the caller's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// Path of a file with the disk's bytes.
+    pub path: PathBuf,
+    /// What the guest knows it by (PARTNAME in /sys/class/block/*/uevent): 1 to 20 lowercase letters, digits and dashes.
+    pub serial: String,
+    /// Whether the guest may only read it. Only then may the file be another sandbox's too.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl std::str::FromStr for DiskSpec {
+    type Err = String;
+
+    /// `SERIAL=FILE`, or `SERIAL:ro=FILE`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, path) = text
+            .split_once('=')
+            .ok_or_else(|| format!("expected SERIAL=FILE or SERIAL:ro=FILE, got {text:?}"))?;
+        let (serial, read_only) = match name.split_once(':') {
+            None => (name, false),
+            Some((serial, "ro")) => (serial, true),
+            Some((_, mode)) => return Err(format!("expected SERIAL or SERIAL:ro, got the mode {mode:?}")),
+        };
+        Ok(Self { path: path.into(), serial: serial.to_owned(), read_only })
+    }
+}
+
+/// The way out of a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkChoice {
+    /// There is none.
+    #[default]
+    None,
+    /// The VMM makes the guest's connections its own (QEMU's user networking). The guest reaches all that the shim's user
+    /// does, services on the host's loopback too, as 10.0.2.2: only for guests that keep their tenants from that.
+    User,
+}
+
+impl NetworkChoice {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// Whether a sandbox goes on from a snapshot of its template.
@@ -179,6 +233,8 @@ impl SandboxSpec {
             cpus: None,
             memory_mib: None,
             disk_mib: None,
+            disks: Vec::new(),
+            network: NetworkChoice::default(),
             channel: ChannelChoice::default(),
             accelerator: AcceleratorChoice::default(),
             profile: ProfileChoice::default(),
@@ -220,6 +276,7 @@ impl SandboxSpec {
         ]
         .into_iter()
         .flatten()
+        .chain(spec.disks.iter_mut().map(|disk| &mut disk.path))
         {
             *relative = base.join(&*relative);
         }

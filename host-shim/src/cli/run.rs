@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 use host_shim::{Error, tools};
-use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, ProfileChoice, SandboxSpec};
+use sandbox_folder::spec::{
+    AcceleratorChoice, ChannelChoice, DiskSpec, NetworkChoice, ProfileChoice, SandboxSpec,
+};
 use template::{DataDir, RuntimeConfig, TEMPLATE_FILE, TemplateFolder};
 
 use crate::verbs::complete;
@@ -66,6 +68,10 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) host: Host,
 
+    /// End the sandbox when standard input ends: with its caller, however that ends.
+    #[arg(long, conflicts_with_all = ["spec", "resume"])]
+    pub(crate) until_eof: bool,
+
     /// Print where the time went, on stderr.
     #[arg(long, conflicts_with = "spec")]
     pub(crate) timings: bool,
@@ -93,6 +99,14 @@ pub(crate) struct Machine {
     /// Writable disk, in MiB or with a unit: 1024, 10g.
     #[arg(long, value_parser = mib)]
     disk: Option<u64>,
+
+    /// Give the machine this file as a further disk with a serial number; SERIAL:ro=FILE for one that it only reads.
+    #[arg(long, value_name = "SERIAL=FILE")]
+    attach: Vec<DiskSpec>,
+
+    /// The machine's way out; `user` reaches what this user reaches, this host's own services too.
+    #[arg(long, value_enum, default_value_t)]
+    network: NetworkChoice,
 
     #[command(flatten)]
     environment: Environment,
@@ -217,6 +231,8 @@ impl Machine {
             cpus: self.cpus,
             memory_mib: self.memory,
             disk_mib: self.disk,
+            disks: self.attach.clone(),
+            network: self.network,
             channel: self.channel,
             accelerator: self.accel,
             profile: self.profile,

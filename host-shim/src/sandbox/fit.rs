@@ -34,7 +34,7 @@ pub(super) fn plan(spec: &CheckedSpec, host: &Host, watch: &dyn Watch) -> Result
             }
         };
     }
-    if spec.restore == RestoreChoice::Never {
+    if spec.restore == RestoreChoice::Never || spec.has_extras() {
         return Ok(Plan::Boot(None));
     }
     let why = match of_template(spec, host)? {

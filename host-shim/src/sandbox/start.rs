@@ -21,7 +21,7 @@ use crate::channel::{self, Channel};
 use crate::dir::{BASE, SCRATCH, SCRATCH_OVERLAY, VMM};
 use crate::snapshot::{self, FileName, GuestMemory, SnapshotFolder};
 use crate::spec::CheckedSpec;
-use crate::vmm::{Boot, Scratch, VmSpec, qemu};
+use crate::vmm::{Boot, Scratch, VmSpec, parts, qemu};
 use crate::{Error, scratch};
 
 /// Random bytes for the guest's kernel: as many as its pool takes at once.
@@ -265,6 +265,8 @@ impl Ground {
             // The very file that the spec was checked with: its template may have been replaced since.
             rootfs: format!("/proc/self/fd/{}", qemu::ROOTFS_FD).into(),
             scratch,
+            disks: parts::pack(&spec.disks, &sockets)?,
+            network: spec.network,
             cpus: spec.cpus,
             memory_mib: spec.memory_mib,
             accelerator: host.accelerator,

@@ -60,6 +60,7 @@ impl Ground {
                 "a sandbox with the channel {channel} cannot be snapshotted: start it with --channel serial"
             )));
         }
+        spec.refuse_extras("snapshotted")?;
         let Some(origin) = &self.origin else { return Err(AgentError::Ended.into()) };
         let description = describe(origin, spec, agent, take.verb);
         let base = origin.base.clone();

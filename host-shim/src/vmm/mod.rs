@@ -4,6 +4,7 @@
 
 mod console;
 pub mod kvm_probe;
+pub mod parts;
 pub mod process;
 pub mod qemu;
 mod qmp;
@@ -15,6 +16,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use envd_proto::boot;
+use sandbox_folder::spec::NetworkChoice;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::process::Child;
@@ -22,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use console::Console;
+pub use parts::Parts;
 pub use qmp::QmpError;
 
 use crate::Error;
@@ -40,6 +43,10 @@ pub struct VmSpec {
     pub rootfs: PathBuf,
     /// The scratch disk, of this VM only.
     pub scratch: Scratch,
+    /// The devices with the caller's own disks.
+    pub disks: Vec<Parts>,
+    /// The way out of the machine.
+    pub network: NetworkChoice,
     /// Virtual CPUs.
     pub cpus: u32,
     /// RAM in MiB.

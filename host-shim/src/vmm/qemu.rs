@@ -9,9 +9,10 @@ use std::process::Stdio;
 
 use command_fds::FdMapping;
 use envd_proto::boot as words;
+use sandbox_folder::spec::NetworkChoice;
 use tokio::net::UnixStream;
 
-use super::{Accelerator, Boot, Console, Scratch, VmSpec, Vmm, Wiring, process};
+use super::{Accelerator, Boot, Console, Parts, Scratch, VmSpec, Vmm, Wiring, process};
 use crate::Error;
 use crate::cache::Answer;
 
@@ -116,6 +117,11 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
     args.pair("-device", format!("virtio-blk-device,drive=rootfs,serial={}", words::ROOTFS_SERIAL));
     scratch(&mut args, &spec.scratch);
     args.pair("-device", format!("virtio-blk-device,drive=scratch,serial={}", words::SCRATCH_SERIAL));
+    disks(&mut args, &spec.disks);
+    if spec.network == NetworkChoice::User {
+        // IPv4 alone: its one way to the host's loopback is known, and the guest's to close.
+        args.pair("-netdev", "user,id=network,ipv6=off").pair("-device", "virtio-net-device,netdev=network");
+    }
     args.pair("-object", "rng-random,id=rng,filename=/dev/urandom")
         .pair("-device", "virtio-rng-device,rng=rng");
 
@@ -160,6 +166,22 @@ fn scratch(args: &mut Arguments, scratch: &Scratch) {
             .pair("-blockdev", "driver=raw,node-name=base,read-only=on,file=base-file")
             .pair("-blockdev", format!("driver=qcow2,{top},backing=base")),
     };
+}
+
+/// Devices with the caller's disks.
+fn disks(args: &mut Arguments, disks: &[Parts]) {
+    for Parts { descriptor, read_only } in disks {
+        let (node, file, top) = match read_only {
+            true => ("disks-ro", "locking=off,read-only=on,", "read-only=on"),
+            // As with the scratch disk.
+            false => ("disks-rw", "", "cache.no-flush=on"),
+        };
+        let file = format!("driver=file,{file}node-name={node}-file,filename=");
+        let name = escaped(descriptor);
+        args.pair("-blockdev", OsString::from_vec([file.as_bytes(), name.as_bytes()].concat()));
+        args.pair("-blockdev", format!("driver=vmdk,node-name={node},{top},file={node}-file"));
+        args.pair("-device", format!("virtio-blk-device,drive={node},serial={node}"));
+    }
 }
 
 /// The files of a VM that are not named by a path: `channel` are those of its channel.
@@ -282,6 +304,8 @@ mod tests {
             }),
             rootfs: "/t,1/rootfs.ext4".into(),
             scratch: Scratch::Raw("/s/scratch.ext4".into()),
+            disks: Vec::new(),
+            network: NetworkChoice::None,
             cpus: 2,
             memory_mib: 512,
             accelerator,
@@ -306,6 +330,20 @@ mod tests {
         insta::assert_snapshot!("vhost_user_tcg", lines(&spec(Accelerator::Tcg, vhost_user)));
         let vhost = Wiring::VhostVsock { cid: 77, control_port: 1025 };
         insta::assert_snapshot!("vhost_vsock_kvm", lines(&spec(Accelerator::Kvm, vhost)));
+    }
+
+    #[test]
+    fn disks_and_a_network_of_the_callers() {
+        let parts = |name: &str, read_only| Parts { descriptor: name.into(), read_only };
+        let spec = VmSpec {
+            disks: vec![parts("/s,1/vmm/disks-ro.vmdk", true), parts("/s,1/vmm/disks-rw.vmdk", false)],
+            network: NetworkChoice::User,
+            ..spec(Accelerator::Tcg, Wiring::Serial)
+        };
+        let lines = lines(&spec);
+        let own: Vec<&str> =
+            lines.lines().filter(|line| line.contains("disk") || line.contains("net")).collect();
+        insta::assert_snapshot!("disks_and_network", own.join("\n"));
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use image_builder::plan::BuildArgs;
-use image_builder::{BuildOptions, CheckOptions, CheckedWarning, Console, Error, Interrupt};
+use image_builder::{
+    BuildOptions, CheckOptions, CheckedWarning, Console, Error, Interrupt, SecretSource, VmOptions, templates,
+};
 use oci::ImageName;
 use oci::layer::Compression;
 use template::DataDir;
@@ -42,6 +44,12 @@ pub(super) struct BuildCommand {
     /// Run every step, even if the cache has its result
     #[arg(long)]
     no_cache: bool,
+    /// Where RUN steps are run: container needs root, vm nothing of this host but QEMU and host-shim
+    #[arg(long, value_enum, default_value = "container")]
+    isolation: IsolationArg,
+    /// A secret for RUN --mount=type=secret
+    #[arg(long, value_name = "id=ID[,src=FILE][,env=NAME]")]
+    secret: Vec<SecretSource>,
     /// Let RUN steps use this machine's CA certificates; nothing of them is left in the image
     #[arg(long)]
     host_ca: bool,
@@ -51,6 +59,14 @@ pub(super) struct BuildCommand {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum IsolationArg {
+    /// A container of this host
+    Container,
+    /// A machine of its own: for Dockerfiles that nobody trusts
+    Vm,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -85,7 +101,9 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
     };
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     // Before any thread: the mask and the namespace are inherited.
-    image_builder::isolate_mounts()?;
+    if command.isolation == IsolationArg::Container {
+        image_builder::isolate_mounts()?;
+    }
     let interrupt = Interrupt::install()?;
     let options = BuildOptions {
         context: command.context,
@@ -101,11 +119,24 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
             CompressionArg::None => Compression::None,
         },
         program,
+        secrets: command.secret,
+        vm: (command.isolation == IsolationArg::Vm).then(vm_options),
     };
     let report = image_builder::build(data, &options, console, &interrupt)?;
     let text =
         report.names.iter().map(|name| format!("{name} {}", report.digest)).collect::<Vec<_>>().join("\n");
     print(command.json, &report, &text)
+}
+
+/// Kernel, guest image and host-shim as `template create` finds them.
+fn vm_options() -> VmOptions {
+    let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
+    VmOptions {
+        host_shim: named("TIFFIN_HOST_SHIM"),
+        kernel: named("TIFFIN_KERNEL").or_else(|| templates::installed("vmlinux")),
+        guest_image: named("TIFFIN_GUEST_IMAGE").or_else(|| templates::installed("guest-image.cpio")),
+        ..VmOptions::default()
+    }
 }
 
 /// Prints the warnings: what was asked for, so on stdout.

@@ -10,12 +10,11 @@ use envd_proto::boot;
 use oci_spec::image::Digest;
 use sandbox_folder::SandboxId;
 use sandbox_folder::calls::ConfigureRequest;
-use sandbox_folder::spec::{
-    AcceleratorChoice, ChannelChoice, DiskSpec, NetworkChoice, RestoreChoice, SandboxSpec,
-};
+use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, DiskSpec, RestoreChoice, SandboxSpec};
 use template::{ROOTFS_FILE, RuntimeConfig, TemplateFolder};
 
 use crate::Error;
+use crate::network::Plan;
 use crate::snapshot::{Description, FileName, SnapshotFolder};
 
 /// Virtual CPUs at most: microvm's interrupt controller in QEMU serves 255, and nobody tested more.
@@ -69,7 +68,7 @@ pub struct CheckedSpec {
     /// The caller's own disks.
     pub disks: Vec<DiskSpec>,
     /// The way out of the machine.
-    pub network: NetworkChoice,
+    pub network: Plan,
     /// The channel that was asked for.
     pub channel: ChannelChoice,
     /// The accelerator that was asked for.
@@ -129,9 +128,10 @@ impl CheckedSpec {
             within("timeout", timeout_s, 1, MAX_TIMEOUT_S, " s")?;
         }
         check_disks(&spec.disks)?;
+        let network = Plan::of(&spec.network)?;
         if spec.restore == RestoreChoice::Always || spec.snapshot.is_some() {
             // A snapshot has neither.
-            refuse_extras(&spec.disks, spec.network, "restored from a snapshot")?;
+            refuse_extras(&spec.disks, &network, "restored from a snapshot")?;
         }
         let init: boot::Init = spec.init.parse().map_err(|error: boot::InvalidChoice| {
             Error::invalid(error.what, format!("expected {}, got {:?}", error.expected, error.got))
@@ -177,7 +177,7 @@ impl CheckedSpec {
             memory_mib,
             disk_mib,
             disks: spec.disks,
-            network: spec.network,
+            network,
             channel: spec.channel,
             accelerator: spec.accelerator,
             profile: spec.profile.into(),
@@ -241,7 +241,7 @@ impl CheckedSpec {
             memory_mib: machine.memory_mib,
             disk_mib: machine.disk_mib,
             disks: Vec::new(),
-            network: NetworkChoice::None,
+            network: Plan::of(&asked.network)?,
             channel: ChannelChoice::Serial,
             accelerator: asked.accelerator,
             profile: machine.profile,
@@ -260,14 +260,14 @@ impl CheckedSpec {
         })
     }
 
-    /// Refuses what a machine with disks or a network of its own cannot be.
+    /// Refuses what a machine with disks of its own or a network of its VMM cannot be.
     pub fn refuse_extras(&self, what: &str) -> Result<(), Error> {
-        refuse_extras(&self.disks, self.network, what)
+        refuse_extras(&self.disks, &self.network, what)
     }
 
     /// Whether the machine has what no snapshot has.
     pub fn has_extras(&self) -> bool {
-        !self.disks.is_empty() || self.network != NetworkChoice::None
+        !self.disks.is_empty() || self.network == Plan::Slirp
     }
 
     /// Whether the template, as it is now, has the root file system that this sandbox runs from.
@@ -336,10 +336,10 @@ pub(crate) fn check_env(name: &str, value: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn refuse_extras(disks: &[DiskSpec], network: NetworkChoice, what: &str) -> Result<(), Error> {
+fn refuse_extras(disks: &[DiskSpec], network: &Plan, what: &str) -> Result<(), Error> {
     let extra = match (disks, network) {
-        ([], NetworkChoice::None) => return Ok(()),
-        ([], NetworkChoice::User) => "a network",
+        ([], Plan::None | Plan::Filtered(..)) => return Ok(()),
+        ([], Plan::Slirp) => "a network of its VMM",
         _ => "disks of its caller's",
     };
     Err(Error::Conflict(format!("a sandbox with {extra} cannot be {what}")))
@@ -441,7 +441,11 @@ mod tests {
             ),
             (r#""disks":[{"path":"/etc/passwd","serial":"rootfs"}]"#, "another disk has \"rootfs\""),
             (r#""disks":[{"path":"/etc","serial":"a"}]"#, "/etc is no file"),
-            (r#""network":"host""#, "unknown variant `host`, expected `none` or `user`"),
+            (
+                r#""network":{"mode":"host"}"#,
+                "unknown variant `host`, expected one of `none`, `slirp`, `user`, `tap`",
+            ),
+            (r#""network":{"mode":"tap","allow":["10.0.0.1/8"]}"#, "the range of this prefix is 10.0.0.0/8"),
             (r#""boot_timeout_s":0"#, "invalid boot timeout: expected 1 to"),
             (r#""cpu":1"#, "unknown field `cpu`, expected one of"),
             (r#""profile":"none""#, "unknown variant `none`, expected `sandbox` or `restricted`"),

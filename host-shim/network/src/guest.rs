@@ -108,9 +108,7 @@ impl Guest {
     /// Takes an address beside its own and sends from it from now on.
     pub(crate) fn take_address(&self, address: &str) -> io::Result<()> {
         self.inside()?;
-        ip(&format!(
-            "addr add {address}/32 dev eth0\nroute replace default via {GATEWAY4} src {address}\n"
-        ))
+        ip(&format!("addr add {address}/32 dev eth0\nroute replace default via {GATEWAY4} src {address}\n"))
     }
 
     fn stream(&self, to: &str) -> io::Result<TcpStream> {

@@ -112,7 +112,8 @@ fn ranges(what: &str, texts: &[impl AsRef<str>]) -> Result<Vec<IpNet>, InvalidRu
 
 /// A range, or one address.
 fn range(what: &str, text: &str) -> Result<IpNet, InvalidRules> {
-    let parsed = text.parse::<IpNet>().or_else(|error| text.parse::<IpAddr>().map(IpNet::from).map_err(|_| error));
+    let parsed =
+        text.parse::<IpNet>().or_else(|error| text.parse::<IpAddr>().map(IpNet::from).map_err(|_| error));
     let Ok(range) = parsed else {
         let reason = format!("expected an address or a range as 10.0.0.0/8 or 2001:db8::/32, got {text:?}");
         return Err(invalid(what, reason));
@@ -125,7 +126,8 @@ fn range(what: &str, text: &str) -> Result<IpNet, InvalidRules> {
 
 fn resolver(text: &str) -> Result<IpAddr, InvalidRules> {
     let what = "DNS server";
-    let address: IpAddr = text.parse().map_err(|_| invalid(what, format!("expected an address, got {text:?}")))?;
+    let address: IpAddr =
+        text.parse().map_err(|_| invalid(what, format!("expected an address, got {text:?}")))?;
     if !is_reachable_resolver(address) {
         return Err(invalid(what, format!("{address} is this host's own loopback, or no host's address")));
     }
@@ -157,7 +159,10 @@ mod tests {
         for (found, expected) in [
             (refused(&["10.0.0.0/33"], &[]), "invalid allowed range: expected an address or a range"),
             (refused(&["example.com"], &[]), "got \"example.com\""),
-            (refused(&[], &["10.0.0.1/8"]), "invalid denied range: got 10.0.0.1/8, the range of this prefix is 10.0.0.0/8"),
+            (
+                refused(&[], &["10.0.0.1/8"]),
+                "invalid denied range: got 10.0.0.1/8, the range of this prefix is 10.0.0.0/8",
+            ),
             (refused(&["::/0"], &["::/0"]), "::/0 is allowed too"),
             (refused(&many, &[]), "1025 are given, at most 1024"),
             (Rate::new(1).unwrap_err().to_string(), "expected 8192 to"),

@@ -30,13 +30,12 @@ const TUN: &str = "/dev/net/tun";
 pub fn check(uplink: Uplink) -> Result<(), Missing> {
     let programs: &[(&str, &str)] = match uplink {
         Uplink::Veth => &[("nft", "nftables"), ("ip", "iproute2"), ("tc", "iproute2")],
-        Uplink::Pasta => {
-            &[("nft", "nftables"), ("ip", "iproute2"), ("tc", "iproute2"), ("pasta", "passt")]
-        }
+        Uplink::Pasta => &[("nft", "nftables"), ("ip", "iproute2"), ("tc", "iproute2"), ("pasta", "passt")],
     };
     for (program, package) in programs {
         if host::program(program).is_none() {
-            let remedy = format!("not found in PATH; install it with `apt-get install {package}` (Debian, Ubuntu)");
+            let remedy =
+                format!("not found in PATH; install it with `apt-get install {package}` (Debian, Ubuntu)");
             return Err(missing(program, remedy));
         }
     }
@@ -49,7 +48,8 @@ pub fn check(uplink: Uplink) -> Result<(), Missing> {
     match uplink {
         Uplink::Veth => {
             if ![CAP_NET_ADMIN, CAP_SYS_ADMIN].into_iter().all(has_capability) {
-                let remedy = "a network with --network tap is made by root; an ordinary user has --network user";
+                let remedy =
+                    "a network with --network tap is made by root; an ordinary user has --network user";
                 return Err(missing("CAP_NET_ADMIN with CAP_SYS_ADMIN", remedy));
             }
             if !is_on("/proc/sys/net/ipv4/ip_forward") {

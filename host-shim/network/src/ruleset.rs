@@ -91,7 +91,8 @@ pub(crate) fn fresh(rules: &Rules, host: &[IpAddr]) -> String {
 
 /// What changes the rules of a namespace that has some. The counters go on.
 pub(crate) fn change(rules: &Rules, host: &[IpAddr]) -> String {
-    let mut text = format!("flush map {TABLE} remote4\nflush map {TABLE} remote6\nflush chain {TABLE} resolve\n");
+    let mut text =
+        format!("flush map {TABLE} remote4\nflush map {TABLE} remote6\nflush chain {TABLE} resolve\n");
     fill(&mut text, rules, host);
     text
 }
@@ -178,7 +179,10 @@ pub(crate) fn host_open(name: &str, rules: &Rules) -> String {
         // A host's address is opened by itself and not by a range around it, inside as here.
         if range.prefix_len() == range.max_prefix_len() {
             let address = range.addr();
-            put(&mut text, format_args!("; add rule inet {name} open {} daddr {address} accept", family(address)));
+            put(
+                &mut text,
+                format_args!("; add rule inet {name} open {} daddr {address} accept", family(address)),
+            );
         }
     }
     for &address in &rules.resolvers {

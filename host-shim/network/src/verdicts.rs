@@ -25,31 +25,31 @@ pub(crate) enum Verdict {
 /// What is closed unless it is opened: everything that is not the internet, and ways to write an IPv4 address as an IPv6
 /// address that a gateway might unpack. (IANA's registries of special-purpose addresses.)
 const RESERVED: [&str; 25] = [
-    "0.0.0.0/8",       // this network
-    "10.0.0.0/8",      // private
-    "100.64.0.0/10",   // behind a carrier's NAT
-    "127.0.0.0/8",     // loopback
-    "169.254.0.0/16",  // link-local, where clouds keep their metadata
-    "172.16.0.0/12",   // private
-    "192.0.0.0/24",    // protocol assignments
-    "192.168.0.0/16",  // private
-    "198.18.0.0/15",   // other sandboxes
-    "224.0.0.0/4",     // multicast
-    "240.0.0.0/4",     // reserved, broadcast
-    "::/3",            // loopback, mapped IPv4, everything below 2000::
-    "::ffff:0:0/96",   // mapped IPv4
-    "64:ff9b::/96",    // NAT64
-    "64:ff9b:1::/48",  // local NAT64
-    "2001::/32",       // Teredo
-    "2002::/16",       // 6to4
-    "4000::/2",        // unassigned
-    "8000::/1",        // unassigned, and all below
-    "fc00::/7",        // unique local
+    "0.0.0.0/8",           // this network
+    "10.0.0.0/8",          // private
+    "100.64.0.0/10",       // behind a carrier's NAT
+    "127.0.0.0/8",         // loopback
+    "169.254.0.0/16",      // link-local, where clouds keep their metadata
+    "172.16.0.0/12",       // private
+    "192.0.0.0/24",        // protocol assignments
+    "192.168.0.0/16",      // private
+    "198.18.0.0/15",       // other sandboxes
+    "224.0.0.0/4",         // multicast
+    "240.0.0.0/4",         // reserved, broadcast
+    "::/3",                // loopback, mapped IPv4, everything below 2000::
+    "::ffff:0:0/96",       // mapped IPv4
+    "64:ff9b::/96",        // NAT64
+    "64:ff9b:1::/48",      // local NAT64
+    "2001::/32",           // Teredo
+    "2002::/16",           // 6to4
+    "4000::/2",            // unassigned
+    "8000::/1",            // unassigned, and all below
+    "fc00::/7",            // unique local
     "fd74:6966:6669::/48", // other sandboxes
-    "fe80::/10",       // link-local
-    "fec0::/10",       // site-local
-    "ff00::/8",        // multicast
-    "::1/128",         // loopback
+    "fe80::/10",           // link-local
+    "fec0::/10",           // site-local
+    "ff00::/8",            // multicast
+    "::1/128",             // loopback
 ];
 
 /// A run of addresses, both ends included.
@@ -70,7 +70,8 @@ pub(crate) struct Verdicts {
 impl Verdicts {
     /// Those of `rules` on a host that has the addresses `host`.
     pub(crate) fn of(rules: &Rules, host: &[IpAddr]) -> Self {
-        let mut ranges = BTreeMap::from([(net("0.0.0.0/0"), Verdict::Allowed), (net("::/0"), Verdict::Allowed)]);
+        let mut ranges =
+            BTreeMap::from([(net("0.0.0.0/0"), Verdict::Allowed), (net("::/0"), Verdict::Allowed)]);
         ranges.extend(RESERVED.iter().map(|text| (net(text), Verdict::Reserved)));
         ranges.extend(host.iter().map(|&address| (address.into(), Verdict::Reserved)));
         // The owner's word is the last one on a range of the same length.
@@ -80,9 +81,15 @@ impl Verdicts {
         for (range, verdict) in ranges {
             match range {
                 IpNet::V4(range) => {
-                    four.push((range.network().to_bits().into(), range.broadcast().to_bits().into(), verdict));
+                    four.push((
+                        range.network().to_bits().into(),
+                        range.broadcast().to_bits().into(),
+                        verdict,
+                    ));
                 }
-                IpNet::V6(range) => six.push((range.network().to_bits(), range.broadcast().to_bits(), verdict)),
+                IpNet::V6(range) => {
+                    six.push((range.network().to_bits(), range.broadcast().to_bits(), verdict))
+                }
             }
         }
         Self {
@@ -112,17 +119,18 @@ fn flatten<A>(mut nested: Vec<(u128, u128, Verdict)>, address: impl Fn(u128) -> 
     let mut next = 0;
     // Past the last address there is none: `next` has no value then, and all that is open ends there.
     let mut full = false;
-    let mut close = |open: &mut Vec<(u128, Verdict)>, next: &mut u128, emit: &mut dyn FnMut(u128, u128, Verdict)| {
-        if let Some((last, verdict)) = open.pop()
-            && !full
-        {
-            emit(*next, last, verdict);
-            match last.checked_add(1) {
-                Some(after) => *next = after.max(*next),
-                None => full = true,
+    let mut close =
+        |open: &mut Vec<(u128, Verdict)>, next: &mut u128, emit: &mut dyn FnMut(u128, u128, Verdict)| {
+            if let Some((last, verdict)) = open.pop()
+                && !full
+            {
+                emit(*next, last, verdict);
+                match last.checked_add(1) {
+                    Some(after) => *next = after.max(*next),
+                    None => full = true,
+                }
             }
-        }
-    };
+        };
     for (first, last, verdict) in nested {
         while open.last().is_some_and(|&(end, _)| end < first) {
             close(&mut open, &mut next, &mut emit);
@@ -167,13 +175,34 @@ mod tests {
     #[test]
     fn the_internet_is_open_and_the_rest_is_closed() {
         let verdicts = Verdicts::of(&Rules::default(), &["203.0.113.2".parse().unwrap()]);
-        for open in ["1.1.1.1", "203.0.113.1", "223.255.255.255", "2606:4700::1", "2001:db8::1", "3fff:ffff::"] {
+        for open in
+            ["1.1.1.1", "203.0.113.1", "223.255.255.255", "2606:4700::1", "2001:db8::1", "3fff:ffff::"]
+        {
             assert_eq!(verdict(&verdicts, open), Verdict::Allowed, "{open}");
         }
         for closed in [
-            "0.0.0.0", "10.0.0.1", "100.127.0.1", "127.0.0.1", "169.254.169.254", "172.31.0.1", "192.168.0.1",
-            "198.18.0.1", "198.19.0.1", "224.0.0.1", "255.255.255.255", "203.0.113.2", "::", "::1", "fe80::1",
-            "fd00::1", "ff02::1", "64:ff9b::a00:1", "::ffff:10.0.0.1", "2002:a00:1::", "2001::1", "8000::",
+            "0.0.0.0",
+            "10.0.0.1",
+            "100.127.0.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.31.0.1",
+            "192.168.0.1",
+            "198.18.0.1",
+            "198.19.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "203.0.113.2",
+            "::",
+            "::1",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+            "64:ff9b::a00:1",
+            "::ffff:10.0.0.1",
+            "2002:a00:1::",
+            "2001::1",
+            "8000::",
             "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
         ] {
             assert_eq!(verdict(&verdicts, closed), Verdict::Reserved, "{closed}");

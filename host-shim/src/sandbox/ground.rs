@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox_folder::{End, Event, Lifecycle, STATE_VERSION, State};
+use sandbox_network::Network;
 use tokio::process::Child;
 use tokio::sync::watch;
 
@@ -17,7 +18,7 @@ use crate::snapshot::{GuestKey, HostKey, SnapshotFolder};
 use crate::spec::CheckedSpec;
 use crate::timings::Timings;
 use crate::vmm::{self, QmpError, Vmm};
-use crate::{Error, snapshot};
+use crate::{Error, network, snapshot};
 
 /// How long a failed agent may take to power its machine off, so that its last words arrive.
 pub(super) const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(3);
@@ -31,6 +32,7 @@ pub(super) struct Ground {
     pub(super) timings: Timings,
     pub(super) vmm: Option<Vmm>,
     pub(super) helper: Option<Child>,
+    pub(super) network: Option<Network>,
     pub(super) origin: Option<Origin>,
     /// Its processes went on with its Resume.
     pub(super) thawed: bool,
@@ -75,6 +77,7 @@ impl Ground {
             timings: Timings::default(),
             vmm: None,
             helper: None,
+            network: None,
             origin: None,
             thawed: false,
         })
@@ -148,6 +151,9 @@ impl Ground {
         }
         if let Some(helper) = &mut self.helper {
             first = first.and(vmm::end(helper).await);
+        }
+        if let Some(network) = self.network.take() {
+            first = first.and(network::blocking(move || Ok(drop(network))).await);
         }
         self.state.vmm_pid = None;
         if !self.dir.is_ephemeral() {

@@ -16,7 +16,6 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use envd_proto::boot;
-use sandbox_folder::spec::NetworkChoice;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::process::Child;
@@ -45,8 +44,8 @@ pub struct VmSpec {
     pub scratch: Scratch,
     /// The devices with the caller's own disks.
     pub disks: Vec<Parts>,
-    /// The way out of the machine.
-    pub network: NetworkChoice,
+    /// What is behind the guest's network device, which every VM has: a snapshot is restored with a network or without.
+    pub network: Netdev,
     /// Virtual CPUs.
     pub cpus: u32,
     /// RAM in MiB.
@@ -79,6 +78,17 @@ pub enum Scratch {
     Raw(PathBuf),
     /// What differs from another disk, of which only the descriptor is known ([`qemu::SCRATCH_BASE_FD`]).
     Overlay(PathBuf),
+}
+
+/// What is behind a network device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Netdev {
+    /// Nothing.
+    Nothing,
+    /// QEMU's own user networking.
+    Slirp,
+    /// The TAP on [`qemu::TAP_FD`].
+    Tap,
 }
 
 /// What runs the guest's instructions.
@@ -302,7 +312,9 @@ pub(crate) async fn end(child: &mut Child) -> Result<(), Error> {
 /// What ended a boot, in a sentence: the kernel's own words where it has some.
 pub fn cause_of_end(status: ExitStatus, last_words: &str) -> String {
     let line = |needle: &str| {
-        let found = last_words.lines().rev().find(|line| line.contains(needle))?;
+        // That there is nothing behind a network device is QEMU's only word about a machine that is well.
+        let said = |line: &&str| line.contains(needle) && !line.contains("has no peer");
+        let found = last_words.lines().rev().find(said)?;
         Some(found[found.find(needle)?..].trim().to_owned())
     };
     if let Some(panic) = line("Kernel panic - not syncing:") {

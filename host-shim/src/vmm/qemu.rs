@@ -9,10 +9,10 @@ use std::process::Stdio;
 
 use command_fds::FdMapping;
 use envd_proto::boot as words;
-use sandbox_folder::spec::NetworkChoice;
+use sandbox_network::addresses::GUEST_MAC;
 use tokio::net::UnixStream;
 
-use super::{Accelerator, Boot, Console, Parts, Scratch, VmSpec, Vmm, Wiring, process};
+use super::{Accelerator, Boot, Console, Netdev, Parts, Scratch, VmSpec, Vmm, Wiring, process};
 use crate::Error;
 use crate::cache::Answer;
 
@@ -31,6 +31,9 @@ pub const SCRATCH_BASE_FD: i32 = 8;
 
 /// The VMM's file descriptor for the root file system, which a spec of this process names by it.
 pub const ROOTFS_FD: i32 = 9;
+
+/// The VMM's file descriptor for the TAP of its guest ([`Netdev::Tap`]).
+pub const TAP_FD: i32 = 10;
 
 /// The guest's CID behind a vhost-user daemon, which serves one guest only.
 pub const VHOST_USER_CID: u32 = 3;
@@ -118,10 +121,7 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
     scratch(&mut args, &spec.scratch);
     args.pair("-device", format!("virtio-blk-device,drive=scratch,serial={}", words::SCRATCH_SERIAL));
     disks(&mut args, &spec.disks);
-    if spec.network == NetworkChoice::User {
-        // IPv4 alone: its one way to the host's loopback is known, and the guest's to close.
-        args.pair("-netdev", "user,id=network,ipv6=off").pair("-device", "virtio-net-device,netdev=network");
-    }
+    network(&mut args, spec.network);
     args.pair("-object", "rng-random,id=rng,filename=/dev/urandom")
         .pair("-device", "virtio-rng-device,rng=rng");
 
@@ -184,6 +184,22 @@ fn disks(args: &mut Arguments, disks: &[Parts]) {
     }
 }
 
+/// The one network device. The guest is offered the same with every peer and with none.
+fn network(args: &mut Arguments, behind: Netdev) {
+    let peer = match behind {
+        Netdev::Nothing => None,
+        // IPv4 alone: its one way to the host's loopback is known, and the guest's to close.
+        Netdev::Slirp => Some("user,id=network,ipv6=off".to_owned()),
+        Netdev::Tap => Some(format!("tap,id=network,fd={TAP_FD}")),
+    };
+    let mut device = format!("virtio-net-device,mac={GUEST_MAC}");
+    if let Some(peer) = peer {
+        args.pair("-netdev", peer);
+        device.push_str(",netdev=network");
+    }
+    args.pair("-device", device);
+}
+
 /// The files of a VM that are not named by a path: `channel` are those of its channel.
 #[derive(Debug)]
 pub struct Files {
@@ -193,6 +209,8 @@ pub struct Files {
     pub rootfs: File,
     /// What is behind a [`Scratch::Overlay`]: [`SCRATCH_BASE_FD`].
     pub scratch_base: Option<File>,
+    /// What is behind a [`Netdev::Tap`]: [`TAP_FD`].
+    pub tap: Option<OwnedFd>,
     /// Those of its channel.
     pub channel: Vec<FdMapping>,
 }
@@ -214,6 +232,9 @@ pub async fn launch(program: &Path, spec: &VmSpec, files: Files, console_log: Pa
     fds.push(FdMapping { parent_fd: files.rootfs.into(), child_fd: ROOTFS_FD });
     if let Some(base) = files.scratch_base {
         fds.push(FdMapping { parent_fd: base.into(), child_fd: SCRATCH_BASE_FD });
+    }
+    if let Some(tap) = files.tap {
+        fds.push(FdMapping { parent_fd: tap, child_fd: TAP_FD });
     }
     let mut child = process::bound(program, arguments(spec), fds)?
         .stdin(Stdio::null())
@@ -305,7 +326,7 @@ mod tests {
             rootfs: "/t,1/rootfs.ext4".into(),
             scratch: Scratch::Raw("/s/scratch.ext4".into()),
             disks: Vec::new(),
-            network: NetworkChoice::None,
+            network: Netdev::Nothing,
             cpus: 2,
             memory_mib: 512,
             accelerator,
@@ -337,13 +358,24 @@ mod tests {
         let parts = |name: &str, read_only| Parts { descriptor: name.into(), read_only };
         let spec = VmSpec {
             disks: vec![parts("/s,1/vmm/disks-ro.vmdk", true), parts("/s,1/vmm/disks-rw.vmdk", false)],
-            network: NetworkChoice::User,
+            network: Netdev::Slirp,
             ..spec(Accelerator::Tcg, Wiring::Serial)
         };
         let lines = lines(&spec);
         let own: Vec<&str> =
             lines.lines().filter(|line| line.contains("disk") || line.contains("net")).collect();
         insta::assert_snapshot!("disks_and_network", own.join("\n"));
+    }
+
+    #[test]
+    fn a_tap_changes_nothing_of_the_device() {
+        let device = |network| {
+            let line = lines(&VmSpec { network, ..spec(Accelerator::Tcg, Wiring::Serial) });
+            line.lines().filter(|line| line.contains("net")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let [none, tap] = [Netdev::Nothing, Netdev::Tap].map(device);
+        assert_eq!(none, ["-device virtio-net-device,mac=02:74:69:66:66:02"]);
+        assert_eq!(tap, ["-netdev tap,id=network,fd=10", &format!("{},netdev=network", none[0])]);
     }
 
     #[test]

@@ -41,10 +41,8 @@ fn on_a_thread<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Resul
 
 /// A command for a program of the host.
 pub(super) fn command(name: &str) -> Result<Command, Error> {
-    let program = host::program(name).ok_or_else(|| Missing {
-        what: name.to_owned(),
-        remedy: "it was there a moment ago".to_owned(),
-    })?;
+    let program = host::program(name)
+        .ok_or_else(|| Missing { what: name.to_owned(), remedy: "it was there a moment ago".to_owned() })?;
     let mut command = Command::new(program);
     // The words of errors are compared with, and nothing is written to anybody's home.
     command.env("LC_ALL", "C").env("HOME", "/nonexistent").current_dir("/");

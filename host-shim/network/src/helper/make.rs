@@ -208,7 +208,9 @@ fn pasta(namespace: &Namespace) -> Result<(), Error> {
         (true, false) => drop(pasta.arg("--ipv4-only")),
         (false, true) => drop(pasta.arg("--ipv6-only")),
         (false, false) => {
-            return Err(Error::Step("the host has no default route: there is nothing to be tied to".to_owned()));
+            return Err(Error::Step(
+                "the host has no default route: there is nothing to be tied to".to_owned(),
+            ));
         }
     }
     if four {

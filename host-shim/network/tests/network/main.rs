@@ -28,7 +28,8 @@ both!(
 );
 
 fn rules(fields: Value) -> Value {
-    let mut rules = json!({"allow": [], "deny": [], "egress": null, "ingress": null, "resolvers": ["10.255.255.53"]});
+    let mut rules =
+        json!({"allow": [], "deny": [], "egress": null, "ingress": null, "resolvers": ["10.255.255.53"]});
     for (name, value) in fields.as_object().unwrap() {
         rules[name] = value.clone();
     }
@@ -44,7 +45,10 @@ fn the_internet_is_open_and_the_rest_is_closed(mode: &str) {
         let connection = driver.ok(json!({"connect": open}));
         assert_eq!(driver.ok(json!({"ask": [connection, "hello"]})), "hello", "{open}");
         let after = driver.counters();
-        assert!(after["sent"] > before["sent"] && after["received"] > before["received"], "{open}: {after:?}");
+        assert!(
+            after["sent"] > before["sent"] && after["received"] > before["received"],
+            "{open}: {after:?}"
+        );
         assert_eq!(after["reserved"], before["reserved"]);
     }
     for (closed, counter) in [
@@ -182,7 +186,11 @@ fn nothing_is_left_of_a_network_that_ended(mode: &str) {
     let holders = something_is_there(&world, &driver, mode);
     driver.ok(json!("end"));
     world.becomes_clean(&holders);
-    assert_eq!(driver.error(json!({"connect": "8.8.8.8:7"})), "NetworkUnreachable", "the guest is still there");
+    assert_eq!(
+        driver.error(json!({"connect": "8.8.8.8:7"})),
+        "NetworkUnreachable",
+        "the guest is still there"
+    );
 }
 
 /// The processes of a network. It has left its traces: those that are to be gone.

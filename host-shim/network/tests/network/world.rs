@@ -140,9 +140,12 @@ impl World {
     pub(crate) fn processes_under(&self, pid: u32) -> Vec<i32> {
         let mut parents = BTreeMap::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
             let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-            let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<i32>().ok());
+            let parent =
+                status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<i32>().ok());
             parents.extend(parent.map(|parent| (pid, parent)));
         }
         let root = i32::try_from(pid).unwrap();
@@ -165,7 +168,8 @@ impl World {
     pub(crate) fn becomes_clean(&self, processes: &[i32]) {
         let begin = Instant::now();
         loop {
-            let alive: Vec<_> = processes.iter().filter(|pid| Path::new(&format!("/proc/{pid}")).exists()).collect();
+            let alive: Vec<_> =
+                processes.iter().filter(|pid| Path::new(&format!("/proc/{pid}")).exists()).collect();
             let (links, tables) = (self.links(), self.tables());
             if alive.is_empty() && links.is_empty() && tables.is_empty() {
                 return;
@@ -214,7 +218,9 @@ impl Driver {
         let report = self.ok(json!("report"));
         assert_eq!(report["uplink_up"], true);
         let counters = report["counters"].as_array().unwrap().iter();
-        counters.map(|one| (one["name"].as_str().unwrap().to_owned(), one["packets"].as_u64().unwrap())).collect()
+        counters
+            .map(|one| (one["name"].as_str().unwrap().to_owned(), one["packets"].as_u64().unwrap()))
+            .collect()
     }
 
     fn tell(&mut self, call: &Value) {

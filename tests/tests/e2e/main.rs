@@ -10,6 +10,7 @@ mod files;
 mod fleet;
 mod init;
 mod isolation;
+mod network;
 mod own_image;
 mod processes;
 mod profile;

@@ -17,6 +17,7 @@ use envd_channel::control::{ControlReader, Framing};
 use envd_proto::boot;
 use envd_proto::control::{FromAgent, from_agent};
 use host_shim::vmm::{Accelerator, Boot, Scratch, VmSpec, Wiring, qemu};
+use sandbox_folder::spec::NetworkChoice;
 use tokio::net::UnixStream;
 
 /// Interleaved rounds; the first one is a warm-up and not counted.
@@ -95,6 +96,8 @@ async fn boot(folder: &Path, image: &Path, extra: &str) -> io::Result<Sample> {
         }),
         rootfs: template().join("rootfs.ext4"),
         scratch: Scratch::Raw(scratch),
+        disks: Vec::new(),
+        network: NetworkChoice::None,
         cpus: 1,
         memory_mib: 256,
         accelerator: Accelerator::Tcg,

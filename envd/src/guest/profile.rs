@@ -114,6 +114,11 @@ pub(super) fn filter(profile: Profile) -> io::Result<Option<SeccompFilter>> {
     }
 }
 
+/// The device rules of a step of a build: Docker's, which let every node be made (moby, `oci/defaults.go`).
+pub(super) fn device_rules_of_step() -> DeviceRules {
+    DeviceRules::OpenOnly(RESTRICTED_DEVICES.to_vec())
+}
+
 /// The device rules of the box; `disks` are those below its file systems.
 pub(super) fn device_rules(profile: Profile, disks: Vec<Device>) -> DeviceRules {
     match profile {

@@ -27,6 +27,10 @@ const CTX_MINOR: i16 = 8;
 /// The access is in the upper half of `access_type`, the type in the lower.
 const TYPE_MASK: i32 = 0xffff;
 
+/// All bits of the access, and that of the making of a node (`BPF_DEVCG_ACC_MKNOD`).
+const ACCESS_MASK: i32 = 0x7_0000;
+const MAKE_ALONE: i32 = 0x1_0000;
+
 /// Opcodes: class | operation | source.
 const LOAD_WORD: u8 = 0x61; // BPF_LDX | BPF_MEM | BPF_W
 const AND_CONSTANT: u8 = 0x54; // BPF_ALU | BPF_AND | BPF_K
@@ -66,6 +70,8 @@ pub struct Device {
 pub enum DeviceRules {
     /// These, and no other.
     Only(Vec<Device>),
+    /// Nodes of every device are made; these are opened, and no other.
+    OpenOnly(Vec<Device>),
     /// Every one but these.
     AllBut(Vec<Device>),
 }
@@ -96,15 +102,25 @@ impl DeviceRules {
 
     fn program(&self) -> Vec<Instruction> {
         let (devices, found) = match self {
-            Self::Only(devices) => (devices, 1),
+            Self::Only(devices) | Self::OpenOnly(devices) => (devices, 1),
             Self::AllBut(devices) => (devices, 0),
         };
-        let mut program = vec![
+        let mut program = Vec::new();
+        if let Self::OpenOnly(_) = self {
+            program.extend([
+                instruction(LOAD_WORD, TYPE, R1, CTX_ACCESS_TYPE, 0),
+                instruction(AND_CONSTANT, TYPE, 0, 0, ACCESS_MASK),
+                // Over the answer.
+                instruction(JUMP_NOT_EQUAL, TYPE, 0, 2, MAKE_ALONE),
+            ]);
+            program.extend(answer(1));
+        }
+        program.extend([
             instruction(LOAD_WORD, TYPE, R1, CTX_ACCESS_TYPE, 0),
             instruction(AND_CONSTANT, TYPE, 0, 0, TYPE_MASK),
             instruction(LOAD_WORD, MAJOR, R1, CTX_MAJOR, 0),
             instruction(LOAD_WORD, MINOR, R1, CTX_MINOR, 0),
-        ];
+        ]);
         for device in devices {
             let mut tests = vec![(TYPE, device.kind as i32), (MAJOR, device.major as i32)];
             tests.extend(device.minor.map(|minor| (MINOR, minor as i32)));
@@ -223,6 +239,17 @@ mod tests {
                 assert_eq!(run(&only, access, kind, major, minor), in_only, "{device}");
                 assert_eq!(run(&all_but, access, kind, major, minor), in_all_but, "{device}");
             }
+        }
+    }
+
+    #[test]
+    fn nodes_can_be_made_that_are_not_opened() {
+        let rules = DeviceRules::OpenOnly(vec![NULL]).program();
+        for (access, major, allowed) in
+            [(1, 1, 1), (1, 7, 1), (2, 1, 1), (2, 7, 0), (4, 7, 0), (6, 7, 0), (7, 7, 0)]
+        {
+            let found = run(&rules, access, DeviceKind::Char, major, 3);
+            assert_eq!(found, allowed, "access {access} to {major}:3");
         }
     }
 

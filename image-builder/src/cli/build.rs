@@ -47,6 +47,9 @@ pub(super) struct BuildCommand {
     /// Where RUN steps are run: container needs root, vm nothing of this host but QEMU and host-shim
     #[arg(long, value_enum, default_value = "container")]
     isolation: IsolationArg,
+    /// MiB that a RUN step can write with --isolation vm; they take only what is written
+    #[arg(long, value_name = "MIB", default_value_t = VmOptions::default().disk >> 20, value_parser = clap::value_parser!(u64).range(16..=16 << 20))]
+    vm_disk: u64,
     /// A secret for RUN --mount=type=secret
     #[arg(long, value_name = "id=ID[,src=FILE][,env=NAME]")]
     secret: Vec<SecretSource>,
@@ -120,7 +123,8 @@ pub(super) fn build(command: BuildCommand, data: &DataDir, console: &Console) ->
         },
         program,
         secrets: command.secret,
-        vm: (command.isolation == IsolationArg::Vm).then(vm_options),
+        vm: (command.isolation == IsolationArg::Vm)
+            .then(|| VmOptions { disk: command.vm_disk << 20, ..vm_options() }),
     };
     let report = image_builder::build(data, &options, console, &interrupt)?;
     let text =

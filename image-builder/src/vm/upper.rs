@@ -204,3 +204,145 @@ impl Read for DataReader<'_> {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci::Store;
+    use oci::layer::{Change, Compression, LayerReader};
+    use rootfs_tools::{Ext4, FileData, NoData, Node as TreeNode, Size, write_tree};
+
+    fn directory() -> Content {
+        Content::Directory(Default::default())
+    }
+
+    fn xattr(name: &str, value: &str) -> Xattr {
+        Xattr { name: name.as_bytes().into(), value: value.as_bytes().into() }
+    }
+
+    /// A disk as a step leaves it, with what `fill` puts into its upper directory.
+    fn disk(folder: &Path, data: &[&[u8]], fill: impl FnOnce(&mut Tree, NodeId)) -> std::path::PathBuf {
+        let mut tree = Tree::new();
+        let upper = tree.add(TreeNode { attributes: Attributes::default(), content: directory() });
+        tree.link(NodeId::ROOT, UPPER.as_bytes(), upper, 0);
+        fill(&mut tree, upper);
+        let file = folder.join("upper.ext4");
+        let mut source = data;
+        write_tree(&mut tree, &Ext4::new(b"seed").size(Size::Exact(16 << 20)), &mut source, &file).unwrap();
+        file
+    }
+
+    fn add(tree: &mut Tree, at: NodeId, name: &str, content: Content, xattrs: Vec<Xattr>) -> NodeId {
+        let attributes =
+            Attributes { mode: 0o4711, uid: 70_000, xattrs: xattrs.into(), ..Attributes::default() };
+        let node = tree.add(TreeNode { attributes, content });
+        tree.link(at, name.as_bytes(), node, 0);
+        node
+    }
+
+    fn file(size: u64) -> Content {
+        Content::File { size, data: FileData::Whole(Place { source: 0, offset: 0 }) }
+    }
+
+    #[test]
+    fn a_disk_becomes_a_layer() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(&dir.path().join("images")).unwrap();
+        let path = disk(dir.path(), &[b"data"], |tree, upper| {
+            let opaque = vec![xattr("trusted.overlay.opaque", "y"), xattr("user.kept", "v")];
+            let d = add(tree, upper, "d", directory(), opaque);
+            let z = add(tree, d, "z", file(4), vec![xattr("security.selinux", "label")]);
+            tree.link(d, b"a", z, 0);
+            add(tree, upper, "gone", Content::CharDevice { major: 0, minor: 0 }, Vec::new());
+            add(tree, upper, "null", Content::CharDevice { major: 1, minor: 3 }, Vec::new());
+            add(tree, upper, "link", Content::Symlink(b"/etc/passwd"[..].into()), Vec::new());
+        });
+        let upper = UpperDisk::open(&path).unwrap();
+        assert!(!upper.is_empty());
+        let mut writer = LayerWriter::new(&store, Compression::None).unwrap();
+        upper.write(false, &mut writer).unwrap();
+        let layer = writer.finish().unwrap();
+        let mut reader = LayerReader::new(store.open_blob(&layer.descriptor).unwrap());
+        let mut seen = Vec::new();
+        while let Some(change) = reader.next_change().unwrap() {
+            seen.push(match change {
+                Change::Opaque(path) => format!("{path} opaque"),
+                Change::Whiteout(path) => format!("{path} gone"),
+                Change::Node(Node { path, kind, metadata }) => {
+                    let kind = match kind {
+                        Kind::Directory => "directory".to_owned(),
+                        Kind::File { size, .. } => format!("file {size}"),
+                        Kind::HardLink(target) => format!("same as {target}"),
+                        Kind::Symlink(_) => "link".to_owned(),
+                        other => format!("{other:?}"),
+                    };
+                    let names = metadata.xattrs.keys().map(|name| String::from_utf8_lossy(name).into_owned());
+                    format!(
+                        "{path} {kind} {:o} {} {}",
+                        metadata.mode,
+                        metadata.uid,
+                        names.collect::<String>()
+                    )
+                }
+            });
+        }
+        let expected = [
+            "/d directory 4711 70000 user.kept",
+            "/d opaque",
+            "/d/a file 4 4711 70000 ",
+            "/d/z same as /d/a 4711 70000 ",
+            "/gone gone",
+            "/link link 4711 70000 ",
+            "/null CharDevice { major: 1, minor: 3 } 4711 70000 ",
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_hostile_disk_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(&dir.path().join("images")).unwrap();
+        let read = |path: &Path| {
+            let upper = UpperDisk::open(path)?;
+            let outcome = upper.outcome().map(drop);
+            let mut writer = LayerWriter::new(&store, Compression::None)?;
+            upper.write(true, &mut writer).and(outcome)
+        };
+        let strange = |error: Error| error.to_string();
+        let whole = disk(dir.path(), &[], |_, _| ());
+        assert!(strange(read(&whole).unwrap_err()).contains("it has no file outcome.json"));
+        let renamed = disk(dir.path(), &[], |tree, upper| {
+            add(tree, upper, "d", directory(), vec![xattr("trusted.overlay.redirect", "/etc")]);
+        });
+        assert!(strange(read(&renamed).unwrap_err()).contains("/d was renamed"));
+        // A file that says it is as large as nothing that a step could write.
+        let mut tree = Tree::new();
+        let upper = add(&mut tree, NodeId::ROOT, UPPER, directory(), Vec::new());
+        let sparse = |size| Content::File { size, data: FileData::Sparse(Box::default()) };
+        for name in ["a", "b", "c"] {
+            add(&mut tree, upper, name, sparse(100 << 30), Vec::new());
+        }
+        let huge = dir.path().join("huge.ext4");
+        write_tree(&mut tree, &Ext4::new(b"seed"), &mut NoData, &huge).unwrap();
+        let mut writer = LayerWriter::new(&store, Compression::None).unwrap();
+        let few = UpperDisk::open(&huge).unwrap();
+        let mut walk = Walk { disk: &few, writer: &mut writer, links: HashMap::new(), total: MAX_LAYER - 1 };
+        let first = few.tree.child(few.upper, b"a").unwrap().node;
+        let error = walk.entry(&LayerPath::parse(b"a").unwrap(), first, false).unwrap_err();
+        assert!(error.to_string().contains("holes counted"), "{error}");
+        // No file system, and less and less of one.
+        let garbage = dir.path().join("garbage");
+        for length in [0, 1, 4096, 1 << 20] {
+            std::fs::write(&garbage, vec![0xa5; length]).unwrap();
+            assert!(read(&garbage).is_err(), "{length}");
+        }
+        // Damage anywhere in the metadata ends in an error or in nothing, never in a panic or without an end.
+        let bytes = std::fs::read(&whole).unwrap();
+        for position in (1024..64 << 10).step_by(37) {
+            let mut damaged = bytes.clone();
+            damaged[position] ^= 0xff;
+            std::fs::write(&garbage, &damaged).unwrap();
+            let _ = read(&garbage);
+        }
+    }
+}

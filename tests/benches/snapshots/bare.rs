@@ -16,6 +16,7 @@ use e2e::made;
 use envd_proto::boot;
 use host_shim::vmm::{Accelerator, Boot, Scratch, VmSpec, Wiring, qemu};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use sandbox_folder::spec::NetworkChoice;
 use serde_json::{Value, json};
 
 use crate::wire::DEADLINE;
@@ -105,6 +106,8 @@ impl Bare {
             boot,
             rootfs: e2e::template().join("rootfs.ext4"),
             scratch,
+            disks: Vec::new(),
+            network: NetworkChoice::None,
             cpus: 1,
             memory_mib: MEMORY_MIB,
             accelerator: Accelerator::Tcg,

@@ -1,6 +1,7 @@
 //! End-to-end tests: a sandbox from a template that the project's own tools made, on every channel.
 
 mod boot;
+mod build_vm;
 mod cleanup;
 mod clones;
 mod command;

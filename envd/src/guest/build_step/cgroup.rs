@@ -4,8 +4,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 
-use envd_proto::boot::Profile;
-
 use super::named;
 use crate::guest::profile;
 
@@ -24,7 +22,7 @@ impl Cgroup {
         fs::write(format!("{STEP}/pids.max"), most.trim_end())?;
         // A step that lost one of its processes is no step: all of it ends.
         fs::write(format!("{STEP}/memory.oom.group"), "1")?;
-        let rules = profile::device_rules(Profile::Restricted, Vec::new());
+        let rules = profile::device_rules_of_step();
         rules.attach(File::open(STEP)?.as_fd()).map_err(named("device rules"))?;
         Ok(Self)
     }

@@ -16,11 +16,11 @@ mod disks;
 mod outside;
 mod root;
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use envd_proto::build::{MAX_STEP, OUTCOME, Outcome, Step};
+use envd_proto::build::{MAX_OUTCOME, MAX_STEP, OUTCOME, Outcome, Step};
 use envd_sys::Forked;
 use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -56,11 +56,21 @@ pub fn run() -> io::Result<()> {
         let _ = crate::network::apply(&plan)?;
     }
     let (outside, inside) = Outside::mount(&step)?;
+    // Room for it, which a command that fills the disk cannot take.
+    let file = File::create(outside.upper_disk().join(OUTCOME))?;
+    (&file).write_all(&[b' '; MAX_OUTCOME as usize])?;
+    file.sync_all()?;
     let cgroup = Cgroup::make()?;
     let outcome = run_command(&step, inside, &cgroup)?;
-    let text = serde_json::to_vec(&outcome)?;
-    fs::write(outside.upper_disk().join(OUTCOME), text).map_err(named("writing the outcome"))?;
+    write_outcome(&outside, &outcome).map_err(named("writing the outcome"))?;
     outside.unmount()
+}
+
+/// Over the blanks that are there, which JSON may end with.
+fn write_outcome(outside: &Outside, outcome: &Outcome) -> io::Result<()> {
+    let file = File::options().write(true).open(outside.upper_disk().join(OUTCOME))?;
+    let text = serde_json::to_vec(outcome)?;
+    (&file).write_all(&text[..text.len().min(MAX_OUTCOME as usize)])
 }
 
 /// Runs the command to its end.

@@ -20,6 +20,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use e2e::{binary, made, template};
 use envd_proto::boot::{Init, Profile};
 use host_shim::vmm::{Accelerator, Boot, Scratch, VmSpec, Wiring, process, qemu};
+use sandbox_folder::spec::NetworkChoice;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -198,6 +199,8 @@ impl Machine {
             boot: is_fresh.then_some(boot),
             rootfs: template().join("rootfs.ext4"),
             scratch: Scratch::Raw(scratch.clone()),
+            disks: Vec::new(),
+            network: NetworkChoice::None,
             cpus: 1,
             memory_mib: MEMORY_MIB,
             accelerator: Accelerator::Tcg,

@@ -61,6 +61,15 @@ impl Plan {
     }
 }
 
+/// Ends a network, and with it every connection that it has.
+pub(crate) async fn end(network: Network) -> Result<(), Error> {
+    let work = move || {
+        drop(network);
+        Ok(())
+    };
+    blocking(work).await
+}
+
 /// Waits for the helper, beside the runtime's only thread.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, sandbox_network::Error> + Send + 'static,

@@ -153,7 +153,7 @@ impl Ground {
             first = first.and(vmm::end(helper).await);
         }
         if let Some(network) = self.network.take() {
-            first = first.and(network::blocking(move || Ok(drop(network))).await);
+            first = first.and(network::end(network).await);
         }
         self.state.vmm_pid = None;
         if !self.dir.is_ephemeral() {

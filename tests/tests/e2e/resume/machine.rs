@@ -101,6 +101,8 @@ impl Lab {
                 let pc = match text.split_once(',') {
                     Some(("microvm", _)) => "pc,memory-backend=ram,suppress-vmdesc=on".to_owned(),
                     Some((device, rest)) if device.starts_with("virtio-") => {
+                        // It has no buses of the other kind.
+                        let rest = rest.replace(&format!("bus={},", qemu::NETWORK_BUS), "");
                         format!("{},{rest}", device.replace("-device", "-pci"))
                     }
                     None if text.starts_with("virtio-") => text.replace("-device", "-pci"),

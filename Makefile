@@ -21,7 +21,8 @@ NEXTEST_VERSION := 0.9.143
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config ca-certificates curl \
 	linux-source-6.1 make flex bison bc libelf-dev libssl-dev xz-utils \
 	qemu-system-x86 mmdebstrap nftables iproute2 passt \
-	e2fsprogs skopeo umoci attr busybox-static cpio procps python3-venv qemu-utils strace
+	buildah docker-registry containerd \
+	e2fsprogs skopeo umoci attr busybox-static cpio procps python3-venv qemu-utils strace uidmap
 # Only for fuzzing and for benches.
 FUZZ_PACKAGES := g++
 BENCH_PACKAGES := openssh-server openssh-client
@@ -189,6 +190,10 @@ test-long: packages nextest python javascript ## a hundred clones; ten million e
 test-crash: packages nextest test-guest python ## host-shim killed at every step of every verb, not only at some
 	TIFFIN_CRASH_EVERY=1 $(E2E_ENV) cargo nextest run --locked --workspace -E 'package(e2e) and test(crash::)'
 
+.PHONY: test-kvm
+test-kvm: packages nextest test-guest vhost-device-vsock ## the end-to-end tests with KVM on each VMM of this host; prints a row for the README
+	$(E2E_ENV) tests/kvm.py
+
 .PHONY: bench-boot
 bench-boot: test-guest ## CPU time of a boot, against an init that only dials out
 	$(STATIC) cargo build --locked --target $(TARGET) --profile agent -p envd --example dial_out
@@ -201,12 +206,19 @@ bench-snapshots: test-guest release ## restores, forks, snapshots and clones, ag
 	$(E2E_ENV) TIFFIN_BIN=$(CURDIR)/target/release TIFFIN_BARE_EXEC=$(CURDIR)/target/$(TARGET)/agent/examples/bare_exec \
 		cargo bench --locked -p e2e --bench snapshots
 
+$(CACHE)/debian-base.tar: | packages
+	mkdir -p $(CACHE)
+	mmdebstrap --variant=minbase bookworm $@.$$$$.tmp.tar && mv $@.$$$$.tmp.tar $@
+
 .PHONY: bench-rootfs
-bench-rootfs: packages ## a Debian base to ext4, against tar and mke2fs
-	[ -f $(CACHE)/debian-base.tar ] || { mkdir -p $(CACHE) && \
-		mmdebstrap --variant=minbase bookworm $(CACHE)/debian-base.tmp.tar && \
-		mv $(CACHE)/debian-base.tmp.tar $(CACHE)/debian-base.tar; }
+bench-rootfs: packages $(CACHE)/debian-base.tar ## a Debian base to ext4, against tar and mke2fs
 	cargo bench --locked -p rootfs-tools --bench rootfs -- $(CACHE)/debian-base.tar 10
+
+# Debian's buildah is what the times are compared with.
+.PHONY: bench-build
+bench-build: MORE_PACKAGES := buildah
+bench-build: packages $(CACHE)/debian-base.tar ## builds on a Debian base, against buildah; a context of 1 GiB
+	cargo bench --locked -p image-builder --bench build -- $(CACHE)/debian-base.tar 5
 
 .PHONY: bench-chunks
 bench-chunks: packages test-guest ## what the root file systems of the tests' templates share as chunks

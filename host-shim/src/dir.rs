@@ -7,7 +7,7 @@
 //!   state.json    ours, replaced atomically
 //!   snapshot/     a paused sandbox, whole or absent; used up when it is resumed
 //!   api.sock  vsock.sock  vmm/  scratch.*  base/  gone when the sandbox has ended
-//!   console.log[.1]  shim.log                     stay
+//!   console.log[.1]  shim.log  vmm.log             stay
 //! ```
 //!
 //! A lock that can be taken means that its shim is gone, and whoever takes it may sweep the folder.
@@ -43,8 +43,10 @@ pub(crate) const SCRATCH_OVERLAY: &str = "scratch.qcow2";
 const MAX_STATE: usize = 1 << 20;
 /// A snapshot that is being removed.
 const USED: &str = "snapshot.used";
-/// The sockets of a channel.
+/// The sockets of a channel, and of a VMM.
 pub(crate) const VMM: &str = "vmm";
+/// What a VMM prints that has a log of its own.
+pub(crate) const VMM_LOG: &str = "vmm.log";
 
 /// What the lock file of a folder says that lives and dies with its shim.
 const EPHEMERAL: &[u8] = b"ephemeral\n";

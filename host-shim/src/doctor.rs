@@ -8,7 +8,7 @@ use template::DataDir;
 use tokio::process::Command;
 
 use crate::vmm::kvm_probe::{self, Kvm};
-use crate::vmm::qemu;
+use crate::vmm::{Kind, Program};
 use crate::{Error, tools};
 
 /// How much a check matters.
@@ -51,12 +51,16 @@ pub struct Report {
 pub struct Facts {
     /// QEMU and the first line of its `--version`.
     pub qemu: Result<(PathBuf, String), Error>,
+    /// Firecracker and its version.
+    pub firecracker: Result<(PathBuf, String), Error>,
     /// The guest kernel.
     pub kernel: Result<PathBuf, Error>,
     /// The guest image.
     pub guest_image: Result<PathBuf, Error>,
-    /// KVM; `None` when there is no QEMU or kernel to try it with.
+    /// KVM; `None` when there is no VMM or kernel to try it with.
     pub kvm: Option<Kvm>,
+    /// KVM as Firecracker finds it; `None` when there is none, or no kernel to try it with.
+    pub firecracker_kvm: Option<Kvm>,
     /// Whether /dev/vhost-vsock can be opened.
     pub vhost_vsock: bool,
     /// The vhost-user-vsock daemon.
@@ -80,15 +84,22 @@ impl Facts {
         kernel: Option<&Path>,
         guest_image: Option<&Path>,
     ) -> Result<Self, Error> {
-        let qemu = with_version(qemu::find()).await;
+        let (qemu, firecracker) = (Program::find(Kind::Qemu), Program::find(Kind::Firecracker));
         let vhost_device_vsock = with_version(tools::vhost_device_vsock()).await;
         let kernel = tools::kernel(kernel);
-        let kvm = match (&qemu, &kernel) {
-            (Ok((qemu, _)), Ok(kernel)) => Some(kvm_probe::probe(qemu, kernel, &data.cache()).await?),
-            _ => None,
+        let probe = async |vmm: &Result<Program, Error>| match (vmm, &kernel) {
+            (Ok(vmm), Ok(kernel)) => kvm_probe::probe(vmm, kernel, &data.cache()).await.map(Some),
+            _ => Ok(None),
+        };
+        let firecracker_kvm = probe(&firecracker).await?;
+        let kvm = match probe(&qemu).await? {
+            Some(kvm) => Some(kvm),
+            None => firecracker_kvm.clone(),
         };
         Ok(Self {
-            qemu,
+            qemu: with_version(qemu.map(|qemu| qemu.path)).await,
+            firecracker: with_version(firecracker.map(|firecracker| firecracker.path)).await,
+            firecracker_kvm,
             guest_image: tools::guest_image(guest_image),
             kernel,
             kvm,
@@ -111,7 +122,33 @@ impl Facts {
         let ok = Status::Ok;
         match &self.qemu {
             Ok((path, version)) => check("qemu", ok, format!("{version} ({})", path.display()), None),
+            // The other one is enough.
+            Err(error) if self.firecracker_kvm == Some(Kvm::Works) => {
+                check("qemu", Status::Absent, "not found".into(), Some(remedy(error)));
+            }
             Err(error) => check("qemu", Status::Missing, "not found".into(), Some(remedy(error))),
+        }
+        match (&self.firecracker, &self.firecracker_kvm) {
+            (Ok((path, version)), Some(Kvm::Works)) => {
+                check("firecracker", ok, format!("{version} ({})", path.display()), None);
+            }
+            (Ok((path, version)), kvm) => {
+                let why = match kvm {
+                    Some(Kvm::Unusable(reason)) => reason.as_str(),
+                    _ => "not tried",
+                };
+                let found = format!("{version} ({}), without KVM: {why}", path.display());
+                check("firecracker", Status::Absent, found, Some("until it runs guests QEMU is used".into()));
+            }
+            (Err(Error::Missing { .. }), _) => {
+                let advice = "not needed; a release of it in PATH or named by $FIRECRACKER_BIN is used where KVM works";
+                check("firecracker", Status::Absent, "not found".into(), Some(advice.into()));
+            }
+            // Named, and not there: nothing starts before that is put right.
+            (Err(error), _) => {
+                let advice = "put it right, or unset it".to_owned();
+                check("firecracker", Status::Missing, error.to_string(), Some(advice));
+            }
         }
         for (name, found) in [("guest kernel", &self.kernel), ("guest image", &self.guest_image)] {
             match found {
@@ -127,7 +164,7 @@ impl Facts {
                 check("kvm", Status::Absent, reason.clone(), Some(advice.into()));
             }
             None => {
-                let advice = "found out once there are QEMU and a guest kernel to try it with";
+                let advice = "found out once there are a VMM and a guest kernel to try it with";
                 check("kvm", Status::Absent, "not tried".into(), Some(advice.into()));
             }
         }
@@ -281,6 +318,8 @@ mod tests {
     fn best() -> Facts {
         Facts {
             qemu: Ok(("/usr/bin/qemu-system-x86_64".into(), "QEMU emulator version 7.2".into())),
+            firecracker: Ok(("/usr/bin/firecracker".into(), "Firecracker v1.12.0".into())),
+            firecracker_kvm: Some(Kvm::Works),
             kernel: Ok("/k/vmlinux".into()),
             guest_image: Ok("/k/guest-image.cpio".into()),
             kvm: Some(Kvm::Works),
@@ -305,6 +344,7 @@ mod tests {
     fn what_is_slower_is_told_apart_from_what_is_missing() {
         let poor = Facts {
             kvm: Some(Kvm::Unusable("/dev/kvm: Permission denied".into())),
+            firecracker_kvm: Some(Kvm::Unusable("/dev/kvm: Permission denied".into())),
             vhost_vsock: false,
             vhost_device_vsock: Err(missing("vhost-device-vsock")),
             reflink: Ok(false),
@@ -322,9 +362,32 @@ mod tests {
     }
 
     #[test]
+    fn either_vmm_is_enough() {
+        let no_qemu = Facts { qemu: Err(missing("qemu-system-x86")), ..best() };
+        let no_firecracker =
+            Facts { firecracker: Err(missing("firecracker")), firecracker_kvm: None, ..best() };
+        for facts in [no_qemu, no_firecracker] {
+            let report = facts.judge();
+            let absent = report.checks.iter().filter(|check| check.status == Status::Absent).count();
+            assert!(report.ready && absent == 1, "{report:?}");
+        }
+    }
+
+    #[test]
     fn each_missing_part_alone_stops_sandboxes_and_says_what_to_do() {
         let cases = [
-            Facts { qemu: Err(missing("qemu-system-x86")), kvm: None, ..best() },
+            Facts {
+                qemu: Err(missing("qemu-system-x86")),
+                kvm: None,
+                firecracker: Err(missing("firecracker")),
+                firecracker_kvm: None,
+                ..best()
+            },
+            Facts {
+                firecracker: Err(Error::invalid("FIRECRACKER_BIN", "x")),
+                firecracker_kvm: None,
+                ..best()
+            },
             Facts { kernel: Err(missing("a kernel")), kvm: None, ..best() },
             Facts { guest_image: Err(missing("a guest image")), ..best() },
             Facts { reflink: Err("Read-only file system".into()), ..best() },

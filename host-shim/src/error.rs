@@ -84,6 +84,9 @@ pub enum Error {
     /// The VMM did not do what it was told.
     #[error(transparent)]
     Vmm(#[from] crate::vmm::QmpError),
+    /// Firecracker did not do what it was told.
+    #[error(transparent)]
+    Firecracker(#[from] crate::vmm::ApiError),
     /// The control connection failed.
     #[error(transparent)]
     Agent(#[from] crate::agent::AgentError),
@@ -125,7 +128,7 @@ impl Error {
             Self::Snapshot(crate::snapshot::Error::NoSpace { .. }) => true,
             Self::Snapshot(crate::snapshot::Error::Io { source, .. })
             | Self::Io { source, .. }
-            | Self::Template(template::Error::Io { source, .. }) => full(source),
+            | Self::Template(template::Error::Io { error: source, .. }) => full(source),
             _ => false,
         }
     }

@@ -2,13 +2,13 @@
 //! behind when either of them ends.
 //!
 //! ```text
-//! spec.json ─► SandboxSpec ─► CheckedSpec ─► VmSpec ─► vmm::qemu
+//! spec.json ─► SandboxSpec ─► CheckedSpec ─► VmSpec ─► vmm::Vmm (qemu, firecracker)
 //!                   │                          │           │ vmm::process: dies with the shim
 //!                   ▼               channel::Prepared      ▼
 //!  snapshot::SnapshotFolder ── fits? ──────────┴──► control door ─► agent::Agent   Hello, Configure or Resume, Thaw, ...
 //!       ▲                                           streams ──────► sandbox_folder::client (run, vsock.sock)
 //!       └── sandbox::take: pause, snapshot, fork, template warm
-//! DIR ── dir::SandboxDir ── lock, state.json, api.sock, vsock.sock, console.log, shim.log
+//! DIR ── dir::SandboxDir ── lock, state.json, api.sock, vsock.sock, console.log, vmm.log, shim.log
 //!            └─ reaper: sweeps after a SIGKILL
 //! ```
 //!

@@ -169,6 +169,7 @@ async fn template(command: &Template) -> Result<u8, Error> {
     let choices = Choices {
         kernel: args.host.kernel.clone(),
         guest_image: args.host.guest_image.clone(),
+        vmm: args.vmm,
         accelerator: args.accel,
         boot_timeout_s: Some(args.boot_timeout),
     };

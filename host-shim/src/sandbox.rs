@@ -287,7 +287,7 @@ impl Sandbox {
                     cache: &self.cache,
                 };
                 let _held = self.hold_calls().await;
-                self.ground.take(&self.spec, &self.agent, take).await
+                self.ground.take(&self.spec, &mut self.agent, take).await
             }
             Err(error) => Err(error),
         };
@@ -390,7 +390,7 @@ impl Sandbox {
         let unfinished = path.parent().unwrap_or(path);
         let take = Take { verb: Verb::Fork, target: path, unfinished, rootfs: None, cache: &self.cache };
         let _held = self.hold_calls().await;
-        let Kept { folder, mut taken } = self.ground.take(&self.spec, &self.agent, take).await?;
+        let Kept { folder, mut taken } = self.ground.take(&self.spec, &mut self.agent, take).await?;
         taken.spec = Some(SandboxSpec {
             id: None,
             hostname: None,
@@ -399,6 +399,7 @@ impl Sandbox {
             cpus: Some(self.spec.cpus),
             memory_mib: Some(self.spec.memory_mib),
             disk_mib: Some(self.spec.disk_mib),
+            vmm: self.ground.vmm()?.kind().choice(),
             snapshot: Some(folder.path().to_owned()),
             ..effective(&self.spec)
         });
@@ -417,7 +418,7 @@ impl Sandbox {
         let target = snapshots.join(origin.key.folder_name());
         let take = Take { verb, target: &target, unfinished, rootfs: None, cache: &self.cache };
         let _held = self.hold_calls().await;
-        let kept = self.ground.take(&self.spec, &self.agent, take).await?;
+        let kept = self.ground.take(&self.spec, &mut self.agent, take).await?;
         Ok(KeptTemplate { path: kept.folder.path().to_owned(), taken: kept.taken })
     }
 

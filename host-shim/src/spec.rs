@@ -10,12 +10,15 @@ use envd_proto::boot;
 use oci_spec::image::Digest;
 use sandbox_folder::SandboxId;
 use sandbox_folder::calls::ConfigureRequest;
-use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, DiskSpec, RestoreChoice, SandboxSpec};
+use sandbox_folder::spec::{
+    AcceleratorChoice, ChannelChoice, DiskSpec, RestoreChoice, SandboxSpec, VmmChoice,
+};
 use template::{ROOTFS_FILE, RuntimeConfig, TemplateFolder};
 
 use crate::Error;
 use crate::network::Plan;
 use crate::snapshot::{Description, FileName, SnapshotFolder};
+use crate::vmm::{Kind, Wishes};
 
 /// Virtual CPUs at most: microvm's interrupt controller in QEMU serves 255, and nobody tested more.
 const MAX_CPUS: u32 = 64;
@@ -69,6 +72,8 @@ pub struct CheckedSpec {
     pub disks: Vec<DiskSpec>,
     /// The way out of the machine.
     pub network: Plan,
+    /// The VMM that was asked for.
+    pub vmm: VmmChoice,
     /// The channel that was asked for.
     pub channel: ChannelChoice,
     /// The accelerator that was asked for.
@@ -118,6 +123,11 @@ impl CheckedSpec {
 
         let cpus = spec.cpus.unwrap_or(machine.cpus);
         within("cpus", u64::from(cpus), 1, u64::from(MAX_CPUS), "")?;
+        let network = Plan::of(&spec.network)?;
+        if let Some(vmm) = Kind::chosen(spec.vmm) {
+            let extras = !spec.disks.is_empty() || network != Plan::None;
+            vmm.check(&Wishes { channel: spec.channel, accelerator: spec.accelerator, cpus, extras })?;
+        }
         let memory_mib = spec.memory_mib.unwrap_or(machine.memory_mib);
         within("memory", memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB, " MiB")?;
         let disk_mib = spec.disk_mib.unwrap_or(machine.disk_mib);
@@ -128,7 +138,6 @@ impl CheckedSpec {
             within("timeout", timeout_s, 1, MAX_TIMEOUT_S, " s")?;
         }
         check_disks(&spec.disks)?;
-        let network = Plan::of(&spec.network)?;
         if spec.restore == RestoreChoice::Always || spec.snapshot.is_some() {
             // A snapshot has neither.
             refuse_extras(&spec.disks, &network, "restored from a snapshot")?;
@@ -178,6 +187,7 @@ impl CheckedSpec {
             disk_mib,
             disks: spec.disks,
             network,
+            vmm: spec.vmm,
             channel: spec.channel,
             accelerator: spec.accelerator,
             profile: spec.profile.into(),
@@ -200,7 +210,7 @@ impl CheckedSpec {
     /// The spec of a paused sandbox: its machine is the snapshot's, and nothing of the template counts but the root file
     /// system, which may be in the snapshot too.
     pub fn of_paused(mut asked: SandboxSpec, snapshot: &SnapshotFolder) -> Result<Self, Error> {
-        let Description { machine, guest, origin, .. } = &snapshot.manifest().description;
+        let Description { key, machine, guest, origin, .. } = &snapshot.manifest().description;
         let opened = open_template(&asked.template);
         let own = match snapshot.file(FileName::Rootfs) {
             Some(file) => {
@@ -242,7 +252,9 @@ impl CheckedSpec {
             disk_mib: machine.disk_mib,
             disks: Vec::new(),
             network: Plan::of(&asked.network)?,
-            channel: ChannelChoice::Serial,
+            // Another one could not read its state.
+            vmm: Kind::named(&key.vmm).map_or(asked.vmm, Kind::choice),
+            channel: ChannelChoice::Auto,
             accelerator: asked.accelerator,
             profile: machine.profile,
             init: machine.init.clone(),
@@ -268,6 +280,16 @@ impl CheckedSpec {
     /// Whether the machine has what no snapshot has.
     pub fn has_extras(&self) -> bool {
         !self.disks.is_empty() || self.network == Plan::Slirp
+    }
+
+    /// What it asks of a VMM.
+    pub fn wishes(&self) -> Wishes {
+        Wishes {
+            channel: self.channel,
+            accelerator: self.accelerator,
+            cpus: self.cpus,
+            extras: !self.disks.is_empty() || self.network != Plan::None,
+        }
     }
 
     /// Whether the template, as it is now, has the root file system that this sandbox runs from.
@@ -450,6 +472,16 @@ mod tests {
             (r#""cpu":1"#, "unknown field `cpu`, expected one of"),
             (r#""profile":"none""#, "unknown variant `none`, expected `sandbox` or `restricted`"),
             (r#""init":"systemd""#, "invalid init: expected envd, image or the absolute path"),
+            (r#""vmm":"xen""#, "unknown variant `xen`"),
+            (
+                r#""vmm":"firecracker","channel":"serial""#,
+                "invalid --vmm firecracker: Firecracker has a channel of its own",
+            ),
+            (
+                r#""vmm":"firecracker","accelerator":"tcg""#,
+                "on KVM only, and not with --accel tcg; --vmm qemu can do it",
+            ),
+            (r#""vmm":"firecracker","cpus":33"#, "at most 32 virtual CPUs, and not 33"),
             (r#""channel":"tcp""#, "unknown variant `tcp`"),
             (r#""id":"A""#, "invalid sandbox id \"A\""),
             (r#""hostname":"a_b""#, "invalid hostname"),

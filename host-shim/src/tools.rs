@@ -90,7 +90,7 @@ fn beside_binary(parts: &[&str]) -> Option<PathBuf> {
     Some(parts.iter().fold(prefix, |path, part| path.join(part)))
 }
 
-fn is_executable(path: &Path) -> bool {
+pub(crate) fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sandbox_folder::calls::Taken;
-use sandbox_folder::spec::{ChannelChoice, RestoreChoice, SandboxSpec};
+use sandbox_folder::spec::{RestoreChoice, SandboxSpec};
 use sandbox_folder::{End, Phase};
 use serde::Serialize;
 use template::{SNAPSHOTS, TemplateFolder};
@@ -36,6 +36,8 @@ pub struct Choices {
     pub kernel: Option<PathBuf>,
     /// The guest image.
     pub guest_image: Option<PathBuf>,
+    /// The virtual machine monitor.
+    pub vmm: sandbox_folder::spec::VmmChoice,
     /// What runs the guest's instructions.
     pub accelerator: sandbox_folder::spec::AcceleratorChoice,
     /// Seconds until the agent is ready.
@@ -58,9 +60,9 @@ pub async fn warm(
     let spec = CheckedSpec::new(SandboxSpec {
         kernel: choices.kernel.clone(),
         guest_image: choices.guest_image.clone(),
+        vmm: choices.vmm,
         accelerator: choices.accelerator,
         boot_timeout_s: choices.boot_timeout_s,
-        channel: ChannelChoice::Serial,
         restore: RestoreChoice::Never,
         ..SandboxSpec::new(template.path())
     })?;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::console::Console;
 use crate::context::{DockerfileText, dockerfile_path, read_ignore};
+use crate::contexts::Contexts;
 use crate::error::Error;
 use crate::plan::{self, BuildArgs};
 
@@ -19,6 +20,8 @@ pub struct CheckOptions {
     pub dockerfile: Option<PathBuf>,
     /// `--build-arg`.
     pub args: BuildArgs,
+    /// `--build-context`.
+    pub contexts: Contexts,
     /// The stage that would be built.
     pub target: Option<String>,
 }
@@ -62,7 +65,7 @@ pub fn check(options: &CheckOptions) -> Result<CheckReport, Error> {
     let text = DockerfileText::read(&path)?;
     let file = Dockerfile::parse(&text.shown, &text.contents)?;
     let warnings = warnings(&file, &ignore);
-    plan::stages(&file, &options.args, options.target.as_deref())?;
+    plan::stages(&file, &options.args, &options.contexts, options.target.as_deref())?;
     let error = file.directives.check.error && !warnings.is_empty();
     Ok(CheckReport { file: file.file, warnings, error })
 }

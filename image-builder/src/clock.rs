@@ -5,27 +5,47 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use oci::layer::Timestamp;
 
 use crate::error::Error;
+use crate::plan::BuildArgs;
 
-const VARIABLE: &str = "SOURCE_DATE_EPOCH";
+/// The variable, and the build argument, that says which time it is.
+pub(crate) const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// The time that goes into images.
 pub(crate) fn now() -> Result<Timestamp, Error> {
-    match std::env::var(VARIABLE) {
-        Ok(text) => match text.parse::<u32>() {
-            Ok(seconds) => Ok(Timestamp { seconds: seconds.into(), nanoseconds: 0 }),
-            Err(_) => Err(Error::Invalid {
-                what: format!("{VARIABLE}={text:?}"),
-                reason: "expected seconds since 1970".to_owned(),
-            }),
+    Ok(epoch(&BuildArgs::default())?.unwrap_or_else(system))
+}
+
+/// What `SOURCE_DATE_EPOCH` says, as a build argument or, where there is none, in the environment.
+pub(crate) fn epoch(args: &BuildArgs) -> Result<Option<Timestamp>, Error> {
+    let text = match args.0.get(EPOCH) {
+        Some(given) => given.clone(),
+        None => match std::env::var(EPOCH) {
+            Ok(text) => text,
+            Err(_) => return Ok(None),
         },
-        Err(_) => {
-            let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            Ok(Timestamp {
-                seconds: i64::try_from(elapsed.as_secs()).unwrap_or_default(),
-                nanoseconds: elapsed.subsec_nanos(),
-            })
-        }
+    };
+    match text.parse::<u32>() {
+        Ok(seconds) => Ok(Some(Timestamp { seconds: seconds.into(), nanoseconds: 0 })),
+        Err(_) => Err(Error::Invalid {
+            what: format!("{EPOCH}={text:?}"),
+            reason: "expected seconds since 1970".to_owned(),
+        }),
     }
+}
+
+/// The time of this machine.
+pub(crate) fn system() -> Timestamp {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(elapsed.as_secs()).unwrap_or_default(),
+        nanoseconds: elapsed.subsec_nanos(),
+    }
+}
+
+/// RFC 3339 in UTC, to the millisecond.
+pub(crate) fn rfc3339_millis(time: Timestamp) -> String {
+    let text = rfc3339(time);
+    format!("{}.{:03}Z", text.trim_end_matches('Z'), time.nanoseconds / 1_000_000)
 }
 
 /// RFC 3339 in UTC, to the second. (Days to a date: Howard Hinnant's `civil_from_days`.)
@@ -58,5 +78,7 @@ mod tests {
         ] {
             assert_eq!(rfc3339(Timestamp { seconds, nanoseconds: 0 }), text);
         }
+        let time = Timestamp { seconds: 1, nanoseconds: 7_900_000 };
+        assert_eq!(rfc3339_millis(time), "1970-01-01T00:00:01.007Z");
     }
 }

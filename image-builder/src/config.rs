@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use oci::Digest;
+use oci::{Digest, Platform};
 use serde_json::{Map, Value, json};
 
 /// What the steps of a stage change. Fields of the base image's config that are not here are kept as they were.
@@ -79,6 +79,15 @@ impl ImageConfig {
             author: base["author"].as_str().map(str::to_owned),
             base: base.clone(),
         }
+    }
+
+    /// The config of an image that begins with nothing.
+    pub fn for_platform(platform: &Platform) -> Self {
+        let mut base = json!({"architecture": platform.architecture(), "os": platform.os()});
+        if let Some(variant) = platform.variant() {
+            base["variant"] = json!(variant);
+        }
+        Self { base, ..Self::default() }
     }
 
     /// Sets a variable; one that is there keeps its place.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use dockerfile::{Ignore, MAX_DOCKERFILE};
 
+use crate::copy::SourceTree;
+use crate::digests::{ContextTree, FileDigests};
 use crate::error::{Error, at};
 use crate::rooted::Rooted;
 
@@ -15,8 +17,10 @@ const NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "e2b.Dockerfile"];
 /// The context of a build.
 #[derive(Debug)]
 pub(crate) struct Context {
-    pub(crate) root: Rooted,
+    pub(crate) files: ContextTree,
     pub(crate) ignore: Ignore,
+    /// How errors call it.
+    shown: String,
 }
 
 /// A Dockerfile's text and its name.
@@ -26,15 +30,36 @@ pub(crate) struct DockerfileText {
 }
 
 impl Context {
-    /// Opens the folder. A `.dockerignore` beside the Dockerfile, under its name, comes before the context's.
-    pub(crate) fn open(folder: &Path, dockerfile: &Path) -> Result<Self, Error> {
+    /// Opens the folder; what is known of its files is in the folder `digests`. A `.dockerignore` beside the Dockerfile, under its name, comes before the context's.
+    pub(crate) fn open(folder: &Path, dockerfile: &Path, digests: &Path) -> Result<Self, Error> {
         if !folder.is_dir() {
             return Err(Error::Invalid {
                 what: format!("context {}", folder.display()),
                 reason: "expected a folder".to_owned(),
             });
         }
-        Ok(Self { root: Rooted::open(folder)?, ignore: read_ignore(folder, dockerfile)? })
+        let shown = format!("the context {}", folder.display());
+        let digests = FileDigests::open(digests, folder)?;
+        let files = ContextTree::new(Rooted::open(folder)?, digests);
+        Ok(Self { files, ignore: read_ignore(folder, dockerfile)?, shown })
+    }
+
+    /// The folder of an archive, for that archive alone.
+    pub(crate) fn of_archive(file: &Path, digests: &Path) -> Result<Self, Error> {
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let shown = format!("the archive {}", file.display());
+        let files = ContextTree::new(Rooted::open(folder)?, FileDigests::open(digests, file)?);
+        Ok(Self { files, ignore: Ignore::default(), shown })
+    }
+
+    /// Its files, as a copy sees them.
+    pub(crate) fn tree(&self) -> SourceTree<'_> {
+        SourceTree {
+            root: &self.files,
+            ignore: Some(&self.ignore),
+            is_context: true,
+            shown: self.shown.clone(),
+        }
     }
 }
 

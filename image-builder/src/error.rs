@@ -21,6 +21,18 @@ pub enum Error {
         /// Why.
         source: Box<Error>,
     },
+    /// A step of an E2B template failed, or is wrong.
+    #[error("{file}: step {step}: {source}{}", if text.is_empty() { String::new() } else { format!("\n    {text}") })]
+    TemplateStep {
+        /// The file with the steps.
+        file: String,
+        /// Its number, from 1.
+        step: usize,
+        /// The step in one line.
+        text: String,
+        /// Why.
+        source: Box<Error>,
+    },
     /// A name or size that the user gave makes no sense.
     #[error("{what}: {reason}")]
     Invalid {
@@ -113,12 +125,12 @@ pub enum Error {
     #[error(transparent)]
     Rootfs(#[from] rootfs_tools::Error),
     /// The operating system refused.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Io {
         /// The file in question.
         path: PathBuf,
         /// The system's error.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -128,7 +140,7 @@ impl Error {
         match self {
             Self::Dockerfile(_) | Self::Warnings { .. } | Self::Invalid { .. } | Self::Source { .. } => true,
             Self::Reference(_) | Self::TemplateName(_) => true,
-            Self::Step { source, .. } => source.is_bad_input(),
+            Self::Step { source, .. } | Self::TemplateStep { source, .. } => source.is_bad_input(),
             Self::Oci(oci::Error::Invalid { .. }) => true,
             Self::Rootfs(rootfs_tools::Error::Invalid { .. } | rootfs_tools::Error::TooLarge { .. }) => true,
             _ => false,
@@ -139,5 +151,5 @@ impl Error {
 /// Adds the path to an error of the system.
 pub(crate) fn at<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> Error {
     let path = path.to_owned();
-    move |source| Error::Io { path, source: source.into() }
+    move |error| Error::Io { path, error: error.into() }
 }

@@ -1,4 +1,5 @@
-//! Ctrl-C: the running step is ended and cleaned up after; between steps the program just ends.
+//! Ctrl-C: the running steps are ended and cleaned up after; between steps the program just ends. A step that fails ends
+//! those that run beside it in the same way.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -25,6 +26,8 @@ pub struct Interrupt {
 #[derive(Debug, Default)]
 struct State {
     asked: bool,
+    /// A part of the work failed, and the rest is of no use.
+    stopped: bool,
     /// Several steps may be at work at once.
     children: BTreeSet<Pid>,
 }
@@ -54,9 +57,30 @@ impl Interrupt {
         Ok(interrupt)
     }
 
+    /// As if the user asked to stop.
+    #[cfg(test)]
+    pub(crate) fn ask(&self) {
+        self.lock().asked = true;
+    }
+
     /// Whether the user asked to stop.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.lock().asked { Err(Error::Interrupted) } else { Ok(()) }
+        let state = self.lock();
+        if state.asked || state.stopped { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// Ends everything that is at work, as the user's Ctrl-C does, but not this program.
+    pub(crate) fn stop(&self) {
+        let mut state = self.lock();
+        state.stopped = true;
+        for child in &state.children {
+            let _ = kill(*child, Signal::SIGTERM);
+        }
+    }
+
+    /// Forgets [`Interrupt::stop`], once nothing is at work any more.
+    pub(crate) fn restart(&self) {
+        self.lock().stopped = false;
     }
 
     /// Starts somebody else's program, which a signal ends from now on.
@@ -78,7 +102,7 @@ impl Interrupt {
         let mut state = self.lock();
         let Some(child) = i32::try_from(pid).ok().map(Pid::from_raw) else { return };
         state.children.insert(child);
-        if state.asked {
+        if state.asked || state.stopped {
             let _ = kill(child, Signal::SIGTERM);
         }
     }

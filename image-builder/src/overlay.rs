@@ -15,6 +15,7 @@ use rustix::mount::{
 };
 
 use crate::error::{Error, at};
+use crate::ids;
 
 /// mount(2) takes one page of options, with its NUL.
 const MAX_OPTIONS: usize = 4095;
@@ -22,20 +23,21 @@ const MAX_OPTIONS: usize = 4095;
 /// mounts, as it is. `volatile` leaves out the syncs that package managers ask for after each file: a layer is synced
 /// once, as a whole.
 const OPTIONS: &str = "index=off,redirect_dir=off,metacopy=off,xino=off";
+/// In a user namespace nobody may write the attributes that overlayfs keeps its notes in by default. It does not follow
+/// redirects then, and refuses to be told so.
+const NAMESPACE_OPTIONS: &str = "index=off,metacopy=off,xino=off,userxattr";
 
 /// The working directory belongs to the whole process, and mounts use it to keep paths short.
 static WORKING_DIRECTORY: Mutex<()> = Mutex::new(());
 
 /// Takes this process into a mount namespace of its own: whatever happens to it, no mount is left behind. Must be
 /// called while the process has one thread.
-pub fn isolate_mounts() -> Result<(), Error> {
+pub(crate) fn isolate_mounts() -> Result<(), Error> {
     let root = Path::new("/");
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| match errno {
         nix::errno::Errno::EPERM => Error::Invalid {
             what: "permissions".to_owned(),
-            reason:
-                "a build mounts overlays and runs containers, which needs root: run it as root or with sudo"
-                    .to_owned(),
+            reason: "a build mounts overlays and runs containers, which this process may not".to_owned(),
         },
         _ => at(root)(errno),
     })?;
@@ -95,7 +97,8 @@ impl Drop for Overlay {
 }
 
 fn mount_here(lowers: &[PathBuf], upper: Option<Upper<'_>>, target: &Path) -> Result<(), Errno> {
-    let mut options = OPTIONS.as_bytes().to_vec();
+    let base = if ids::are_limited() { NAMESPACE_OPTIONS } else { OPTIONS };
+    let mut options = base.as_bytes().to_vec();
     let mut add = |key: &str, value: &[u8]| {
         options.extend_from_slice(format!(",{key}=").as_bytes());
         options.extend_from_slice(value);
@@ -113,9 +116,11 @@ fn mount_here(lowers: &[PathBuf], upper: Option<Upper<'_>>, target: &Path) -> Re
     }
     // Layers one by one: Linux 6.8 and later.
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for option in OPTIONS.split(',') {
-        let (key, value) = option.split_once('=').unwrap_or((option, ""));
-        fsconfig_set_string(&overlay, key, value)?;
+    for option in base.split(',') {
+        match option.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(&overlay, key, value)?,
+            None => rustix::mount::fsconfig_set_flag(&overlay, option)?,
+        }
     }
     for lower in lowers {
         fsconfig_set_string(&overlay, "lowerdir+", lower.as_path())?;
@@ -133,7 +138,7 @@ fn mount_here(lowers: &[PathBuf], upper: Option<Upper<'_>>, target: &Path) -> Re
 fn explain(errno: Errno, target: &Path) -> Error {
     let reason = match errno {
         Errno::NODEV => "the kernel has no overlayfs (modprobe overlay)",
-        Errno::PERM => "mounting needs root: run the build as root or with sudo",
+        Errno::PERM => "the kernel refuses this user the mount (in a user namespace it needs Linux 5.11)",
         Errno::INVAL => {
             "the kernel refuses the overlay: the data folder must be on a local file system such as ext4, xfs or \
              btrfs, not itself on an overlay (choose one with --data-dir); more than 110 layers need Linux 6.8"

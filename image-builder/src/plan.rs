@@ -11,9 +11,10 @@ use dockerfile::lint::PLATFORM_ARGS;
 use dockerfile::{
     Chmod, Dockerfile, Fault, Instruction, Mount, Network, Position, Reason, Word, did_you_mean, nearest,
 };
-use oci::ImageReference;
+use oci::{Digest, ImageReference, Platform};
 
 use crate::config::ImageConfig;
+use crate::contexts::{Contexts, NamedContext};
 
 mod planner;
 #[cfg(test)]
@@ -50,6 +51,8 @@ pub enum Base {
     Stage(usize),
     /// An image.
     Image(ImageReference),
+    /// A context of this name, as `--build-context` gives it.
+    Named(String),
 }
 
 /// A stage that the target needs.
@@ -59,6 +62,8 @@ pub struct PlannedStage {
     pub index: usize,
     /// What it begins with.
     pub base: Base,
+    /// `--platform`, where it is another one than this machine's.
+    pub platform: Option<Platform>,
 }
 
 /// Everything that a stage does.
@@ -93,11 +98,22 @@ pub enum Action {
     /// Nothing; it changed the config.
     Config,
     /// Makes the directory where it is missing.
-    Workdir(String),
+    Workdir(WorkdirAction),
     /// Runs a command.
     Run(RunAction),
     /// Copies files.
     Copy(CopyAction),
+    /// Adds the user of E2B's sandboxes.
+    E2bUser,
+}
+
+/// A directory to make where it is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkdirAction {
+    /// Absolute.
+    pub path: String,
+    /// `USER`, whose it will be; empty means root.
+    pub user: String,
 }
 
 /// A command to run.
@@ -167,8 +183,22 @@ pub struct CopyAction {
     pub exclude: Vec<String>,
     /// `--parents`: the sources' folders are kept.
     pub parents: bool,
-    /// It is an `ADD`, which unpacks local archives.
-    pub is_add: bool,
+    /// `--link`: the layer does not depend on what is below it.
+    pub link: bool,
+    /// Which archives are unpacked.
+    pub unpack: Unpack,
+}
+
+/// Which archives a copy unpacks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub enum Unpack {
+    /// None: `COPY`, and `ADD --unpack=false`.
+    #[default]
+    Never,
+    /// Those of the context: `ADD`.
+    Local,
+    /// Also those that are fetched: `ADD --unpack`.
+    Always,
 }
 
 /// Where files are copied from.
@@ -180,6 +210,8 @@ pub enum CopyFrom {
     Stage(usize),
     /// An image.
     Image(ImageReference),
+    /// A context of this name, as `--build-context` gives it.
+    Named(String),
 }
 
 /// One source of a copy.
@@ -193,6 +225,13 @@ pub enum CopySource {
         name: String,
         /// Its contents.
         contents: String,
+    },
+    /// A file that is fetched.
+    Url {
+        /// Where it is, by http or https.
+        url: String,
+        /// `--checksum`.
+        checksum: Option<Digest>,
     },
 }
 
@@ -208,8 +247,30 @@ impl CopyAction {
             chmod: None,
             exclude: Vec::new(),
             parents: !path.is_empty(),
-            is_add: false,
+            link: false,
+            unpack: Unpack::Never,
         }
+    }
+}
+
+impl CopyAction {
+    /// An archive of a context, unpacked.
+    pub(crate) fn unpacked(name: &str) -> Self {
+        let sources = vec![CopySource::Path(name.to_owned())];
+        Self { sources, parents: false, unpack: Unpack::Local, ..Self::whole("") }
+    }
+
+    /// Whether its layer does not depend on what is below: it is linked, and needs no names of owners from there.
+    pub(crate) fn is_independent(&self) -> bool {
+        let number = |text: &str| text.is_empty() || text.parse::<u32>().is_ok();
+        self.link && self.chown.as_ref().is_none_or(|owner| owner.split(':').all(number))
+    }
+}
+
+impl StageArgs {
+    /// The names of the arguments that have a value.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 }
 
@@ -218,6 +279,7 @@ impl BuildArgs {
     pub fn unused(&self, file: &Dockerfile) -> Vec<String> {
         let statements = file.stages.iter().flat_map(|stage| &stage.statements).chain(&file.global_args);
         let mut declared: BTreeSet<&str> = PROXY_ARGS.into();
+        declared.insert(crate::clock::EPOCH);
         for statement in statements {
             if let Instruction::Arg(args) = &statement.instruction {
                 declared.extend(args.iter().map(|declaration| declaration.name.text.as_str()));
@@ -231,6 +293,7 @@ impl BuildArgs {
 pub fn stages(
     file: &Dockerfile,
     args: &BuildArgs,
+    contexts: &Contexts,
     target: Option<&str>,
 ) -> Result<Vec<PlannedStage>, dockerfile::Error> {
     let last = file.stages.len() - 1;
@@ -243,6 +306,7 @@ pub fn stages(
     };
     let mut order = Order {
         file,
+        contexts,
         globals: global_scope(file, args)?,
         visits: vec![Visit::Not; file.stages.len()],
         planned: Vec::new(),
@@ -254,6 +318,7 @@ pub fn stages(
 /// Stages, each behind those that it needs.
 struct Order<'a> {
     file: &'a Dockerfile,
+    contexts: &'a Contexts,
     globals: Scope,
     visits: Vec<Visit>,
     planned: Vec<PlannedStage>,
@@ -272,7 +337,8 @@ impl Order<'_> {
         self.visits[index] = Visit::Begun;
         let file = self.file;
         let stage = &file.stages[index];
-        let base = base(file, index, &self.globals)?;
+        let base = base(file, index, &self.globals, self.contexts)?;
+        let platform = platform(file, index, &self.globals)?;
         if let Base::Stage(earlier) = base {
             self.need(earlier, &stage.image.text, stage.image.at)?;
         }
@@ -280,7 +346,7 @@ impl Order<'_> {
             match &statement.instruction {
                 Instruction::Copy(copy) => {
                     if let Some(from) = &copy.from
-                        && let CopyFrom::Stage(needed) = copy_from(file, from)?
+                        && let CopyFrom::Stage(needed) = copy_from(file, from, self.contexts)?
                     {
                         self.need(needed, &from.text, from.at)?;
                     }
@@ -288,7 +354,7 @@ impl Order<'_> {
                 Instruction::Run(run) => {
                     for mount in &run.mounts {
                         if let Some(from) = mount.from()
-                            && let Some(needed) = find_stage(file, from)
+                            && let Some(needed) = stage_of(file, from, self.contexts)
                         {
                             self.need(needed, from, mount.at)?;
                         }
@@ -298,7 +364,7 @@ impl Order<'_> {
             }
         }
         self.visits[index] = Visit::Done;
-        self.planned.push(PlannedStage { index, base });
+        self.planned.push(PlannedStage { index, base, platform });
         Ok(())
     }
 
@@ -314,23 +380,36 @@ impl Order<'_> {
     }
 }
 
-fn base(file: &Dockerfile, index: usize, globals: &Scope) -> Result<Base, dockerfile::Error> {
+/// Another platform than this machine's, where one is asked for.
+fn platform(file: &Dockerfile, index: usize, globals: &Scope) -> Result<Option<Platform>, dockerfile::Error> {
+    let Some(word) = &file.stages[index].platform else { return Ok(None) };
+    let fail = |reason: Reason| file.fault(Fault::new(word.at, reason));
+    let text =
+        expand(&word.text, file.escape(), globals).map_err(|error| file.fault(Fault::new(word.at, error)))?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let wanted = oci::parse_platform(&text).map_err(|error| {
+        let expected = "OS/ARCHITECTURE[/VARIANT], for example linux/arm64";
+        fail(Reason::Flag { keyword: "FROM", flag: "platform", problem: error.text, expected })
+    })?;
+    if *wanted.os() != oci::host_platform().os().clone() {
+        let what = format!("FROM --platform={text}");
+        return Err(fail(Reason::NotSupported { what, advice: "images are built for Linux".to_owned() }));
+    }
+    Ok(Some(wanted).filter(|wanted| !oci::platform_fits(&oci::host_platform(), wanted)))
+}
+
+fn base(
+    file: &Dockerfile,
+    index: usize,
+    globals: &Scope,
+    contexts: &Contexts,
+) -> Result<Base, dockerfile::Error> {
     let stage = &file.stages[index];
     let expand = |word: &Word| {
         expand(&word.text, file.escape(), globals).map_err(|error| file.fault(Fault::new(word.at, error)))
     };
-    if let Some(word) = &stage.platform {
-        let platform = expand(word)?;
-        let host = host_platform_text();
-        // arm64 is also written with its variant.
-        if platform != host && platform != format!("{host}/v8") && !platform.is_empty() {
-            let reason = Reason::NotSupported {
-                what: format!("FROM --platform={platform}"),
-                advice: format!("images are built for this machine's {host}"),
-            };
-            return Err(file.fault(Fault::new(word.at, reason)));
-        }
-    }
     let fail = |reason: Reason| file.fault(Fault::new(stage.image.at, reason));
     let image = expand(&stage.image)?;
     if image.is_empty() {
@@ -343,6 +422,14 @@ fn base(file: &Dockerfile, index: usize, globals: &Scope) -> Result<Base, docker
     if image == "scratch" {
         return Ok(Base::Scratch);
     }
+    match contexts.find(&image) {
+        Some((_, NamedContext::Stage(name))) => {
+            let missing = || fail(stage_name(file, name, NO_TARGET));
+            return find_stage(file, name).map(Base::Stage).ok_or_else(missing);
+        }
+        Some((name, _)) => return Ok(Base::Named(name.to_owned())),
+        None => {}
+    }
     // A number is no name of a stage here: `FROM 0` would be an image.
     match file.stage_named(&image, index) {
         Some(earlier) => Ok(Base::Stage(earlier)),
@@ -350,12 +437,20 @@ fn base(file: &Dockerfile, index: usize, globals: &Scope) -> Result<Base, docker
     }
 }
 
-/// A stage of any place, as long as none needs itself, else an image.
-fn copy_from(file: &Dockerfile, from: &Word) -> Result<CopyFrom, dockerfile::Error> {
-    if let Some(stage) = find_stage(file, &from.text) {
+/// What is wrong with `--build-context NAME=target:STAGE`.
+const NO_TARGET: &str = "--build-context names it as a target, but no stage has this name or number";
+
+/// A named context, a stage of any place, as long as none needs itself, else an image.
+fn copy_from(file: &Dockerfile, from: &Word, contexts: &Contexts) -> Result<CopyFrom, dockerfile::Error> {
+    let fail = |reason: Reason| file.fault(Fault::new(from.at, reason));
+    if let Some(stage) = stage_of(file, &from.text, contexts) {
         return Ok(CopyFrom::Stage(stage));
     }
-    let fail = |reason: Reason| file.fault(Fault::new(from.at, reason));
+    match contexts.find(&from.text) {
+        Some((_, NamedContext::Stage(name))) => return Err(fail(stage_name(file, name, NO_TARGET))),
+        Some((name, _)) => return Ok(CopyFrom::Named(name.to_owned())),
+        None => {}
+    }
     if from.text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(fail(stage_name(file, &from.text, "--from names no stage")));
     }
@@ -370,6 +465,15 @@ fn bad_image(file: &Dockerfile, name: &str, error: oci::InvalidReference) -> Rea
     Reason::Image { problem: error.to_string(), advice }
 }
 
+/// The stage that the name means: a context of that name comes before it, but may be a stage itself.
+fn stage_of(file: &Dockerfile, name: &str, contexts: &Contexts) -> Option<usize> {
+    match contexts.find(name) {
+        Some((_, NamedContext::Stage(name))) => find_stage(file, name),
+        Some(_) => None,
+        None => find_stage(file, name),
+    }
+}
+
 /// The stage of that name or number.
 fn find_stage(file: &Dockerfile, name: &str) -> Option<usize> {
     let number = || name.parse().ok().filter(|number| *number < file.stages.len());
@@ -379,11 +483,6 @@ fn find_stage(file: &Dockerfile, name: &str) -> Option<usize> {
 fn stage_name(file: &Dockerfile, name: &str, problem: &'static str) -> Reason {
     let others = file.stage_names().filter(|known| !known.eq_ignore_ascii_case(name));
     Reason::StageName { name: name.to_owned(), problem, advice: did_you_mean(name, others) }
-}
-
-fn host_platform_text() -> String {
-    let platform = oci::host_platform();
-    format!("{}/{}", platform.os(), platform.architecture())
 }
 
 #[derive(Clone, Debug, Default)]

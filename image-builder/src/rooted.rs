@@ -12,11 +12,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use oci::layer::{Kind, LayerPath, Metadata, Timestamp};
+use oci::layer::{Kind, LayerPath, Metadata, OWNER_ATTRIBUTE, Timestamp, parse_owner};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::error::{Error, at};
+use crate::ids;
 use crate::tree::{self, Entry, EntryKind, Escape, Last, Tree};
 
 /// A folder that is a root.
@@ -76,7 +77,16 @@ impl Rooted {
     pub(crate) fn file(&self, path: &LayerPath) -> Result<File, Error> {
         // NONBLOCK: a FIFO must not stop the build; it has no effect on files.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        self.open_beneath(path, flags).map(File::from).map_err(at(&self.shown(path)))
+        let file = self.open_beneath(path, flags).map(File::from).map_err(at(&self.shown(path)))?;
+        // What was a file a moment ago may be a device by now, which never ends.
+        let stat = rustix::fs::fstat(&file).map_err(at(&self.shown(path)))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile | FileType::Directory => Ok(file),
+            _ => Err(Error::Source {
+                what: self.shown(path).display().to_string(),
+                reason: "it is no regular file: it changed during the build".to_owned(),
+            }),
+        }
     }
 
     /// The names in a directory, sorted.
@@ -122,7 +132,7 @@ impl Rooted {
     pub(crate) fn remove(&self, path: &LayerPath) -> Result<(), Error> {
         let (parent, name) = match self.parent(path) {
             Ok(found) => found,
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(Error::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
         match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
@@ -183,26 +193,48 @@ impl Rooted {
             Some(_) => self.parent(path)?,
             None => (self.directory(path)?, &b"."[..]),
         };
-        rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+        let changed = rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW);
+        let kept_owner = kept_owner(metadata, changed).map_err(io)?;
         if !is_link {
             // After the owner: a change of owner clears setuid. The last name is no link, nothing else runs here.
             let mode = Mode::from_raw_mode(metadata.mode & 0o7777);
             rustix::fs::chmodat(&parent, name, mode, AtFlags::empty()).map_err(io)?;
         }
-        if !metadata.xattrs.is_empty() {
+        if !metadata.xattrs.is_empty() || kept_owner.is_some() || ids::are_limited() {
             // There is no setxattrat before Linux 6.13; the descriptor's own link leads to the parent, never further.
             let link = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&parent)));
             let target = link.join(OsStr::from_bytes(name));
-            for (name, value) in &metadata.xattrs {
-                match rustix::fs::lsetxattr(&target, name, value, rustix::fs::XattrFlags::empty()) {
-                    // A file system or node type without such attributes: as with Docker, the file counts.
-                    Ok(()) | Err(Errno::NOTSUP) => {}
-                    Err(Errno::PERM) if name.starts_with(b"user.") => {}
-                    Err(errno) => return Err(io(errno)),
-                }
+            if kept_owner.is_none() && ids::are_limited() && !is_link {
+                // A directory of a lower layer, which may have had another owner.
+                let _ = rustix::fs::lremovexattr(&target, OWNER_ATTRIBUTE);
             }
+            let flags = rustix::fs::XattrFlags::empty();
+            set_xattrs(metadata, kept_owner.as_deref(), |name, value| {
+                rustix::fs::lsetxattr(&target, name, value, flags)
+            })
+            .map_err(io)?;
         }
-        self.set_time(path, metadata.mtime)
+        let times = times(metadata.mtime);
+        rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(io)
+    }
+
+    /// The same for a new regular file that is open.
+    pub(crate) fn set_file_metadata(
+        &self,
+        path: &LayerPath,
+        file: &File,
+        metadata: &Metadata,
+    ) -> Result<(), Error> {
+        let io = |errno| at(&self.shown(path))(errno);
+        let owner = (Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)));
+        let kept_owner = kept_owner(metadata, rustix::fs::fchown(file, owner.0, owner.1)).map_err(io)?;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(metadata.mode & 0o7777)).map_err(io)?;
+        let flags = rustix::fs::XattrFlags::empty();
+        set_xattrs(metadata, kept_owner.as_deref(), |name, value| {
+            rustix::fs::fsetxattr(file, name, value, flags)
+        })
+        .map_err(io)?;
+        rustix::fs::futimens(file, &times(metadata.mtime)).map_err(io)
     }
 
     /// Sets the time of the last change; a link itself is changed, not its target.
@@ -211,8 +243,7 @@ impl Rooted {
             Some(_) => self.parent(path)?,
             None => (self.directory(path)?, &b"."[..]),
         };
-        let time = Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
-        let times = Timestamps { last_access: time, last_modification: time };
+        let times = times(time);
         rustix::fs::utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(at(&self.shown(path)))
     }
 
@@ -240,10 +271,26 @@ impl Rooted {
 
 /// The longest list of attribute names, the kernel's `XATTR_LIST_MAX`; a value has the same bound.
 const MAX_XATTRS: usize = 64 << 10;
+/// A list of a few names.
+const SHORT_LIST: usize = 512;
+/// Two numbers of 32 bits in decimal, with a colon.
+const MAX_OWNER: usize = 21;
 
 impl Tree for Rooted {
     fn entry(&self, path: &LayerPath) -> Result<Option<Entry>, Error> {
-        Ok(self.stat(path)?.map(|stat| Entry { kind: kind_of(&stat), metadata: metadata_of(&stat) }))
+        let Some(stat) = self.stat(path)? else { return Ok(None) };
+        let mut entry = Entry { kind: kind_of(&stat), metadata: metadata_of(&stat) };
+        if ids::are_limited() && (entry.is_file() || entry.is_directory()) {
+            // An owner that does not exist here. What cannot be opened has none that we noted.
+            let mut value = [0u8; MAX_OWNER];
+            if let Ok(file) = self.file(path)
+                && let Ok(length) = rustix::fs::fgetxattr(&file, OWNER_ATTRIBUTE, &mut value[..])
+                && let Some((uid, gid)) = parse_owner(&value[..length])
+            {
+                (entry.metadata.uid, entry.metadata.gid) = (uid, gid);
+            }
+        }
+        Ok(Some(entry))
     }
 
     fn read_link(&self, path: &LayerPath) -> Result<Vec<u8>, Error> {
@@ -261,14 +308,19 @@ impl Tree for Rooted {
     fn xattrs(&self, path: &LayerPath) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Error> {
         let file = self.file(path)?;
         let io = |errno| at(&self.shown(path))(errno);
-        let mut list = vec![0u8; MAX_XATTRS];
-        let length = match rustix::fs::flistxattr(&file, &mut list[..]) {
-            Ok(length) => length,
-            Err(Errno::NOTSUP) => 0,
-            Err(errno) => return Err(io(errno)),
+        // Most files have none, or few: the largest list is for those with more.
+        let mut list = vec![0u8; SHORT_LIST];
+        let length = loop {
+            match rustix::fs::flistxattr(&file, &mut list[..]) {
+                Ok(length) => break length,
+                Err(Errno::NOTSUP) => break 0,
+                Err(Errno::RANGE) if list.len() < MAX_XATTRS => list.resize(MAX_XATTRS, 0),
+                Err(errno) => return Err(io(errno)),
+            }
         };
         let mut xattrs = BTreeMap::new();
-        for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let ours = |name: &[u8]| ids::are_limited() && name == OWNER_ATTRIBUTE.as_bytes();
+        for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty() && !ours(name)) {
             let mut value = vec![0u8; MAX_XATTRS];
             match rustix::fs::fgetxattr(&file, name, &mut value[..]) {
                 Ok(length) => {
@@ -283,9 +335,45 @@ impl Tree for Rooted {
         Ok(xattrs)
     }
 
+    fn identity(&self, path: &LayerPath) -> Result<Option<(u64, u64)>, Error> {
+        let stat = self.stat(path)?.filter(|stat| stat.st_nlink > 1);
+        Ok(stat.map(|stat| (stat.st_dev, stat.st_ino)))
+    }
+
     fn shown(&self, path: &LayerPath) -> PathBuf {
         Rooted::shown(self, path)
     }
+}
+
+/// The owner that could not be given, where that is because it does not exist in this user namespace.
+fn kept_owner(metadata: &Metadata, changed: Result<(), Errno>) -> Result<Option<String>, Errno> {
+    match changed {
+        Err(Errno::INVAL) if ids::are_limited() => Ok(Some(format!("{}:{}", metadata.uid, metadata.gid))),
+        other => other.map(|()| None),
+    }
+}
+
+fn set_xattrs(
+    metadata: &Metadata,
+    kept_owner: Option<&str>,
+    set: impl Fn(&[u8], &[u8]) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let owner = kept_owner.map(|owner| (OWNER_ATTRIBUTE.as_bytes(), owner.as_bytes()));
+    let given = metadata.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
+    for (name, value) in given.chain(owner) {
+        match set(name, value) {
+            // A file system or node type without such attributes: as with Docker, the file counts.
+            Ok(()) | Err(Errno::NOTSUP) => {}
+            Err(Errno::PERM) if name.starts_with(b"user.") || ids::are_limited() => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn times(time: Timestamp) -> Timestamps {
+    let time = Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
 }
 
 fn kind_of(stat: &Stat) -> EntryKind {

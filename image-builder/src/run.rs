@@ -1,4 +1,4 @@
-//! `RUN`: a command in a container over the overlay, with the host's network.
+//! `RUN`: a command in a container over the overlay.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,16 +6,23 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use oci::layer::{LayerPath, Timestamp};
-use rustix::fs::FileType;
-use serde_json::{Value, json};
+use dockerfile::Network as StepNetwork;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use serde::Serialize;
 
+use crate::cgroups::Controllers;
 use crate::console::Console;
-use crate::container::{OUTCOME_FILE, Outcome};
+use crate::container::{ORDER_FILE, OUTCOME_FILE, Order, Outcome};
 use crate::error::{Error, at};
+use crate::ids;
 use crate::interrupt::Interrupt;
+use crate::limits::StepLimits;
+use crate::mount_points::MountPoints;
+use crate::mounts::Mounts;
 use crate::plan::RunAction;
-use crate::rooted::{Rooted, time_of};
+use crate::rooted::Rooted;
+use crate::secrets::Secrets;
+use crate::spec::{self, bind};
 use crate::tree::{Escape, Last};
 use crate::users;
 
@@ -37,78 +44,102 @@ pub(crate) const CA_VARIABLES: [&str; 13] = [
     "REQUESTS_CA_BUNDLE",
     "SSL_CERT_FILE",
 ];
-/// Docker's default set.
-const CAPABILITIES: [&str; 14] = [
-    "CAP_AUDIT_WRITE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_MKNOD",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
-/// Hidden from the container, as Docker does.
-const MASKED: [&str; 9] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/firmware",
-];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// The bundle's file system: scripts, secrets and what the runtime writes. Nothing honest comes near it.
+const BUNDLE_SIZE: &str = "size=64m,mode=0700";
+/// apt gives its downloads to another user, who does not exist in a namespace of one id.
+const APT_ONE_ID: &str = "APT::Sandbox::User \"root\";\n";
+
+/// What the command line says about all `RUN` steps.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// `--secret`.
+    pub secrets: Secrets,
+    /// `--network`.
+    pub network: Network,
+    /// What a step may use.
+    pub limits: StepLimits,
+}
+
+/// The network of steps that name none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// This machine's.
+    #[default]
+    Host,
+    /// None; also a step with `--network=host` gets none.
+    None,
+}
+
+/// A folder in memory for a step's files: the spec and secrets are never on disk.
+#[derive(Debug)]
+pub(crate) struct Bundle(PathBuf);
+
+impl Bundle {
+    /// Makes the folder.
+    pub(crate) fn make(path: PathBuf) -> Result<Self, Error> {
+        fs::create_dir(&path).map_err(at(&path))?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let options = std::ffi::CString::new(BUNDLE_SIZE).unwrap_or_default();
+        mount("tmpfs", &path, "tmpfs", flags, options.as_c_str()).map_err(at(&path))?;
+        Ok(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
 
 /// What a step needs from its build.
 pub(crate) struct Environment<'a> {
     /// The tree, mounted.
     pub(crate) merged: PathBuf,
     /// A folder for the container's files, outside of the tree.
-    pub(crate) bundle: PathBuf,
+    pub(crate) bundle: &'a Bundle,
     /// The container's name, which no other container of this machine has.
     pub(crate) id: String,
+    /// Nobody removes the step's folder as long as a process has this.
+    pub(crate) lock: fs::File,
     /// The host's certificates, where they are wanted.
     pub(crate) host_ca: Option<&'a Path>,
     /// This program.
     pub(crate) program: &'a Path,
+    pub(crate) options: &'a RunOptions,
+    pub(crate) controllers: &'a Controllers,
     pub(crate) console: &'a Console,
     pub(crate) interrupt: &'a Interrupt,
     /// The mark before each line of the command's output.
     pub(crate) prefix: String,
 }
 
-/// The mount points that were made in the tree for a step, and the times that this changed.
-#[derive(Debug)]
-pub(crate) struct MountPoints {
-    made: Vec<LayerPath>,
-    parents: Vec<(LayerPath, Timestamp)>,
-}
-
 /// Runs the command. The result is in the overlay's upper directory; what was made there for the container alone must
 /// be taken away with [`MountPoints::remove`].
-pub(crate) fn run(action: &RunAction, environment: &Environment<'_>) -> Result<MountPoints, Error> {
-    let bundle = &environment.bundle;
-    fs::create_dir_all(bundle).map_err(at(bundle))?;
+pub(crate) fn run(
+    action: &RunAction,
+    given: Mounts,
+    environment: Environment<'_>,
+) -> Result<MountPoints, Error> {
+    let own_network = own_network(action.network, environment.options.network)?;
+    let bundle = environment.bundle.path();
     let root = Rooted::open(&environment.merged)?;
     let user = users::user(&root, &action.user)?;
     let mut env = action.env.clone();
     env.extend(action.proxy_env.iter().cloned());
+    // Over a variable of the image.
+    env.retain(|(name, _)| !given.env.iter().any(|(secret, _)| secret == name));
+    env.extend(given.env.iter().cloned());
     let mut set_default = |name: &str, value: &str| {
         if !env.iter().any(|(known, _)| known == name) {
             env.push((name.to_owned(), value.to_owned()));
         }
     };
     set_default("HOME", &user.home);
-    let mut mounts = system_mounts();
+    let mut mounts = Vec::new();
     let mut points = vec![(b"/proc".to_vec(), true), (b"/dev".to_vec(), true), (b"/sys".to_vec(), true)];
     for name in ["resolv.conf", "hosts"] {
         // A copy: the command may write to it, and the host's must not change.
@@ -122,16 +153,21 @@ pub(crate) fn run(action: &RunAction, environment: &Environment<'_>) -> Result<M
         mounts.push(bind(&copy, &inside.to_string(), &["bind", "rw"]));
         points.push((inside.as_bytes().to_vec(), false));
     }
-    if let Some(ca) = environment.host_ca {
-        let folder = bundle.join("secrets");
-        fs::create_dir_all(&folder).map_err(at(&folder))?;
-        let copy = folder.join("ca.crt");
-        fs::copy(ca, &copy).map_err(at(ca))?;
-        let apt = format!("Acquire::https::CaInfo \"{SECRETS}/ca.crt\";\n");
-        fs::write(folder.join("apt.conf"), apt).map_err(at(&folder))?;
-        for variable in CA_VARIABLES {
-            set_default(variable, &format!("{SECRETS}/ca.crt"));
+    if environment.host_ca.is_some() || ids::are_one() {
+        let folder = bundle.join("for-the-step");
+        fs::create_dir(&folder).map_err(at(&folder))?;
+        let mut apt = String::new();
+        if ids::are_one() {
+            apt.push_str(APT_ONE_ID);
         }
+        if let Some(ca) = environment.host_ca {
+            fs::copy(ca, folder.join("ca.crt")).map_err(at(ca))?;
+            apt.push_str(&format!("Acquire::https::CaInfo \"{SECRETS}/ca.crt\";\n"));
+            for variable in CA_VARIABLES {
+                set_default(variable, &format!("{SECRETS}/ca.crt"));
+            }
+        }
+        fs::write(folder.join("apt.conf"), apt).map_err(at(&folder))?;
         set_default("APT_CONFIG", &format!("{SECRETS}/apt.conf"));
         let inside = root.resolve(SECRETS.as_bytes(), Last::Follow, Escape::Clamp)?;
         mounts.push(bind(&folder, &inside.to_string(), &["bind", "ro", "nosuid", "nodev", "noexec"]));
@@ -144,50 +180,52 @@ pub(crate) fn run(action: &RunAction, environment: &Environment<'_>) -> Result<M
         // In /dev, which is a file system of the container's own: nothing of it is left in the tree.
         mounts.push(bind(&file, &script.path, &["bind", "ro", "nosuid", "nodev"]));
     }
-    let spec = json!({
-        "ociVersion": "1.0.2",
-        "root": {"path": environment.merged, "readonly": false},
-        "hostname": "build",
-        "process": {
-            "terminal": false,
-            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups, "umask": 0o022},
-            "args": action.argv,
-            "env": env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(),
-            "cwd": action.workdir,
-            // Only root keeps them past exec, as with Docker.
-            "capabilities": {
-                "bounding": CAPABILITIES,
-                "effective": if user.uid == 0 { &CAPABILITIES[..] } else { &[] },
-                "permitted": if user.uid == 0 { &CAPABILITIES[..] } else { &[] },
-            },
-            "noNewPrivileges": false,
-        },
-        "mounts": mounts,
-        "linux": {
-            "cgroupsPath": format!("/{}", environment.id),
-            // No network namespace: steps have the host's network.
-            "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}],
-            "maskedPaths": MASKED,
-            "readonlyPaths": READ_ONLY,
-        },
-    });
-    let config = bundle.join("config.json");
-    let text = serde_json::to_vec(&spec).map_err(|error| at(&config)(std::io::Error::from(error)))?;
-    fs::write(&config, text).map_err(at(&config))?;
+    mounts.extend(given.specs.iter().cloned());
+    points.extend(given.points.iter().cloned());
+    let limits = &environment.options.limits;
+    let container =
+        spec::Container { root: &environment.merged, id: &environment.id, user: &user, env: &env, mounts };
+    write_json(&bundle.join("config.json"), &spec::spec(action, container, limits))?;
+    let order = Order {
+        own_network,
+        locks: given.locks.clone(),
+        limits: limits.clone(),
+        controllers: environment.controllers.clone(),
+    };
+    write_json(&bundle.join(ORDER_FILE), &order)?;
 
     let points = MountPoints::make(&root, &points)?;
+    drop(root);
     start(environment)?;
     Ok(points)
 }
 
-fn start(environment: &Environment<'_>) -> Result<(), Error> {
+/// Whether the step gets a network of its own, with nothing in it.
+fn own_network(step: StepNetwork, build: Network) -> Result<bool, Error> {
+    match (step, build) {
+        (StepNetwork::None, _) | (StepNetwork::Default, Network::None) => Ok(true),
+        (StepNetwork::Default | StepNetwork::Host, Network::Host) => Ok(false),
+        // Whoever builds says what a Dockerfile may reach.
+        (StepNetwork::Host, Network::None) => Err(Error::Invalid {
+            what: "RUN --network=host".to_owned(),
+            reason: "the build has no network (--network); leave one of the two out".to_owned(),
+        }),
+    }
+}
+
+fn write_json(file: &Path, value: &impl Serialize) -> Result<(), Error> {
+    let text = serde_json::to_vec(value).map_err(|error| at(file)(std::io::Error::from(error)))?;
+    fs::write(file, text).map_err(at(file))
+}
+
+fn start(environment: Environment<'_>) -> Result<(), Error> {
     let program = environment.program;
     let mut child = Command::new(program)
         .arg("run-container")
-        .arg(&environment.bundle)
+        .arg(environment.bundle.path())
         .arg(&environment.id)
         .arg(std::process::id().to_string())
-        .stdin(Stdio::null())
+        .stdin(environment.lock)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         // The terminal's Ctrl-C is for us; we end the step.
@@ -209,121 +247,27 @@ fn start(environment: &Environment<'_>) -> Result<(), Error> {
     let status = status.map_err(at(program))?;
     environment.interrupt.check()?;
 
-    let file = environment.bundle.join(OUTCOME_FILE);
+    let file = environment.bundle.path().join(OUTCOME_FILE);
+    let limits = &environment.options.limits;
     let outcome = fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok());
     match outcome {
         Some(Outcome::Exited(0)) => Ok(()),
         Some(Outcome::Exited(code)) => Err(Error::Command { outcome: format!("exited with code {code}") }),
         Some(Outcome::Killed(signal)) => Err(Error::Command { outcome: format!("was killed by {signal}") }),
+        Some(Outcome::OutOfMemory) => {
+            let limit = limits.memory.unwrap_or_default() >> 20;
+            Err(Error::Command { outcome: format!("ran out of memory (--memory {limit} MiB)") })
+        }
+        Some(Outcome::TimedOut) => {
+            let limit = limits.timeout.unwrap_or_default();
+            Err(Error::Command {
+                outcome: format!("took longer than --step-timeout {limit:?}, and was killed"),
+            })
+        }
         Some(Outcome::Failed(reason)) => Err(Error::Container { reason }),
         Some(Outcome::Interrupted) => Err(Error::Interrupted),
         None => Err(Error::Container {
             reason: format!("the container helper ended without a result ({status})"),
         }),
     }
-}
-
-impl MountPoints {
-    /// Makes what is missing. The times of the folders above are put back at once, so that the command sees the tree
-    /// as it was.
-    fn make(root: &Rooted, points: &[(Vec<u8>, bool)]) -> Result<Self, Error> {
-        let mut made = Self { made: Vec::new(), parents: Vec::new() };
-        for (path, is_directory) in points {
-            let path = root.resolve(path, Last::Follow, Escape::Clamp)?;
-            if root.stat(&path)?.is_some() {
-                continue;
-            }
-            let mut existing = path.split().map(|(parent, _)| parent).unwrap_or_default();
-            while root.stat(&existing)?.is_none() {
-                existing = existing.split().map(|(parent, _)| parent).unwrap_or_default();
-            }
-            let time = root.stat(&existing)?.map(|stat| time_of(&stat)).unwrap_or_default();
-            if *is_directory {
-                made.made.extend(root.make_directories(&path)?);
-            } else {
-                let parent = path.split().map(|(parent, _)| parent).unwrap_or_default();
-                made.made.extend(root.make_directories(&parent)?);
-                root.create(&path)?;
-                made.made.push(path);
-            }
-            root.set_time(&existing, time)?;
-            made.parents.push((existing, time));
-        }
-        Ok(made)
-    }
-
-    /// Takes away what was made and is still empty; a folder whose only change was this keeps its time.
-    pub(crate) fn remove(&self, root: &Rooted) -> Result<(), Error> {
-        let mut before = Vec::new();
-        for (parent, _) in &self.parents {
-            if let Some(stat) = root.stat(parent)? {
-                before.push((parent, time_of(&stat)));
-            }
-        }
-        for path in self.made.iter().rev() {
-            let Some(stat) = root.stat(path)? else { continue };
-            let empty = match FileType::from_raw_mode(stat.st_mode) {
-                FileType::RegularFile => stat.st_size == 0,
-                FileType::Directory => root.names(path)?.is_empty(),
-                _ => false,
-            };
-            if empty {
-                root.remove(path)?;
-            }
-        }
-        for (parent, time) in before {
-            if root.stat(parent)?.is_some() {
-                root.set_time(parent, time)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Folders of the upper directory that were copied up for a mount point and hold nothing: without them the layer
-    /// is what the command did. The upper directory must not be mounted.
-    pub(crate) fn prune(&self, upper: &Rooted) -> Result<(), Error> {
-        for (parent, time) in &self.parents {
-            let mut folder = parent.clone();
-            while let Some((above, _)) = folder.split() {
-                let Some(stat) = upper.stat(&folder)? else { break };
-                let untouched = folder != *parent || time_of(&stat) == *time;
-                if !untouched || !upper.names(&folder)?.is_empty() || is_opaque(upper, &folder)? {
-                    break;
-                }
-                let above_time = upper.stat(&above)?.map(|stat| time_of(&stat));
-                upper.remove(&folder)?;
-                if let Some(time) = above_time {
-                    upper.set_time(&above, time)?;
-                }
-                folder = above;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn is_opaque(upper: &Rooted, folder: &LayerPath) -> Result<bool, Error> {
-    let mut value = [0u8; 8];
-    let folder = upper.directory(folder)?;
-    Ok(rustix::fs::fgetxattr(&folder, "trusted.overlay.opaque", &mut value[..]).is_ok())
-}
-
-fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
-    json!({"destination": destination, "type": "bind", "source": source, "options": options})
-}
-
-fn system_mounts() -> Vec<Value> {
-    let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
-    vec![
-        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount(
-            "/dev/pts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
-        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
-        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-    ]
 }

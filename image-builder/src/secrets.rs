@@ -32,7 +32,7 @@ pub enum SecretFrom {
 
 /// The secrets of a build: read before it starts, so that a missing one is told at once.
 #[derive(Clone, Default)]
-pub(crate) struct Secrets(BTreeMap<String, Vec<u8>>);
+pub struct Secrets(BTreeMap<String, Vec<u8>>);
 
 // Never the values.
 impl fmt::Debug for Secrets {
@@ -76,7 +76,7 @@ impl FromStr for SecretSource {
 
 impl Secrets {
     /// Reads them all.
-    pub(crate) fn read(sources: &[SecretSource]) -> Result<Self, Error> {
+    pub fn read(sources: &[SecretSource]) -> Result<Self, Error> {
         let mut secrets = BTreeMap::new();
         for SecretSource { id, from } in sources {
             let invalid = |reason: String| Error::Invalid { what: format!("--secret id={id}"), reason };

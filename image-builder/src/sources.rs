@@ -1,19 +1,16 @@
 //! Which paths of a tree a source of `COPY` or `ADD` names.
 
 use std::collections::HashSet;
-use std::io::Read;
 
 use dockerfile::{is_pattern, name_matches};
 use oci::layer::LayerPath;
 
 use crate::copy::SourceTree;
-use crate::error::{Error, at};
+use crate::error::Error;
 use crate::tree::Last;
 
 /// The most paths of one pattern.
 const MAX_FOUND: usize = 1_000_000;
-/// How far into a file the mark of a tar archive stands, with the mark.
-const TAR_MARK: u64 = 262;
 
 /// A path that was named.
 #[derive(Debug)]
@@ -38,7 +35,7 @@ impl Named {
     }
 }
 
-/// The paths that a source names, relative to the tree. A source that leads outside is refused, also when nothing is there.
+/// The paths that a source names, relative to the tree; of a pattern perhaps none, as with BuildKit. A source that leads outside is refused, also when nothing is there.
 /// With `parents`, `**` stands for any number of folders, and what follows `/./` is kept.
 pub(crate) fn find(tree: &SourceTree<'_>, written: &str, parents: bool) -> Result<Vec<Named>, Error> {
     let mut depth = 0i64;
@@ -82,12 +79,6 @@ pub(crate) fn find(tree: &SourceTree<'_>, written: &str, parents: bool) -> Resul
     found.sort();
     found.dedup();
     found.retain(|path| !tree.excludes(path));
-    if found.is_empty() {
-        return Err(Error::Source {
-            what: written.to_owned(),
-            reason: format!("the pattern fits no file in {}", tree.shown),
-        });
-    }
     found.into_iter().map(named).collect()
 }
 
@@ -143,14 +134,4 @@ impl Search<'_> {
         self.found.push(path);
         Ok(())
     }
-}
-
-/// Whether the file is an archive, which `ADD` would unpack: by its first bytes, as with BuildKit.
-pub(crate) fn is_archive(tree: &SourceTree<'_>, path: &LayerPath) -> Result<bool, Error> {
-    let mut head = Vec::new();
-    let shown = tree.root.shown(path);
-    tree.root.open(path)?.take(TAR_MARK).read_to_end(&mut head).map_err(at(&shown))?;
-    let compressed: [&[u8]; 4] = [b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
-    Ok(head.ends_with(b"ustar") && head.len() as u64 == TAR_MARK
-        || compressed.iter().any(|mark| head.starts_with(mark)))
 }

@@ -13,9 +13,10 @@ use template::{
     SourceImage, Template, TemplateFolder, TemplateName,
 };
 
-use crate::base;
+use crate::base::{self, PullOptions};
 use crate::config::ImageConfig;
 use crate::console::Console;
+use crate::e2b_user;
 use crate::error::Error;
 use crate::interrupt::Interrupt;
 use crate::warm::{self, Snapshot, SnapshotChoice, WarmOptions, Warmed};
@@ -29,12 +30,16 @@ pub struct TemplateOptions {
     pub name: TemplateName,
     /// The image.
     pub image: ImageReference,
+    /// When and how a registry is asked for it.
+    pub pull: PullOptions,
     /// The machine that its sandboxes get by default.
     pub machine: Machine,
     /// What its sandboxes start by themselves; what the image's label says by default, nothing when empty.
     pub start_command: Option<String>,
     /// What tells that they are ready; what the image's label says by default, nothing when empty.
     pub ready_command: Option<String>,
+    /// Whether the user of E2B's sandboxes is added.
+    pub e2b_user: bool,
     /// Size of the root file system in MiB; as small as the image by default.
     pub rootfs_mib: Option<u64>,
     /// The guest kernel that the template is made for, where one is known.
@@ -68,16 +73,31 @@ pub fn create(
     console: &Console,
     interrupt: &Interrupt,
 ) -> Result<TemplateReport, Error> {
+    // Before anything is made.
+    warm::find_host_shim(options.host_shim.as_deref())?;
+    let store = Store::open_or_create(&data.images())?;
+    let image = base::resolve(&store, &options.image, &options.pull, console)?;
+    let image = match options.e2b_user {
+        true => e2b_user::image_with_user(data, &store, image)?,
+        false => image,
+    };
+    create_from(data, &image, options, console, interrupt)
+}
+
+/// As [`create`], from an image that is open already; the options say what it is called.
+pub(crate) fn create_from(
+    data: &DataDir,
+    image: &Image,
+    options: &TemplateOptions,
+    console: &Console,
+    interrupt: &Interrupt,
+) -> Result<TemplateReport, Error> {
     let warm_options = WarmOptions {
         choice: options.snapshot,
         host_shim: options.host_shim.clone(),
         kernel: options.kernel.clone(),
         guest_image: options.guest_image.clone(),
     };
-    // Before anything is made.
-    warm::find_host_shim(options.host_shim.as_deref())?;
-    let store = Store::open_or_create(&data.images())?;
-    let image = base::resolve(&store, &options.image, console)?;
     let kernel = options.kernel.as_deref().map(digest_of).transpose()?;
     let guest_image = options.guest_image.as_deref().map(digest_of).transpose()?;
     let new = NewTemplate::begin(&data.templates(), &options.name)?;
@@ -88,33 +108,14 @@ pub fn create(
             reason: "that is more MiB than a file can have".to_owned(),
         })?),
     };
-    let build_options = rootfs_tools::BuildOptions { size, ..Default::default() };
-    let mut work = None;
-    let mut written = 0;
-    let report =
-        rootfs_tools::build(&image, &build_options, &new.rootfs(), &mut |progress| match progress {
-            Progress::Indexing { layer, layers } => {
-                work = Some(console.work(&format!("reading layer {layer} of {layers}"), None));
-            }
-            Progress::Writing { done, total } => {
-                if written == 0 {
-                    work = Some(console.work("writing the file system", Some(total)));
-                }
-                if let Some(work) = &work {
-                    work.advance(done.saturating_sub(written));
-                }
-                written = done.max(1);
-            }
-            Progress::Syncing => work = Some(console.work("syncing to the disk", None)),
-        })?;
-    drop(work);
+    let report = write_rootfs(image, size, &new.rootfs(), console)?;
     let template = Template {
         schema_version: SCHEMA_VERSION,
         image: SourceImage { reference: options.image.to_string(), digest: image.digest.clone() },
         kernel,
         guest_image,
         rootfs: Rootfs { digest: report.digest, size: report.size },
-        runtime: runtime(&image, options),
+        runtime: runtime(image, options),
         machine: options.machine,
         snapshot_only: false,
     };
@@ -124,6 +125,33 @@ pub fn create(
         Warmed::None(why) => (None, Some(why)),
     };
     Ok(TemplateReport { path, template, snapshot, no_snapshot })
+}
+
+/// Writes the image as one ext4 file system.
+pub(crate) fn write_rootfs(
+    image: &Image,
+    size: Size,
+    file: &Path,
+    console: &Console,
+) -> Result<rootfs_tools::BuildReport, Error> {
+    let build_options = rootfs_tools::BuildOptions { size, ..Default::default() };
+    let mut work = None;
+    let mut written = 0;
+    Ok(rootfs_tools::build(image, &build_options, file, &mut |progress| match progress {
+        Progress::Indexing { layer, layers } => {
+            work = Some(console.work(&format!("reading layer {layer} of {layers}"), None));
+        }
+        Progress::Writing { done, total } => {
+            if written == 0 {
+                work = Some(console.work("writing the file system", Some(total)));
+            }
+            if let Some(work) = &work {
+                work.advance(done.saturating_sub(written));
+            }
+            written = done.max(1);
+        }
+        Progress::Syncing => work = Some(console.work("syncing to the disk", None)),
+    })?)
 }
 
 /// The template of that name, read and checked.
@@ -140,7 +168,7 @@ pub fn installed(name: &str) -> Option<PathBuf> {
 }
 
 fn digest_of(file: &Path) -> Result<Digest, Error> {
-    let failed = |source| Error::Io { path: file.to_owned(), source };
+    let failed = |error| Error::Io { path: file.to_owned(), error };
     let mut hasher = oci::Hasher::new();
     io::copy(&mut File::open(file).map_err(failed)?, &mut hasher).map_err(failed)?;
     Ok(hasher.finish().0)

@@ -11,19 +11,34 @@ use oci::layer::{Change, Kind, LayerPath, LayerReader, Metadata, Node, Timestamp
 use rustix::fs::FileType;
 
 use crate::error::{Error, at};
+use crate::ids;
 use crate::rooted::{Rooted, time_of};
 use crate::tree::{Escape, Last};
+
+/// What overlayfs keeps for itself. Kernels differ in whether a mounted overlay takes such attributes of a file; written
+/// next to it they would be taken for its own.
+const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 /// Applies everything in the stream and reads it to its end, so that its digests are checked. On an error the tree is
 /// half-changed and must be thrown away.
 pub(crate) fn apply(stream: impl Read, root: &Rooted) -> Result<(), Error> {
     let mut reader = LayerReader::new(stream);
-    let mut state = State { root, ours: HashSet::new(), found: HashMap::new(), directories: Vec::new() };
+    let mut state = State {
+        root,
+        ours: HashSet::new(),
+        found: HashMap::new(),
+        directories: Vec::new(),
+        settled: HashSet::new(),
+        left_out: HashSet::new(),
+    };
     while let Some(change) = reader.next_change()? {
         match change {
             Change::Whiteout(path) => state.hide(&path)?,
             Change::Opaque(path) => state.hide_children(&path)?,
-            Change::Node(node) => state.add(&node, &mut reader)?,
+            Change::Node(mut node) => {
+                node.metadata.xattrs.retain(|name, _| !OVERLAY.iter().any(|prefix| name.starts_with(prefix)));
+                state.add(&node, &mut reader)?;
+            }
         }
     }
     // Making entries in a directory changes its time, so times come last. One that the layer does not name keeps what it
@@ -45,10 +60,16 @@ struct State<'a> {
     /// The times of directories that were there before something in them was changed.
     found: HashMap<LayerPath, Timestamp>,
     directories: Vec<(LayerPath, Metadata)>,
+    /// Directories that are there, with no link on the way: most entries are in the directory of the one before. Whatever
+    /// takes something away empties it.
+    settled: HashSet<LayerPath>,
+    /// Devices that could not be made; a hard link to one is left out too.
+    left_out: HashSet<LayerPath>,
 }
 
 impl State<'_> {
     fn hide(&mut self, path: &LayerPath) -> Result<(), Error> {
+        self.settled.clear();
         let real = self.real(path)?;
         if let Some((parent, _)) = real.split() {
             self.remember(&parent)?;
@@ -60,6 +81,7 @@ impl State<'_> {
     }
 
     fn hide_children(&mut self, path: &LayerPath) -> Result<(), Error> {
+        self.settled.clear();
         let real = self.real(path)?;
         self.root.make_directories(&real)?;
         self.hide_lower_children(&real)
@@ -102,8 +124,11 @@ impl State<'_> {
     fn add(&mut self, node: &Node, data: &mut impl Read) -> Result<(), Error> {
         let path = self.real(&node.path)?;
         if let Some((parent, _)) = path.split() {
-            self.remember(&parent)?;
-            self.root.make_directories(&parent)?;
+            if !self.settled.contains(&parent) {
+                self.remember(&parent)?;
+                self.root.make_directories(&parent)?;
+                self.settled.insert(parent.clone());
+            }
             // A folder with something of ours in it stays when what lower layers have there goes.
             let mut above = Some(parent);
             while let Some(folder) = above.filter(|folder| !self.ours.contains(folder)) {
@@ -115,6 +140,7 @@ impl State<'_> {
         let keeps_children = node.kind == Kind::Directory
             && existing.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
         if existing.is_some() && !keeps_children {
+            self.settled.clear();
             self.root.remove(&path)?;
         }
         self.ours.insert(path.clone());
@@ -130,10 +156,14 @@ impl State<'_> {
                     }
                     _ => at(&self.root.shown(&path))(source),
                 })?;
-                self.root.set_metadata(&path, &node.metadata, false)
+                self.root.set_file_metadata(&path, &file, &node.metadata)
             }
             Kind::HardLink(target) => {
                 let target = self.real(target)?;
+                if ids::are_limited() && self.left_out.contains(&target) {
+                    self.left_out.insert(path);
+                    return Ok(());
+                }
                 let directory = |mode: u32| FileType::from_raw_mode(mode) == FileType::Directory;
                 if self.root.stat(&target)?.is_none_or(|stat| directory(stat.st_mode)) {
                     return Err(Error::Oci(oci::Error::Corrupt {
@@ -152,6 +182,11 @@ impl State<'_> {
                 self.directories.push((path, node.metadata.clone()));
                 Ok(())
             }
+            // Only root of the machine makes devices. As elsewhere, the rest of the layer counts.
+            Kind::CharDevice { .. } | Kind::BlockDevice { .. } if ids::are_limited() => {
+                self.left_out.insert(path);
+                Ok(())
+            }
             kind => {
                 self.root.make(&path, kind)?;
                 self.root.set_metadata(&path, &node.metadata, matches!(kind, Kind::Symlink(_)))
@@ -161,6 +196,9 @@ impl State<'_> {
 
     /// Only the way to an entry is resolved: the entry itself is replaced, never followed.
     fn real(&self, path: &LayerPath) -> Result<LayerPath, Error> {
+        if path.split().is_some_and(|(parent, _)| self.settled.contains(&parent)) {
+            return Ok(path.clone());
+        }
         self.root.resolve(path.as_bytes(), Last::Keep, Escape::Clamp)
     }
 }
@@ -249,6 +287,24 @@ mod tests {
             assert_eq!(fs::read(dir.path().join("outside/canary")).unwrap(), b"alive", "case {case}");
             assert_eq!(fs::read_dir(dir.path().join("outside")).unwrap().count(), 1, "case {case}");
         }
+    }
+
+    #[test]
+    fn what_overlayfs_keeps_for_itself_is_no_content() {
+        let (_dir, root) = with_canary();
+        let Change::Node(mut directory) = node("d", Kind::Directory) else { unreachable!() };
+        for name in ["user.overlay.opaque", "trusted.overlay.redirect", "user.kept"] {
+            directory.metadata.xattrs.insert(name.into(), b"y".to_vec());
+        }
+        apply_all(&root, &[Change::Node(directory)]).unwrap();
+        let has = |name: &str| rustix::fs::lgetxattr(root.join("d"), name, &mut [0u8; 8][..]);
+        if has("user.kept") == Err(rustix::io::Errno::NOTSUP) {
+            eprintln!("SKIPPED: no user attributes on this file system");
+            return;
+        }
+        assert_eq!(has("user.kept"), Ok(1));
+        assert_eq!(has("user.overlay.opaque"), Err(rustix::io::Errno::NODATA));
+        assert_eq!(has("trusted.overlay.redirect"), Err(rustix::io::Errno::NODATA));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(crate) fn user(root: &dyn Tree, text: &str) -> Result<User, Error> {
         .or_else(|| passwd.iter().find(|entry| Some(entry.uid) == name.parse().ok()));
     let uid = match known {
         Some(entry) => entry.uid,
-        None => number(name).ok_or_else(|| unknown("user", name, "/etc/passwd"))?,
+        None => number(name).or_else(|| root_id(name)).ok_or_else(|| unknown("user", name, "/etc/passwd"))?,
     };
     let home = known.map(|entry| entry.home.clone()).filter(|home| !home.is_empty());
     let home = home.unwrap_or_else(|| "/".to_owned());
@@ -60,22 +60,22 @@ pub(crate) fn user(root: &dyn Tree, text: &str) -> Result<User, Error> {
     Ok(User { uid, gid, groups: supplementary, home })
 }
 
-/// `--chown`: as `USER`; without a group, the group with the number of the user.
+/// `--chown`: a name has its own group, a number the group of that number, unless one is named.
 pub(crate) fn owner(root: &dyn Tree, text: &str) -> Result<(u32, u32), Error> {
     let (name, group) = split(text);
-    let uid = match number(name) {
-        Some(uid) => uid,
+    let name = if name.is_empty() { "0" } else { name };
+    let (uid, own) = match number(name) {
+        Some(uid) => (uid, uid),
         None => {
-            passwd(root)?
-                .iter()
-                .find(|entry| entry.name == name)
-                .ok_or_else(|| unknown("user", name, "/etc/passwd"))?
-                .uid
+            let known = passwd(root)?.into_iter().find(|entry| entry.name == name);
+            let known =
+                known.map(|known| (known.uid, known.gid)).or_else(|| root_id(name).map(|id| (id, id)));
+            known.ok_or_else(|| unknown("user", name, "/etc/passwd"))?
         }
     };
     let gid = match group {
         Some(group) => group_id(&groups(root)?, group)?,
-        None => uid,
+        None => own,
     };
     Ok((uid, gid))
 }
@@ -90,7 +90,15 @@ fn split(text: &str) -> (&str, Option<&str>) {
 
 fn group_id(groups: &[Group], name: &str) -> Result<u32, Error> {
     let known = groups.iter().find(|group| group.name == name).map(|group| group.gid);
-    known.or_else(|| number(name)).ok_or_else(|| unknown("group", name, "/etc/group"))
+    known
+        .or_else(|| number(name))
+        .or_else(|| root_id(name))
+        .ok_or_else(|| unknown("group", name, "/etc/group"))
+}
+
+/// Root needs no line in a file: images from scratch have none.
+fn root_id(name: &str) -> Option<u32> {
+    (name == "root").then_some(0)
 }
 
 fn number(text: &str) -> Option<u32> {
@@ -131,14 +139,19 @@ fn groups(root: &dyn Tree) -> Result<Vec<Group>, Error> {
 
 /// The file's text; nothing where there is none.
 fn database(root: &dyn Tree, path: &str) -> Result<String, Error> {
+    Ok(String::from_utf8_lossy(&read_database(root, path)?).into_owned())
+}
+
+/// The file's bytes; nothing where there is none.
+pub(crate) fn read_database(root: &dyn Tree, path: &str) -> Result<Vec<u8>, Error> {
     let real = resolve(root, path.as_bytes(), Last::Follow, Escape::Clamp)?;
     if !root.entry(&real)?.is_some_and(|entry| entry.is_file()) {
-        return Ok(String::new());
+        return Ok(Vec::new());
     }
     let mut text = Vec::new();
     let shown = root.shown(&real);
     root.open(&real)?.take(MAX_DATABASE).read_to_end(&mut text).map_err(at(&shown))?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -172,7 +185,8 @@ mod tests {
         ] {
             assert_eq!(user(&root, text).unwrap(), expected, "{text:?}");
         }
-        assert_eq!(owner(&root, "app").unwrap(), (1000, 1000));
+        assert_eq!(owner(&root, "app").unwrap(), (1000, 100));
+        assert_eq!(owner(&root, "1000").unwrap(), (1000, 1000));
         assert_eq!(owner(&root, "app:w").unwrap(), (1000, 7));
         for bad in ["nobody", "app:nogroup", "4294967295", "-1"] {
             assert!(matches!(user(&root, bad), Err(Error::Source { .. })), "{bad}");

@@ -10,16 +10,22 @@
 
 use std::path::PathBuf;
 
-use oci::layer::{Compression, LayerWriter, UpperRoot, WrittenLayer, write_upper};
+use oci::layer::{Compression, LayerWriter, UpperAttributes, UpperRoot, WrittenLayer, write_upper};
 use oci::{Layer, Store};
+use template::DataDir;
 
+use crate::builder::BuildOptions;
+use crate::cache_mounts::CacheMounts;
+use crate::cgroups::Controllers;
 use crate::console::Console;
 use crate::error::{Error, at};
+use crate::ids;
 use crate::interrupt::Interrupt;
 use crate::layers::{Chain, LayerCache, Scratch, Stack};
+use crate::mounts::{MountSources, Mounts};
 use crate::plan::RunAction;
 use crate::rooted::Rooted;
-use crate::run;
+use crate::run::{self, RunOptions};
 use crate::tree::{Escape, Last, Tree};
 
 /// A command of a `RUN` step.
@@ -45,14 +51,45 @@ pub(crate) trait Worker: Send + Sync {
 
 /// Commands in containers on this machine.
 pub(crate) struct ContainerWorker<'a> {
-    pub(crate) layers: LayerCache,
-    pub(crate) store: Store,
-    pub(crate) compression: Compression,
-    pub(crate) host_ca: Option<PathBuf>,
+    layers: LayerCache,
+    caches: CacheMounts,
+    controllers: Controllers,
+    store: Store,
+    compression: Compression,
+    host_ca: Option<PathBuf>,
+    run: &'a RunOptions,
     /// This program, which is started again for each RUN.
-    pub(crate) program: PathBuf,
-    pub(crate) console: &'a Console,
-    pub(crate) interrupt: &'a Interrupt,
+    program: PathBuf,
+    console: &'a Console,
+    interrupt: &'a Interrupt,
+}
+
+impl<'a> ContainerWorker<'a> {
+    /// Opens the caches. An error where this machine cannot hold steps to the limits that were asked for.
+    pub(crate) fn open(
+        data: &DataDir,
+        options: &'a BuildOptions,
+        store: Store,
+        console: &'a Console,
+        interrupt: &'a Interrupt,
+    ) -> Result<Self, Error> {
+        let controllers = Controllers::probe();
+        if let Some(note) = options.run.limits.check(&controllers)? {
+            console.line(&note);
+        }
+        Ok(Self {
+            layers: LayerCache::open(&data.cache())?,
+            caches: CacheMounts::new(&data.cache()),
+            controllers,
+            store,
+            compression: options.compression,
+            host_ca: options.host_ca.clone(),
+            run: &options.run,
+            program: options.program.clone(),
+            console,
+            interrupt,
+        })
+    }
 }
 
 impl Worker for ContainerWorker<'_> {
@@ -68,18 +105,31 @@ impl Worker for ContainerWorker<'_> {
         let root = Rooted::open(&scratch.merged())?;
         let workdir = root.resolve(step.action.workdir.as_bytes(), Last::Follow, Escape::Clamp)?;
         root.make_directories(&workdir)?;
+        let bundle = run::Bundle::make(scratch.beside("bundle"))?;
+        let sources = MountSources {
+            layers: &self.layers,
+            caches: &self.caches,
+            secrets: &self.run.secrets,
+            console: self.console,
+            memory: bundle.path(),
+        };
+        let mounts = Mounts::prepare(step.action, step.mounts, &root, &sources)?;
         let environment = run::Environment {
             merged: scratch.merged(),
-            bundle: scratch.beside("bundle"),
+            bundle: &bundle,
             id: scratch.unique_name(),
+            lock: scratch.lock()?,
             host_ca: self.host_ca.as_deref(),
             program: &self.program,
+            options: self.run,
+            controllers: &self.controllers,
             console: self.console,
             interrupt: self.interrupt,
             prefix: step.prefix.clone(),
         };
-        let points = run::run(step.action, &environment)?;
+        let points = run::run(step.action, mounts, environment)?;
         points.remove(&root)?;
+        drop(bundle);
         // The overlay is busy as long as the root is open.
         drop(root);
         overlay.unmount()?;
@@ -105,7 +155,8 @@ impl ContainerWorker<'_> {
             false => UpperRoot::Omit,
         };
         let mut writer = LayerWriter::new(&self.store, self.compression)?;
-        write_upper(&upper, root, &mut writer)?;
+        let attributes = if ids::are_limited() { UpperAttributes::User } else { UpperAttributes::Trusted };
+        write_upper(&upper, root, attributes, &mut writer)?;
         Ok(Some(writer.finish()?))
     }
 }

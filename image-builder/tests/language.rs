@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
@@ -51,6 +51,11 @@ impl Case {
 
     /// The config of the image that the Dockerfile makes; its RUN steps are the assertions on its files.
     fn build(&self, name: &str, dockerfile: &str) -> Value {
+        self.image(name, dockerfile)["config"].clone()
+    }
+
+    /// The same with what it runs on.
+    fn image(&self, name: &str, dockerfile: &str) -> Value {
         self.write("Dockerfile", dockerfile);
         let output = self.run(&["--json", "-t", name]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -60,7 +65,7 @@ impl Case {
             let path = self.path("data/images/blobs/sha256").join(digest);
             serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
         };
-        blob(&blob(&report["digest"])["config"]["digest"])["config"].clone()
+        blob(&blob(&report["digest"])["config"]["digest"])
     }
 }
 
@@ -143,7 +148,6 @@ fn what_is_not_carried_out_yet_is_named_with_its_place() {
     for (instruction, said) in [
         ("RUN --mount=type=ssh true", "Dockerfile:4:13: RUN --mount=type=ssh is not supported yet"),
         ("RUN --security=insecure true", "Dockerfile:4:1: RUN --security=insecure is not supported yet"),
-        ("ADD https://example.com/x /x", "Dockerfile:4:5: ADD of a URL is not supported yet"),
         ("ADD git@example.com:a/b.git /x", "Dockerfile:4:5: ADD of a git repository is not supported yet"),
     ] {
         case.write("Dockerfile", &format!("{BASE}{instruction}\n"));
@@ -214,4 +218,65 @@ fn e2b_dockerfile_is_found_by_itself() {
     case.write("Dockerfile", "FROM debian\n");
     let output = case.run(&["--check"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("Dockerfile: 0 warnings"));
+}
+
+#[test]
+fn a_stage_is_built_for_the_platform_that_it_names() {
+    let Some(case) = Case::with_busybox() else { return };
+    case.write("only-arm", "arm\n");
+    case.write("only-amd", "amd\n");
+    let dockerfile =
+        |platform: &str, file: &str| format!("FROM --platform={platform} scratch\nCOPY {file} /here\n");
+    case.build("arm", &dockerfile("linux/arm64/v8", "only-arm"));
+    let amd = case.image("amd", &dockerfile("linux/amd64", "only-amd"));
+    assert_eq!((&amd["architecture"], &amd["variant"]), (&json!("amd64"), &Value::Null));
+    let arm = case.image("onarm", "FROM --platform=linux/arm64 arm\nLABEL a=b\n");
+    assert_eq!((&arm["architecture"], &arm["variant"]), (&json!("arm64"), &json!("v8")));
+    assert_eq!(arm["config"]["Labels"], json!({"a": "b"}));
+
+    // A layout with an index of both, as registries have them.
+    let layout = case.path("both");
+    for name in ["arm", "amd"] {
+        let mut save = Command::new(env!("CARGO_BIN_EXE_image-builder"));
+        save.arg("--data-dir").arg(case.path("data")).args(["save", name, "-o"]);
+        let output = save.arg(format!("oci:{}:{name}", layout.display())).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let read = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let mut index = read(&layout.join("index.json"));
+    for manifest in index["manifests"].as_array_mut().unwrap() {
+        let architecture =
+            if manifest["annotations"].to_string().contains("arm") { "arm64" } else { "amd64" };
+        manifest["platform"] = json!({"os": "linux", "architecture": architecture});
+        manifest.as_object_mut().unwrap().remove("annotations");
+    }
+    index["mediaType"] = json!("application/vnd.oci.image.index.v1+json");
+    let text = serde_json::to_vec(&index).unwrap();
+    let digest = oci::Hasher::digest_of(&text);
+    fs::write(layout.join("blobs/sha256").join(digest.digest()), &text).unwrap();
+    let top = json!({"schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.index.v1+json", "digest": digest, "size": text.len(),
+        "annotations": {"org.opencontainers.image.ref.name": "both"},
+    }]});
+    fs::write(layout.join("index.json"), serde_json::to_vec(&top).unwrap()).unwrap();
+    for (platform, expected) in [("linux/arm64", "arm64"), ("$BUILDPLATFORM", "amd64")] {
+        let image =
+            case.image("chosen", &format!("FROM --platform={platform} oci:{}:both\n", layout.display()));
+        assert_eq!(image["architecture"], expected);
+    }
+
+    for (platform, image, said) in [
+        ("linux/riscv64", format!("oci:{}:both", layout.display()), "an image for linux/riscv64"),
+        (
+            "windows/amd64",
+            "scratch".to_owned(),
+            "Dockerfile:1:17: FROM --platform=windows/amd64 is not supported yet",
+        ),
+        ("a/b/c/d", "scratch".to_owned(), "Dockerfile:1:17: FROM --platform"),
+    ] {
+        case.write("Dockerfile", &format!("FROM --platform={platform} {image}\n"));
+        let output = case.run(&["-t", "x"]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(said), "{stderr}");
+    }
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use dockerfile::e2b::TemplateBuild;
 use dockerfile::{Dockerfile, Error};
 use image_builder::ImageConfig;
+use image_builder::contexts::Contexts;
 use image_builder::plan::{Action, Base, BuildArgs, StageArgs, StagePlan, stages, steps};
 use serde_json::json;
 
@@ -30,17 +31,18 @@ fn base_config(name: &str) -> ImageConfig {
 /// As the builder does it: each stage on top of the config of the one below.
 fn plan(file: &Dockerfile, args: &BuildArgs, out: &mut String) -> Result<(), Error> {
     let mut built: BTreeMap<usize, StagePlan> = BTreeMap::new();
-    for stage in stages(file, args, None)? {
+    for stage in stages(file, args, &Contexts::default(), None)? {
         let (config, inherited) = match &stage.base {
             Base::Scratch => (ImageConfig::default(), StageArgs::default()),
             Base::Image(name) => (base_config(&name.to_string()), StageArgs::default()),
+            Base::Named(name) => (base_config(name), StageArgs::default()),
             Base::Stage(below) => (built[below].config.clone(), built[below].args.clone()),
         };
         match &stage.base {
             Base::Image(name) => writeln!(out, "stage {} on image {name}", stage.index).unwrap(),
             other => writeln!(out, "stage {} on {other:?}", stage.index).unwrap(),
         }
-        let planned = steps(file, stage.index, args, &config, &inherited)?;
+        let planned = steps(file, stage.index, args, &Contexts::default(), &config, &inherited)?;
         for step in &planned.steps {
             match &step.action {
                 Action::Config => {}

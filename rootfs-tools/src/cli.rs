@@ -26,8 +26,9 @@ Examples:
   rootfs-tools build oci:./layout:v1 -o rootfs.ext4          an OCI image layout in a folder
   rootfs-tools build oci-archive:app.tar -o rootfs.ext4      one in a tar file
   rootfs-tools build tree:./folder -o rootfs.ext4               an unpacked tree
+  rootfs-tools build docker-archive:saved.tar -o rootfs.ext4     what docker save wrote
   rootfs-tools build docker://debian:12 -o rootfs.ext4       of a registry, by skopeo, which must be installed; also
-                                     docker-archive:FILE, docker-daemon:NAME, dir:DIR, containers-storage:NAME
+                                     docker-daemon:NAME, dir:DIR, containers-storage:NAME
   rootfs-tools build app -o rootfs.ext4 --free 256           with 256 MiB of room to write
   rootfs-tools build app -o rootfs.ext4 --size 2048 --json   a 2 GiB disk; the report as JSON
 
@@ -101,7 +102,7 @@ Exit codes:
 
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
-    /// The image: a name in the local store, oci:DIR[:TAG], oci-archive:FILE[:TAG], what skopeo reads (docker://NAME, ..);
+    /// The image: a name in the local store, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], what skopeo reads (docker://NAME, ..);
     /// or tree:FOLDER, an unpacked tree
     #[arg(value_name = "IMAGE")]
     pub(crate) image: Input,

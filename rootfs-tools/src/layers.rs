@@ -57,7 +57,7 @@ fn reading(layer: &Layer, error: io::Error) -> Error {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
             oci::Error::Corrupt { what, reason: error.to_string() }.into()
         }
-        _ => oci::Error::Io { path: what.into(), source: error }.into(),
+        _ => oci::Error::Io { path: what.into(), error }.into(),
     }
 }
 

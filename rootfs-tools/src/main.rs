@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
-use oci::{Archive, Image, ImageReference, Store};
+use oci::{Archive, Image, ImageReference, SkopeoReference, Store};
 use rootfs_tools::{BakeOptions, BuildOptions, BuildReport};
 use serde_json::json;
 use template::DataDir;
@@ -103,6 +103,11 @@ fn open_reference(
     scratch: &Path,
 ) -> anyhow::Result<(Image, Option<Archive>)> {
     let context = || format!("opening image {reference}");
+    let opened = |fetched: Result<Archive, oci::Error>| {
+        let fetched = fetched.with_context(context)?;
+        let descriptor = fetched.store().resolve_or_only(None).with_context(context)?;
+        Ok((Image::open(fetched.store(), &descriptor).with_context(context)?, Some(fetched)))
+    };
     match reference {
         ImageReference::Name(name) => {
             let data_dir = DataDir::resolve(data_dir)
@@ -122,10 +127,11 @@ fn open_reference(
             let descriptor = store.resolve_or_only(tag.as_deref()).with_context(context)?;
             Ok((Image::open(&store, &descriptor).with_context(context)?, None))
         }
-        ImageReference::Skopeo(reference) => {
-            let fetched = reference.fetch(scratch).with_context(context)?;
-            let descriptor = fetched.store().resolve_or_only(None).with_context(context)?;
-            Ok((Image::open(fetched.store(), &descriptor).with_context(context)?, Some(fetched)))
+        // image-builder has a client of its own; this program is to stay small.
+        ImageReference::Registry(name) => opened(SkopeoReference::of_registry(name).fetch(scratch)),
+        ImageReference::Skopeo(reference) => opened(reference.fetch(scratch)),
+        ImageReference::DockerArchive { file, name } => {
+            opened(oci::open_docker_archive(file, name.as_deref(), scratch))
         }
         ImageReference::Archive { file, tag } => {
             let archive = Archive::open(file, scratch).with_context(context)?;

@@ -76,7 +76,7 @@ pub(crate) fn with_spools<T>(
 pub(crate) fn gone() -> Error {
     Error::Io {
         path: PathBuf::from("layers"),
-        source: io::Error::other("a decompressing thread has ended early"),
+        error: io::Error::other("a decompressing thread has ended early"),
     }
 }
 
@@ -138,7 +138,7 @@ fn spool(layer: &Layer, folder: &Path) -> Outcome {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput => {
                 Error::Image(oci::Error::Corrupt { what: what.clone(), reason: error.to_string() })
             }
-            _ => Error::Image(oci::Error::Io { path: what.clone().into(), source: error }),
+            _ => Error::Image(oci::Error::Io { path: what.clone().into(), error }),
         },
     })?;
     let (got, _) = stream.finish();

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{binary, made};
+use crate::{binary, made, vmm};
 
 /// A data folder with templates that a test may change. What was found out about this host is shared with all tests.
 pub struct TestData {
@@ -80,7 +80,7 @@ impl TestData {
     /// As [`TestData::warm`]; gives what was said on standard error when it fails.
     pub fn try_warm(&self, name: &str) -> Result<Value, String> {
         let done = Command::new(binary("host-shim"))
-            .args(["template", "warm", "--json", name, "--data-dir"])
+            .args(["template", "warm", "--vmm", &vmm(), "--json", name, "--data-dir"])
             .arg(self.path())
             .arg("--kernel")
             .arg(made("TIFFIN_KERNEL"))

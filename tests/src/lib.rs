@@ -38,6 +38,11 @@ pub fn made(variable: &str) -> PathBuf {
     }
 }
 
+/// The VMM of tests that do not want another one; `make test-kvm` names each of the host's in turn.
+pub fn vmm() -> String {
+    std::env::var("TIFFIN_E2E_VMM").unwrap_or_else(|_| "qemu".to_owned())
+}
+
 /// One of the project's binaries.
 pub fn binary(name: &str) -> PathBuf {
     made("TIFFIN_BIN").join(name)

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::{DEADLINE, TestData, binary, made, template};
+use crate::{DEADLINE, TestData, binary, made, template, vmm};
 
 /// What carries the streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channel {
-    /// virtio-serial with the mux.
+    /// The default of the VMM: with QEMU virtio-serial with the mux.
     Serial,
     /// AF_VSOCK in the guest, by the external daemon.
     Vsock,
@@ -107,14 +107,20 @@ pub(crate) struct Failed {
 impl TestSandbox {
     /// A sandbox of the template `e2e`.
     pub fn of(channel: Channel) -> TestSandboxBuilder {
+        let mut spec = json!({
+            "schema_version": 1,
+            "template": template(),
+            "kernel": made("TIFFIN_KERNEL"),
+            "guest_image": made("TIFFIN_GUEST_IMAGE"),
+            "channel": channel.name(),
+        });
+        if channel == Channel::Serial && vmm() != "qemu" {
+            // Another VMM has a channel of its own.
+            spec["vmm"] = vmm().into();
+            spec["channel"] = "auto".into();
+        }
         TestSandboxBuilder {
-            spec: json!({
-                "schema_version": 1,
-                "template": template(),
-                "kernel": made("TIFFIN_KERNEL"),
-                "guest_image": made("TIFFIN_GUEST_IMAGE"),
-                "channel": channel.name(),
-            }),
+            spec,
             // What host-shim finds out about this host is kept beside the tests' templates.
             data: made("TIFFIN_E2E_DATA"),
             park: false,

@@ -64,6 +64,9 @@ pub struct SandboxSpec {
     /// Its way out, and what it reaches.
     #[serde(default, skip_serializing_if = "NetworkSpec::is_default")]
     pub network: NetworkSpec,
+    /// The virtual machine monitor.
+    #[serde(default, skip_serializing_if = "VmmChoice::is_auto")]
+    pub vmm: VmmChoice,
     /// What carries streams between host and guest.
     #[serde(default)]
     pub channel: ChannelChoice,
@@ -152,11 +155,32 @@ pub enum RestoreChoice {
     Always,
 }
 
+/// The virtual machine monitor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmmChoice {
+    /// Firecracker where it is installed, KVM runs guests and it can do what is asked for, else QEMU. What goes on from a
+    /// snapshot has the one that the snapshot was made with.
+    #[default]
+    Auto,
+    /// QEMU.
+    Qemu,
+    /// Firecracker, named by $FIRECRACKER_BIN or in PATH. It needs KVM, and has a channel of its own.
+    Firecracker,
+}
+
+impl VmmChoice {
+    /// Whether it is left open. A spec that leaves it open is one that earlier versions of this program read too.
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
 /// What carries streams between host and guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum ChannelChoice {
-    /// The kernel's vhost-vsock where /dev/vhost-vsock can be opened, else serial.
+    /// Firecracker's own vsock, and serial with QEMU.
     #[default]
     Auto,
     /// Two virtio-serial ports with a stream multiplexer; works everywhere.
@@ -218,6 +242,7 @@ impl SandboxSpec {
             disk_mib: None,
             disks: Vec::new(),
             network: NetworkSpec::default(),
+            vmm: VmmChoice::default(),
             channel: ChannelChoice::default(),
             accelerator: AcceleratorChoice::default(),
             profile: ProfileChoice::default(),
@@ -309,6 +334,19 @@ mod tests {
             let error = SandboxSpec::parse(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_vmm_that_is_left_open_is_not_named() {
+        let spec = SandboxSpec::new("t");
+        let text = serde_json::to_string(&spec).unwrap();
+        assert!(
+            !text.contains("vmm"),
+            "an earlier version of this program refuses what it does not know: {text}"
+        );
+        assert_eq!(SandboxSpec::parse(&text).unwrap(), spec);
+        let named = SandboxSpec { vmm: VmmChoice::Firecracker, ..spec };
+        assert_eq!(SandboxSpec::parse(&serde_json::to_string(&named).unwrap()).unwrap(), named);
     }
 
     #[test]

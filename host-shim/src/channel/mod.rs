@@ -1,4 +1,4 @@
-//! What carries streams between the shim and the agent: three ways, one interface.
+//! What carries streams between the shim and the agent: four ways, one interface.
 //!
 //! ```text
 //! prepare ──► Prepared { wiring, fds } ──launch──► control() ──► open() ──► Channel ──► dial(port)
@@ -6,11 +6,14 @@
 //!
 //! Everything that must be there before the guest runs is made by `prepare`: sockets, listeners, a daemon.
 
+mod hybrid;
 mod serial;
 mod vhost_user_vsock;
 mod vhost_vsock;
+mod vmm_vsock;
 
 pub(crate) use vhost_vsock::is_usable as vhost_vsock_is_usable;
+pub(crate) use vmm_vsock::Reset;
 
 use std::io;
 use std::path::Path;
@@ -22,7 +25,7 @@ use sandbox_folder::spec::ChannelChoice;
 use tokio::process::Child;
 
 use crate::Error;
-use crate::vmm::Wiring;
+use crate::vmm::{Kind, Wiring};
 
 /// The host's side of a channel whose guest does not run yet, or has not spoken yet.
 pub struct Prepared {
@@ -39,12 +42,15 @@ enum PreparedKind {
     Serial(serial::Prepared),
     VhostVsock(vhost_vsock::Prepared),
     VhostUserVsock(vhost_user_vsock::Prepared),
+    VmmVsock(vmm_vsock::Prepared),
 }
 
 impl Prepared {
     /// Makes the host's side. `folder` is for the sockets of this channel, and exists.
-    pub async fn new(choice: ChannelChoice, folder: &Path) -> Result<Self, Error> {
+    pub async fn new(vmm: Kind, choice: ChannelChoice, folder: &Path) -> Result<Self, Error> {
         match choice {
+            // It has no other (`Kind::lacks`).
+            _ if vmm == Kind::Firecracker => vmm_vsock::Prepared::prepare(folder),
             ChannelChoice::Serial => serial::Prepared::prepare(),
             ChannelChoice::VhostVsock => vhost_vsock::Prepared::prepare(),
             ChannelChoice::VhostUserVsock => vhost_user_vsock::Prepared::prepare(folder).await,
@@ -60,6 +66,7 @@ impl Prepared {
             PreparedKind::Serial(_) => "serial",
             PreparedKind::VhostVsock(_) => "vhost-vsock",
             PreparedKind::VhostUserVsock(_) => "vhost-user-vsock",
+            PreparedKind::VmmVsock(_) => "hybrid-vsock",
         }
     }
 
@@ -71,6 +78,7 @@ impl Prepared {
             PreparedKind::Serial(prepared) => prepared.control(),
             PreparedKind::VhostVsock(prepared) => prepared.control().await,
             PreparedKind::VhostUserVsock(prepared) => prepared.control().await,
+            PreparedKind::VmmVsock(prepared) => prepared.control().await,
         }
     }
 
@@ -78,29 +86,41 @@ impl Prepared {
     pub fn control_framing(&self) -> Framing {
         match self.kind {
             PreparedKind::Serial(_) => Framing::Records,
-            PreparedKind::VhostVsock(_) | PreparedKind::VhostUserVsock(_) => Framing::Lines,
+            PreparedKind::VhostVsock(_) | PreparedKind::VhostUserVsock(_) | PreparedKind::VmmVsock(_) => {
+                Framing::Lines
+            }
+        }
+    }
+
+    /// What is to be done after a snapshot, where that cuts the guest's streams.
+    pub(crate) fn reset(&self) -> Option<Reset> {
+        match &self.kind {
+            PreparedKind::VmmVsock(prepared) => Some(prepared.reset()),
+            _ => None,
         }
     }
 
     /// The channel, once the agent serves its doors in this generation.
     pub async fn open(self, generation: u64) -> io::Result<Channel> {
         Ok(Channel(match self.kind {
-            PreparedKind::Serial(prepared) => Kind::Serial(prepared.open(generation).await?),
-            PreparedKind::VhostVsock(prepared) => Kind::VhostVsock(prepared.open()),
-            PreparedKind::VhostUserVsock(prepared) => Kind::VhostUserVsock(prepared.open()),
+            PreparedKind::Serial(prepared) => Opened::Serial(prepared.open(generation).await?),
+            PreparedKind::VhostVsock(prepared) => Opened::VhostVsock(prepared.open()),
+            PreparedKind::VhostUserVsock(prepared) => Opened::VhostUserVsock(prepared.open()),
+            PreparedKind::VmmVsock(prepared) => Opened::VmmVsock(prepared.open()),
         }))
     }
 }
 
 /// A channel to a ready agent.
 #[derive(Debug)]
-pub struct Channel(Kind);
+pub struct Channel(Opened);
 
 #[derive(Debug)]
-enum Kind {
+enum Opened {
     Serial(serial::Serial),
     VhostVsock(vhost_vsock::VhostVsock),
     VhostUserVsock(vhost_user_vsock::VhostUserVsock),
+    VmmVsock(vmm_vsock::VmmVsock),
 }
 
 impl Channel {
@@ -108,26 +128,27 @@ impl Channel {
     /// agent then says the preamble of the next session at once, which the one before would read as its own.
     pub async fn end(&mut self) {
         match &mut self.0 {
-            Kind::Serial(channel) => channel.end().await,
+            Opened::Serial(channel) => channel.end().await,
             // Their streams are connections, which are not bound to a session.
-            Kind::VhostVsock(_) | Kind::VhostUserVsock(_) => {}
+            Opened::VhostVsock(_) | Opened::VhostUserVsock(_) | Opened::VmmVsock(_) => {}
         }
     }
 
     /// Begins the session of another generation of the machine, when the one before has [ended](Self::end).
     pub async fn reopen(&mut self, generation: u64) -> io::Result<()> {
         match &mut self.0 {
-            Kind::Serial(channel) => channel.reopen(generation).await,
-            Kind::VhostVsock(_) | Kind::VhostUserVsock(_) => Ok(()),
+            Opened::Serial(channel) => channel.reopen(generation).await,
+            Opened::VhostVsock(_) | Opened::VhostUserVsock(_) | Opened::VmmVsock(_) => Ok(()),
         }
     }
 
     /// Opens a stream to a port of the agent.
     pub async fn dial(&self, port: u32) -> io::Result<Stream> {
         match &self.0 {
-            Kind::Serial(channel) => channel.dial(port).await,
-            Kind::VhostVsock(channel) => channel.dial(port).await,
-            Kind::VhostUserVsock(channel) => channel.dial(port).await,
+            Opened::Serial(channel) => channel.dial(port).await,
+            Opened::VhostVsock(channel) => channel.dial(port).await,
+            Opened::VhostUserVsock(channel) => channel.dial(port).await,
+            Opened::VmmVsock(channel) => channel.dial(port).await,
         }
     }
 }

@@ -7,23 +7,14 @@ use std::time::Duration;
 
 use envd_proto::CONTROL_PORT;
 use sandbox_folder::client::Stream;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 
-use super::PreparedKind;
+use super::{PreparedKind, hybrid};
 use crate::vmm::{Console, Wiring, process, qemu};
 use crate::{Error, tools};
 
 /// How long the daemon may take to listen; it opens two sockets and nothing else.
 const START_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Attempts to reach a port, each after twice the wait of the one before: 10 ms to 5 s together. A guest that is
-/// busy can take that long to accept.
-const DIAL_ATTEMPTS: u32 = 10;
-const FIRST_WAIT: Duration = Duration::from_millis(10);
-
-/// The longest answer to a CONNECT: `OK 4294967295\n`.
-const MAX_ANSWER: usize = 16;
 
 pub(super) struct Prepared {
     socket: PathBuf,
@@ -98,39 +89,8 @@ pub(super) struct VhostUserVsock {
 
 impl VhostUserVsock {
     pub(super) async fn dial(&self, port: u32) -> io::Result<Stream> {
-        let mut wait = FIRST_WAIT;
-        for _ in 1..DIAL_ATTEMPTS {
-            match dial_once(&self.socket, port).await {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                done => return done,
-            }
-            tokio::time::sleep(wait).await;
-            wait *= 2;
-        }
-        dial_once(&self.socket, port).await
+        Ok(Box::new(hybrid::dial(&self.socket, port).await?))
     }
-}
-
-async fn dial_once(socket: &Path, port: u32) -> io::Result<Stream> {
-    let mut stream = UnixStream::connect(socket).await?;
-    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-    // Byte by byte: what follows the line is the stream's.
-    let mut answer = Vec::new();
-    while answer.len() < MAX_ANSWER {
-        match stream.read_u8().await {
-            Ok(b'\n') if answer.starts_with(b"OK ") => return Ok(Box::new(stream)),
-            Ok(byte) => answer.push(byte),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                // This is how the daemon says that nobody listens on the port.
-                return Err(io::Error::new(
-                    io::ErrorKind::ConnectionRefused,
-                    format!("guest port {port} is closed"),
-                ));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "expected `OK <port>` from vhost-device-vsock"))
 }
 
 /// Waits until a process listens on the socket `path`.
@@ -159,6 +119,9 @@ fn is_listening(table: &str, path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::hybrid::dial_once;
     use super::*;
 
     #[test]

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 use host_shim::{Error, tools};
-use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, DiskSpec, ProfileChoice, SandboxSpec};
+use sandbox_folder::spec::{
+    AcceleratorChoice, ChannelChoice, DiskSpec, ProfileChoice, SandboxSpec, VmmChoice,
+};
 use template::{DataDir, RuntimeConfig, TEMPLATE_FILE, TemplateFolder};
 
 use super::network::NetworkOptions;
@@ -121,6 +123,10 @@ pub(crate) struct Machine {
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
 
+    /// The virtual machine monitor.
+    #[arg(long, value_enum, default_value_t)]
+    vmm: VmmChoice,
+
     /// What carries streams between host and guest.
     #[arg(long, value_enum, default_value_t)]
     channel: ChannelChoice,
@@ -231,6 +237,7 @@ impl Machine {
             disk_mib: self.disk,
             disks: self.attach.clone(),
             network: self.network.spec(),
+            vmm: self.vmm,
             channel: self.channel,
             accelerator: self.accel,
             profile: self.profile,

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use host_shim::Error;
-use sandbox_folder::spec::AcceleratorChoice;
+use sandbox_folder::spec::{AcceleratorChoice, VmmChoice};
 use template::{DataDir, TemplateFolder};
 
 use super::run::{Host, find_template};
@@ -23,10 +23,10 @@ pub(crate) enum TemplateCommand {
 
 const WARM_AFTER_HELP: &str = "\
 Examples:
-  host-shim template warm python                for this host; again after an update of QEMU, kernel or agent
+  host-shim template warm python                for this host; again after an update of the VMM, kernel or agent
   host-shim template warm --all --json
 
-A snapshot fits only the QEMU, the accelerator and the CPU that it was made with, the same kernel and guest image, and the
+A snapshot fits only the VMM, the accelerator and the CPU that it was made with, the same kernel and guest image, and the
 template's own --cpus and --memory. Where it does not fit, sandboxes boot and say why. A snapshot that is there is replaced;
 sandboxes that run from it keep it.
 
@@ -45,6 +45,10 @@ pub(crate) struct Warm {
 
     #[command(flatten)]
     pub(crate) host: Host,
+
+    /// The virtual machine monitor.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) vmm: VmmChoice,
 
     /// What runs the guest's instructions.
     #[arg(long, value_enum, default_value_t)]

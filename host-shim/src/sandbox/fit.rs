@@ -96,7 +96,7 @@ fn misfit(snapshot: &SnapshotFolder, spec: &CheckedSpec, host: &Host) -> Result<
         }
     }
     let made = &snapshot.manifest().description;
-    let machine = SnapshotMachine::of(spec);
+    let machine = SnapshotMachine::of(spec, host.vmm.kind);
     let differs = made.key.mismatch(&host.key).or_else(|| made.machine.mismatch(&machine));
     let differs = match differs {
         Some(differs) => Some(differs),

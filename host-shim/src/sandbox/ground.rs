@@ -17,8 +17,8 @@ use crate::reaper::Reaper;
 use crate::snapshot::{GuestKey, HostKey, SnapshotFolder};
 use crate::spec::CheckedSpec;
 use crate::timings::Timings;
-use crate::vmm::{self, QmpError, Vmm};
-use crate::{Error, network, snapshot};
+use crate::vmm::{self, ApiError, QmpError, Vmm};
+use crate::{Error, channel, network, snapshot};
 
 /// How long a failed agent may take to power its machine off, so that its last words arrive.
 pub(super) const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(3);
@@ -33,6 +33,8 @@ pub(super) struct Ground {
     pub(super) vmm: Option<Vmm>,
     pub(super) helper: Option<Child>,
     pub(super) network: Option<Network>,
+    /// Of a channel that a snapshot cuts.
+    pub(super) reset: Option<channel::Reset>,
     pub(super) origin: Option<Origin>,
     /// Its processes went on with its Resume.
     pub(super) thawed: bool,
@@ -78,6 +80,7 @@ impl Ground {
             vmm: None,
             helper: None,
             network: None,
+            reset: None,
             origin: None,
             thawed: false,
         })
@@ -100,7 +103,8 @@ impl Ground {
         let reason = match &error {
             // A connection that ended with its machine: the machine's end is the cause.
             Error::Agent(AgentError::Ended | AgentError::Io(_))
-            | Error::Vmm(QmpError::Ended | QmpError::Io(_) | QmpError::Load(_)) => None,
+            | Error::Vmm(QmpError::Ended | QmpError::Io(_) | QmpError::Load(_))
+            | Error::Firecracker(ApiError::Ended { .. } | ApiError::Io(_)) => None,
             Error::Agent(error) => Some(error.to_string()),
             _ => return error,
         };

@@ -3,14 +3,13 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use envd_channel::control::Framing;
 use envd_proto::FIRST_GENERATION;
 use envd_proto::control::resume::Kind;
 use envd_proto::control::{Configure, Hello, Resume, Resumed};
-use rustix::fs::MemfdFlags;
 use sandbox_folder::{Event, Start};
 use template::ROOTFS_FILE;
 
@@ -19,10 +18,12 @@ use super::ground::{Ground, Origin};
 use super::host::Host;
 use crate::agent::{Agent, AgentError};
 use crate::channel::{self, Channel};
-use crate::dir::{BASE, SCRATCH, SCRATCH_OVERLAY, VMM};
+use crate::dir::{BASE, SCRATCH, SCRATCH_OVERLAY, VMM, VMM_LOG};
 use crate::snapshot::{self, FileName, GuestMemory, SnapshotFolder};
 use crate::spec::CheckedSpec;
-use crate::vmm::{Boot, Netdev, Scratch, VmSpec, parts, qemu};
+use crate::vmm::{
+    Boot, Files, Kind as VmmKind, Netdev, Place, Scratch, SnapshotFiles, VmSpec, Vmm, parts, qemu,
+};
 use crate::{Error, network, scratch};
 
 /// Random bytes for the guest's kernel: as many as its pool takes at once.
@@ -63,9 +64,8 @@ impl Ground {
             volumes: spec.volumes.clone(),
         };
         watch.step("booting the virtual machine");
-        let ram = memory(spec.memory_mib)?;
-        let scratch = Scratch::Raw(disk);
-        let mut prepared = self.launch(spec, host, Some(boot), scratch, ram, None).await?;
+        let mut prepared = self.launch(spec, host, Some(boot), Scratch::Raw(disk), None).await?;
+        self.boot_vm(spec.boot_timeout).await?;
 
         let waiting_for = Cell::new("the agent's connection");
         let ready = async {
@@ -118,20 +118,16 @@ impl Ground {
         let made = snapshot.manifest().description.clone();
         let file = |name| open_file(&snapshot, name);
         let (ram, state, base) = (file(FileName::Ram)?, file(FileName::State)?, file(FileName::Scratch)?);
-        self.link_base(&snapshot);
-        let overlay = self.dir.file(SCRATCH_OVERLAY);
-        let device_bytes = made.machine.disk_mib << 20;
-        match snapshot.file(FileName::ScratchOverlay) {
-            Some(of_snapshot) => drop(snapshot::disk::copy_sparse(of_snapshot, &overlay)?),
-            None => {
-                let base_bytes = base.metadata().map_err(Error::io("read", &overlay))?.len();
-                snapshot::disk::overlay(&overlay, device_bytes, base_bytes)?;
-            }
-        }
-        self.timings.end("scratch");
-        let scratch = Scratch::Overlay(overlay);
+        let disk_mib = spec.disk_mib.max(made.machine.disk_mib);
+        let grow = disk_mib > made.machine.disk_mib;
         let ram_base = ram.try_clone().map_err(Error::io("share", snapshot.path()))?;
-        let mut prepared = self.launch(spec, host, None, scratch, ram, Some(base)).await?;
+        let (scratch, scratch_base) = match host.vmm.kind {
+            VmmKind::Qemu => (self.overlay(&snapshot, &base)?, Some(base)),
+            VmmKind::Firecracker => (self.copy(&base, made.machine.disk_mib, disk_mib)?, None),
+        };
+        self.timings.end("scratch");
+        let files = SnapshotFiles { ram, state, scratch_base };
+        let mut prepared = self.launch(spec, host, None, scratch, Some(files)).await?;
         if snapshot.has_delta() {
             // Before the devices, which look for the state of their queues in the RAM.
             if let Err(error) = self.vmm()?.made().await {
@@ -142,15 +138,14 @@ impl Ground {
             blocking(move || delta.apply_delta(&GuestMemory::of(pid, &ram_base)?)).await?;
             self.timings.end("delta");
         }
-        if let Err(error) = self.vmm()?.load(&state).await {
+        if let Err(error) = self.vmm()?.load().await {
             return Err(self.explain(error).await);
         }
         self.timings.end("load");
-        let grow = spec.disk_mib > made.machine.disk_mib;
         let vmm = self.vmm()?;
         let mut going = vmm.resume().await;
         if grow && going.is_ok() {
-            going = vmm.resize_scratch(spec.disk_mib << 20).await;
+            going = vmm.resize_scratch(disk_mib << 20).await;
         }
         if let Err(error) = going {
             return Err(self.explain(error).await);
@@ -171,11 +166,17 @@ impl Ground {
         // until nothing can fail any more, so that its snapshot stays what it is.
         request.thaw = purpose == Purpose::Clone;
         if let Some(configure) = request.configure.as_mut().filter(|_| grow) {
-            configure.scratch_bytes = spec.disk_mib << 20;
+            configure.scratch_bytes = disk_mib << 20;
         }
-        let waiting_for = Cell::new("the agent's answer to the Resume");
+        let waiting_for = Cell::new("the agent's connection");
         let resumed = async {
-            let agent = Agent::restored(prepared.control().await?, made.generation);
+            let control = prepared.control().await?;
+            let agent = match prepared.control_framing() {
+                Framing::Records => Agent::restored(control, made.generation),
+                // It dials again, and says who it was.
+                framing => Agent::handshake(control, framing, made.generation).await?.0,
+            };
+            waiting_for.set("the agent's answer to the Resume");
             let (hello, resumed) = agent.resume(request).await?;
             waiting_for.set("the start of the stream multiplexer");
             let channel = prepared.open(agent.generation()).await?;
@@ -246,19 +247,61 @@ impl Ground {
         Ok(())
     }
 
+    /// The scratch disk of a machine of QEMU's: what differs from the snapshot's.
+    fn overlay(&self, snapshot: &SnapshotFolder, base: &File) -> Result<Scratch, Error> {
+        self.link_base(snapshot);
+        let overlay = self.dir.file(SCRATCH_OVERLAY);
+        let device_bytes = snapshot.manifest().description.machine.disk_mib << 20;
+        match snapshot.file(FileName::ScratchOverlay) {
+            Some(of_snapshot) => drop(snapshot::disk::copy_sparse(of_snapshot, &overlay)?),
+            None => {
+                let base_bytes = base.metadata().map_err(Error::io("read", &overlay))?.len();
+                snapshot::disk::overlay(&overlay, device_bytes, base_bytes)?;
+            }
+        }
+        Ok(Scratch::Overlay(overlay))
+    }
+
+    /// The scratch disk of a machine of Firecracker's, which knows no overlays. It finds the size that the machine knows when it
+    /// is restored, and the larger one when it is told of it.
+    fn copy(&self, base: &File, known_mib: u64, mib: u64) -> Result<Scratch, Error> {
+        let disk = self.dir.file(SCRATCH);
+        snapshot::disk::copy_sparse(base, &disk)?;
+        let sized =
+            File::options().write(true).open(&disk).and_then(|file| file.set_len(mib.max(known_mib) << 20));
+        sized.map_err(Error::io("grow", &disk))?;
+        Ok(Scratch::Raw(disk))
+    }
+
+    /// Has a machine that is launched boot, where that takes the VMM's ear.
+    async fn boot_vm(&mut self, deadline: Duration) -> Result<(), Error> {
+        let booted = {
+            let vmm = self.vmm()?;
+            tokio::time::timeout(deadline, vmm.boot()).await
+        };
+        match booted {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.explain(error).await),
+            Err(_) => {
+                let console = self.vmm()?.last_words().await;
+                Err(Error::BootTimeout { deadline, waiting_for: "the start of the machine", console })
+            }
+        }
+    }
+
     async fn launch(
         &mut self,
         spec: &CheckedSpec,
         host: &Host,
         boot: Option<Boot>,
         scratch: Scratch,
-        ram: File,
-        scratch_base: Option<File>,
+        snapshot: Option<SnapshotFiles>,
     ) -> Result<channel::Prepared, Error> {
         let sockets = self.dir.file(VMM);
         std::fs::create_dir(&sockets).map_err(Error::io("make the folder", &sockets))?;
-        let mut prepared = channel::Prepared::new(spec.channel, &sockets).await?;
+        let mut prepared = channel::Prepared::new(host.vmm.kind, spec.channel, &sockets).await?;
         self.helper = prepared.helper.take();
+        self.reset = prepared.reset();
         self.state.accelerator = Some(host.accelerator.name().to_owned());
         self.state.channel = Some(prepared.name().to_owned());
         self.timings.end("channel");
@@ -277,9 +320,14 @@ impl Ground {
         };
         let rootfs = spec.rootfs.try_clone().map_err(Error::io("share", "the root file system"))?;
         self.link_rootfs(&rootfs);
-        let channel = std::mem::take(&mut prepared.fds);
-        let files = qemu::Files { ram, rootfs, scratch_base, tap, channel };
-        let vmm = qemu::launch(&host.qemu, &vm, files, self.dir.file("console.log")).await?;
+        let files = Files { rootfs, snapshot, tap, channel: std::mem::take(&mut prepared.fds) };
+        let place = Place {
+            sockets,
+            console_log: self.dir.file("console.log"),
+            vmm_log: self.dir.file(VMM_LOG),
+            id: spec.id.clone(),
+        };
+        let vmm = Vmm::launch(&host.vmm, &host.key.vmm_version, &vm, files, place).await?;
         self.state.vmm_pid = self.vmm.insert(vmm).pid();
         self.enter(Event::Spawned)?;
         Ok(prepared)
@@ -325,7 +373,7 @@ impl Ground {
         }
     }
 
-    /// As [`Ground::link_base`], for the file that QEMU reads.
+    /// As [`Ground::link_base`], for the file that the VMM reads.
     fn link_rootfs(&self, rootfs: &File) {
         let base = self.dir.file(BASE);
         let linked = match std::fs::create_dir(&base) {
@@ -352,15 +400,6 @@ pub(super) async fn blocking<T: Send + 'static>(
         Ok(done) => Ok(done?),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
-}
-
-fn memory(mib: u64) -> Result<File, Error> {
-    let make = || {
-        let file = File::from(rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC)?);
-        file.set_len(mib << 20)?;
-        Ok(file)
-    };
-    make().map_err(Error::io("make", Path::new("the guest's RAM (memfd_create)")))
 }
 
 fn open_file(snapshot: &SnapshotFolder, name: FileName) -> Result<File, Error> {

@@ -5,13 +5,18 @@
 //!                    └ links to the base before it   └──── not for pause: sync, rename, then the VMM's end
 //! ```
 //!
+//! Firecracker writes RAM and devices by itself, and cuts the guest's connections: between its `cont` and the Thaw the agent
+//! dials again.
+//!
 //! The folder appears by rename when everything of it is on disk. A failure at any step lets the sandbox go on as it was.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use envd_channel::control::Framing;
 use envd_proto::control::Freeze;
 use sandbox_folder::calls::Taken;
 
@@ -25,7 +30,11 @@ use crate::snapshot::{
     disk::Placed,
 };
 use crate::spec::CheckedSpec;
-use crate::vmm::Ram;
+use crate::vmm::{Capture, Kind, Prepare, Ram};
+
+/// How long an agent whose connections were cut may take to dial again: its guest is told when it goes on, and it dials at
+/// once and then every 2 seconds at least.
+const REATTACH_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A snapshot to take.
 pub(super) struct Take<'a> {
@@ -51,33 +60,42 @@ impl Ground {
     pub(super) async fn take(
         &mut self,
         spec: &CheckedSpec,
-        agent: &Agent,
+        agent: &mut Agent,
         take: Take<'_>,
     ) -> Result<Kept, Error> {
-        if self.state.channel.as_deref() != Some("serial") {
-            let channel = self.state.channel.as_deref().unwrap_or("no channel");
+        let channel = self.state.channel.as_deref().unwrap_or("no channel");
+        if !["serial", "hybrid-vsock"].contains(&channel) {
             return Err(Error::Conflict(format!(
                 "a sandbox with the channel {channel} cannot be snapshotted: start it with --channel serial"
             )));
         }
         spec.refuse_extras("snapshotted")?;
+        let vmm = self.vmm()?.kind();
         let Some(origin) = &self.origin else { return Err(AgentError::Ended.into()) };
-        let description = describe(origin, spec, agent, take.verb);
+        let description = describe(origin, spec, vmm, agent, take.verb);
         let base = origin.base.clone();
         let target = take.target.to_owned();
         let at_template = spec.rootfs_is_at_template();
         self.reaper.sweeps(take.unfinished);
-        let own_rootfs = base.as_ref().is_some_and(|base| base.file(FileName::Rootfs).is_some());
+        let prepare = self.vmm()?.prepare_capture()?;
         // All that can be done while the sandbox runs.
         let new = blocking(move || {
             // What a killed one has left.
             snapshot::sweep(parent(&target))?;
             let mut new = NewSnapshot::begin(&target)?;
-            if let Some(base) = &base {
-                new.add_base(base)?;
+            match (&prepare, &base) {
+                (Prepare::Base, Some(base)) => drop(new.add_base(base)?),
+                (Prepare::Base, None) => {}
+                (Prepare::Copy(ram), _) => drop(new.add_copy(FileName::Ram, ram)?),
+                (Prepare::Empty, _) => drop(new.create(FileName::Ram)?),
             }
-            if let Some(rootfs) = take.rootfs.filter(|_| !own_rootfs) {
-                add_rootfs(&mut new, &rootfs, at_template)?;
+            if let Some(rootfs) = take.rootfs {
+                let of_base = base.as_ref().and_then(|base| base.file(FileName::Rootfs));
+                match (of_base, &prepare) {
+                    (Some(_), Prepare::Base) => {}
+                    (Some(rootfs), _) => drop(new.add_link(FileName::Rootfs, rootfs, None)?),
+                    (None, _) => add_rootfs(&mut new, &rootfs, at_template)?,
+                }
             }
             Ok(new)
         })
@@ -108,14 +126,21 @@ impl Ground {
         let going = if !pausing || cut.is_err() { self.go_on(agent).await } else { Ok(()) };
         let stopped = still.elapsed();
         // What failed first says why.
-        let Cut { new, ram_bytes, disk_bytes } = cut?;
+        let Cut { mut new, ram_bytes, disk_bytes } = cut?;
         going?;
 
         let durability = if take.verb == Verb::Fork { Durability::Volatile } else { Durability::Synced };
         let cache = take.cache.to_owned();
-        let published = blocking(move || new.publish(description, durability, Some(&cache))).await;
-        let folder = match published {
-            Ok(folder) => folder,
+        let published = blocking(move || {
+            // All of a RAM that a VMM has written by itself is data.
+            let ram_bytes = match ram_bytes {
+                Some(bytes) => bytes,
+                None => new.thin_ram()?,
+            };
+            Ok((new.publish(description, durability, Some(&cache))?, ram_bytes))
+        });
+        let (folder, ram_bytes) = match published.await {
+            Ok(published) => published,
             Err(error) => {
                 if pausing && let Err(error) = self.go_on(agent).await {
                     tracing::error!(%error, "the sandbox does not go on");
@@ -130,8 +155,30 @@ impl Ground {
     }
 
     /// Lets a sandbox go on that was held still.
-    async fn go_on(&mut self, agent: &Agent) -> Result<(), Error> {
+    async fn go_on(&mut self, agent: &mut Agent) -> Result<(), Error> {
+        let disconnected = self.vmm()?.take_disconnected();
+        let Some(reset) = self.reset.clone().filter(|_| disconnected) else {
+            self.vmm()?.resume().await?;
+            return Ok(agent.thaw().await?);
+        };
+        reset.cut_streams();
+        let door = reset.listen();
+        // Whatever fails: a machine that stands still is nobody's.
         self.vmm()?.resume().await?;
+        let mut door = door?;
+        // The tenant is frozen: whoever dials now is the agent.
+        let generation = agent.generation();
+        let waiting_for = Cell::new("the agent's next connection");
+        let again = async {
+            let control = door.accept().await?;
+            Ok(Agent::handshake(control, Framing::Lines, generation).await?.0)
+        };
+        match self.while_alive(REATTACH_DEADLINE, &waiting_for, again).await {
+            Ok(again) => *agent = again,
+            // A capture that failed at its very beginning has cut nothing.
+            Err(Error::BootTimeout { .. }) => {}
+            Err(error) => return Err(error),
+        }
         Ok(agent.thaw().await?)
     }
 
@@ -140,16 +187,19 @@ impl Ground {
         let disk = [SCRATCH_OVERLAY, SCRATCH].map(|name| self.dir.file(name));
         let vmm = self.vmm()?;
         vmm.pause().await?;
-        // By way of memory: QEMU says nothing but "an IO error" of a disk that is full.
-        let devices = vmm.save_devices().await?;
-        new.add_bytes(FileName::State, &devices)?;
-        let ram = vmm.ram().ok_or(crate::vmm::QmpError::Ended)?;
-        let ram = match ram {
-            Ram::Shared(file) => {
-                Source::Shared(file.try_clone().map_err(Error::io("share", "the guest's RAM"))?)
-            }
-            Ram::Private { base, pid } => {
-                Source::Private(pid, base.try_clone().map_err(Error::io("share", "the guest's RAM"))?)
+        let path = new.path().to_owned();
+        if vmm.writes_captures() {
+            drop(new.create(FileName::State)?);
+        }
+        let share = |file: &File| file.try_clone().map_err(Error::io("share", "the guest's RAM"));
+        let source = match vmm.capture(&path).await? {
+            Capture::Written => Source::Written,
+            Capture::Read { devices, ram } => {
+                new.add_bytes(FileName::State, &devices)?;
+                match ram {
+                    Ram::Shared(file) => Source::Shared(share(file)?),
+                    Ram::Private { base, pid } => Source::Private(pid, share(base)?),
+                }
             }
         };
         blocking(move || {
@@ -161,11 +211,13 @@ impl Ground {
                     source,
                 })
             };
-            let (ram_bytes, name, file) = match ram {
-                Source::Shared(file) => (new.add_ram(&file)?.data, FileName::Scratch, open(&raw)?),
+            let (ram_bytes, name, file) = match source {
+                Source::Written => (None, FileName::Scratch, open(&raw)?),
+                Source::Shared(file) => (Some(new.add_ram(&file)?.data), FileName::Scratch, open(&raw)?),
                 Source::Private(pid, base) => {
                     let saved = new.add_ram_delta(&GuestMemory::of(pid, &base)?)?;
-                    (saved.data_pages * snapshot::PAGE_SIZE, FileName::ScratchOverlay, open(&overlay)?)
+                    let bytes = saved.data_pages * snapshot::PAGE_SIZE;
+                    (Some(bytes), FileName::ScratchOverlay, open(&overlay)?)
                 }
             };
             let disk_bytes = match new.add_copy(name, &file)? {
@@ -178,11 +230,11 @@ impl Ground {
     }
 }
 
-fn describe(origin: &Origin, spec: &CheckedSpec, agent: &Agent, verb: Verb) -> Description {
+fn describe(origin: &Origin, spec: &CheckedSpec, vmm: Kind, agent: &Agent, verb: Verb) -> Description {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Description {
         key: origin.key.clone(),
-        machine: SnapshotMachine::of(spec),
+        machine: SnapshotMachine::of(spec, vmm),
         guest: origin.guest.clone(),
         agent: origin.agent.clone(),
         origin: snapshot::Origin { verb, sandbox: spec.id.clone() },
@@ -208,11 +260,14 @@ async fn rehearse(agent: &Agent) -> Result<(), AgentError> {
 /// What was written while a sandbox stood still.
 struct Cut {
     new: NewSnapshot,
-    ram_bytes: u64,
+    /// Unknown where the VMM has written it.
+    ram_bytes: Option<u64>,
     disk_bytes: u64,
 }
 
 enum Source {
+    /// It is where it belongs.
+    Written,
     Shared(std::fs::File),
     Private(u32, std::fs::File),
 }

@@ -107,6 +107,18 @@ impl NewSnapshot {
         ram::save_shared(ram, &out, &path)
     }
 
+    /// Makes holes of the zero pages of a `ram` that a VMM has written by itself. Returns the bytes that are left.
+    pub fn thin_ram(&mut self) -> Result<u64, Error> {
+        let path = self.path().join(FileName::Ram.as_str());
+        let Some(added) = self.files.get(&FileName::Ram) else {
+            return Err(Error::invalid("snapshot", "it has no RAM".to_owned()));
+        };
+        // Not by the descriptor of before: a copy's is for reading.
+        let file = File::options().read(true).write(true).open(&path).map_err(Error::io("open", &path))?;
+        debug_assert!(!added.linked, "another snapshot's RAM is not ours to write");
+        ram::thin(&file, &path)
+    }
+
     /// `ram.delta`: the RAM of a VM that maps its base privately.
     pub fn add_ram_delta(&mut self, memory: &GuestMemory) -> Result<DeltaSaved, Error> {
         let path = self.path().join(FileName::RamDelta.as_str());

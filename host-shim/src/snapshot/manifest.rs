@@ -13,6 +13,7 @@ use super::Error;
 use super::hash::Scheme;
 use super::key::HostKey;
 use crate::spec::CheckedSpec;
+use crate::vmm::Kind;
 
 /// The longest `manifest.json` that is read. The longest that is written has 64 volumes on one kernel command line, and
 /// takes a few KiB.
@@ -163,13 +164,16 @@ pub struct SnapshotMachine {
 }
 
 impl SnapshotMachine {
-    /// The machine that a spec asks for.
-    pub fn of(spec: &CheckedSpec) -> Self {
+    /// The machine that a spec asks of a VMM.
+    pub fn of(spec: &CheckedSpec, vmm: Kind) -> Self {
         Self {
             cpus: spec.cpus,
             memory_mib: spec.memory_mib,
             disk_mib: spec.disk_mib,
-            channel: SnapshotChannel::Serial,
+            channel: match vmm {
+                Kind::Qemu => SnapshotChannel::Serial,
+                Kind::Firecracker => SnapshotChannel::HybridVsock,
+            },
             profile: spec.profile,
             init: spec.init.clone(),
             volumes: spec.volumes.clone(),
@@ -185,6 +189,8 @@ pub enum SnapshotChannel {
     Serial,
     /// The kernel's vhost-vsock.
     VhostVsock,
+    /// The VMM's own vsock.
+    HybridVsock,
 }
 
 impl SnapshotChannel {
@@ -193,6 +199,7 @@ impl SnapshotChannel {
         match self {
             Self::Serial => "serial",
             Self::VhostVsock => "vhost-vsock",
+            Self::HybridVsock => "hybrid-vsock",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::parallel;
@@ -104,6 +104,28 @@ pub(super) fn copy(from: &File, size: u64, to: &File) -> io::Result<u64> {
         Ok(data)
     })?;
     Ok(copied.into_iter().sum())
+}
+
+/// Makes holes of the blocks of zeros in the first `size` bytes of `file`. Returns the bytes of data that are left.
+pub(super) fn punch(file: &File, size: u64) -> io::Result<u64> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let left = for_each(file, &chunks(file, size)?, |chunk, bytes| {
+        let (mut data, mut at) = (0, 0);
+        let whole = bytes.len()..bytes.len();
+        for run in data_runs(bytes).into_iter().chain([whole]) {
+            if run.start > at {
+                match rustix::fs::fallocate(file, flags, chunk.start + at as u64, (run.start - at) as u64) {
+                    // A file system without holes keeps its zeros.
+                    Ok(()) | Err(Errno::OPNOTSUPP) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            data += run.len() as u64;
+            at = run.end;
+        }
+        Ok(data)
+    })?;
+    Ok(left.into_iter().sum())
 }
 
 #[cfg(test)]

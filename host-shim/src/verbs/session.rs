@@ -31,6 +31,9 @@ const MAX_SIGNALS: usize = 64;
 /// How often someone has to ask an `exec` to end whose sandbox does not answer.
 const PATIENCE: u32 = 3;
 
+/// Streams of one process that break one after the other, with nothing on them: a sandbox that plays a game.
+const MAX_BROKEN: u32 = 3;
+
 /// How long a process whose reader is gone may take to hear of it.
 const TELL_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -95,8 +98,21 @@ pub(crate) async fn run(
 /// Writes what the process prints to this process's own streams, until its end.
 async fn print(client: &SandboxClient, mut process: Process) -> Result<End, Error> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+    let mut broken = 0;
     loop {
-        let next = process.next().await?;
+        let next = match process.next().await {
+            Ok(next) => next,
+            // A snapshot of the sandbox may have cut it, and the process goes on.
+            Err(error) if error.code().is_none() && broken < MAX_BROKEN => {
+                broken += 1;
+                match process.reattach().await {
+                    Ok(()) => continue,
+                    Err(_) => return Err(error.into()),
+                }
+            }
+            Err(error) => return Err(error.into()),
+        };
+        broken = 0;
         let dropped = process.take_dropped();
         if dropped > 0 {
             eprintln!(

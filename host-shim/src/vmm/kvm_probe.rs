@@ -7,14 +7,16 @@
 //! kept until the host's next boot.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use command_fds::FdMapping;
 use tokio::io::AsyncReadExt;
 
 use super::qemu::{Arguments, isolation};
-use super::{end, process};
+use super::{Kind, Program, end, firecracker, process};
 use crate::Error;
 use crate::cache::Answer;
 
@@ -33,19 +35,22 @@ pub enum Kvm {
     Unusable(String),
 }
 
-/// Finds out, or remembers from `cache` what was found since this host's boot.
-pub async fn probe(qemu: &Path, kernel: &Path, cache: &Path) -> Result<Kvm, Error> {
+/// Finds out with the VMM that is to run guests, or remembers from `cache` what was found since this host's boot.
+pub async fn probe(vmm: &Program, kernel: &Path, cache: &Path) -> Result<Kvm, Error> {
     if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
         // Not kept: a changed group or mode should count at once.
         return Ok(Kvm::Unusable(format!("/dev/kvm: {error}")));
     }
     let boot_id = "/proc/sys/kernel/random/boot_id";
-    let boot = std::fs::read(boot_id).map_err(Error::io("read", boot_id))?;
-    let known = Answer::about(cache, "kvm", &boot, &[qemu, kernel])?;
+    let this_boot = std::fs::read(boot_id).map_err(Error::io("read", boot_id))?;
+    let known = Answer::about(cache, "kvm", &this_boot, &[&vmm.path, kernel])?;
     if let Some(text) = known.read() {
         return Ok(if text.is_empty() { Kvm::Works } else { Kvm::Unusable(text) });
     }
-    let found = self::boot(qemu, kernel).await?;
+    let found = match vmm.kind {
+        Kind::Qemu => boot(&vmm.path, arguments(kernel), Vec::new()).await?,
+        Kind::Firecracker => boot_firecracker(&vmm.path, kernel).await?,
+    };
     known.keep(match &found {
         Kvm::Works => "",
         Kvm::Unusable(reason) => reason,
@@ -53,13 +58,28 @@ pub async fn probe(qemu: &Path, kernel: &Path, cache: &Path) -> Result<Kvm, Erro
     Ok(found)
 }
 
-async fn boot(qemu: &Path, kernel: &Path) -> Result<Kvm, Error> {
-    let mut child = process::bound(qemu, arguments(kernel), Vec::new())?
+/// Firecracker has no command line for a machine: it reads what to boot from a file, and has no API then.
+async fn boot_firecracker(program: &Path, kernel: &Path) -> Result<Kvm, Error> {
+    const CONFIGURATION_FD: i32 = 3;
+    const NAME: &str = "the machine of a probe (memfd_create)";
+    let file = rustix::fs::memfd_create("probe", rustix::fs::MemfdFlags::CLOEXEC);
+    let mut file = std::fs::File::from(file.map_err(|error| Error::io("make", NAME)(error.into()))?);
+    file.write_all(firecracker::probe_configuration().as_bytes()).map_err(Error::io("write", NAME))?;
+    let file = FdMapping { parent_fd: file.into(), child_fd: CONFIGURATION_FD };
+    let path = format!("/proc/self/fd/{CONFIGURATION_FD}");
+    // Its log is on standard error, where the reason of a failure is looked for.
+    let args = ["--no-api", "--config-file", &path, "--level", "Error", "--log-path", "/proc/self/fd/2"];
+    let args = args.into_iter().map(OsString::from).collect();
+    boot(program, args, vec![file, firecracker::kernel_descriptor(kernel)?]).await
+}
+
+async fn boot(program: &Path, args: Vec<OsString>, fds: Vec<FdMapping>) -> Result<Kvm, Error> {
+    let mut child = process::bound(program, args, fds)?
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|source| Error::Spawn { program: qemu.display().to_string(), source })?;
+        .map_err(|source| Error::Spawn { program: program.display().to_string(), source })?;
     let (mut console, mut errors) = (Vec::new(), Vec::new());
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let run = async {
@@ -83,7 +103,8 @@ fn judge(console: &str, errors: &str) -> Kvm {
     if console.contains("Unable to mount root fs") || console.contains("No working init found") {
         return Kvm::Works;
     }
-    let said = errors.lines().rfind(|line| line.contains("error")).or(errors.lines().last());
+    let said =
+        errors.lines().rfind(|line| line.to_ascii_lowercase().contains("error")).or(errors.lines().last());
     Kvm::Unusable(said.unwrap_or("a guest kernel ended before its last step").trim().to_owned())
 }
 

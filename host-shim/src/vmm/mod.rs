@@ -1,34 +1,43 @@
 //! Virtual machines: a checked [`VmSpec`] in one VMM's words, and the process that runs it.
 //!
-//! QEMU is the only VMM so far. A second driver brings a trait; until then its functions are called by name.
+//! ```text
+//! Program { Kind, path } ──launch(VmSpec, Files, Place)──► Vmm ─┬ boot ─────────────┐
+//!    │                                                          └ load, resume ─────┴─► pause, capture, resume │ kill
+//!    └ lacks(Wishes): what it cannot do, before anything starts
+//! ```
+//!
+//! The drivers are an enum and no trait: they are two, both known here, and what is theirs alone (QEMU's overlay of a disk,
+//! Firecracker's own hand in a snapshot) is told apart by the compiler at every place that has to know.
 
 mod console;
+pub mod firecracker;
 pub mod kvm_probe;
 pub mod parts;
 pub mod process;
+pub mod program;
 pub mod qemu;
+mod qemu_machine;
 mod qmp;
 
 use std::fs::File;
-use std::io::Read;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use command_fds::FdMapping;
 use envd_proto::boot;
-use serde_json::json;
-use tokio::net::UnixStream;
+use sandbox_folder::SandboxId;
 use tokio::process::Child;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 pub use console::Console;
+pub use firecracker::{ApiError, Prepare};
 pub use parts::Parts;
+pub use program::{Kind, Program, Wishes};
 pub use qmp::QmpError;
 
 use crate::Error;
-use crate::snapshot::MAX_STATE;
-use qmp::Qmp;
 
 /// How long a killed process may take to be gone. SIGKILL needs no more than the kernel's freeing of its memory.
 const REAP_DEADLINE: Duration = Duration::from_secs(10);
@@ -127,6 +136,45 @@ pub enum Wiring {
         /// The daemon's vhost-user socket.
         socket: PathBuf,
     },
+    /// A vsock device that the VMM itself shows as Unix sockets, at [`firecracker::VSOCK`] among its sockets.
+    HybridVsock,
+}
+
+/// What a VM begins with that is behind no path.
+#[derive(Debug)]
+pub struct Files {
+    /// The root file system: [`qemu::ROOTFS_FD`].
+    pub rootfs: File,
+    /// What it goes on from; a booted one has nothing.
+    pub snapshot: Option<SnapshotFiles>,
+    /// What is behind a [`Netdev::Tap`]: [`qemu::TAP_FD`].
+    pub tap: Option<OwnedFd>,
+    /// Those of its channel.
+    pub channel: Vec<FdMapping>,
+}
+
+/// The files of a snapshot that a VM reads.
+#[derive(Debug)]
+pub struct SnapshotFiles {
+    /// All of the RAM.
+    pub ram: File,
+    /// The state of the devices.
+    pub state: File,
+    /// What is behind a [`Scratch::Overlay`].
+    pub scratch_base: Option<File>,
+}
+
+/// Where a VM has its own files, and its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The sockets of its channel and of its VMM; there already.
+    pub sockets: PathBuf,
+    /// What the guest prints.
+    pub console_log: PathBuf,
+    /// What the VMM prints, where it has much to say.
+    pub vmm_log: PathBuf,
+    /// Its name, for those who look at processes.
+    pub id: SandboxId,
 }
 
 /// A VM. Dropped, it is killed.
@@ -135,19 +183,15 @@ pub struct Vmm {
     child: Child,
     console: Console,
     errors: Console,
-    monitor: Monitor,
-    ram: File,
-    restored: bool,
     stalled: watch::Sender<bool>,
+    driver: Driver,
 }
 
-/// The way to a VMM's monitor.
+/// The ways to tell a VMM what to do. Each knows one VMM's words; whoever has a [`Vmm`] knows none.
 #[derive(Debug)]
-enum Monitor {
-    /// It has not greeted yet, or nobody has looked.
-    Greeting(JoinHandle<Result<Qmp, QmpError>>),
-    Ready(Qmp),
-    Gone,
+enum Driver {
+    Qemu(qemu_machine::Machine),
+    Firecracker(firecracker::Machine),
 }
 
 /// Where the guest's RAM is.
@@ -164,107 +208,142 @@ pub enum Ram<'vm> {
     },
 }
 
+/// How a paused VM's RAM and devices come into a snapshot.
+#[derive(Debug)]
+pub enum Capture<'vm> {
+    /// The shim writes what it finds here.
+    Read {
+        /// The state of the devices.
+        devices: Vec<u8>,
+        /// The RAM.
+        ram: Ram<'vm>,
+    },
+    /// The VMM has written both.
+    Written,
+}
+
 impl Vmm {
-    pub(crate) fn new(
-        child: Child,
-        console: Console,
-        errors: Console,
-        monitor: UnixStream,
-        ram: File,
-        restored: bool,
-    ) -> Self {
-        let stalled = watch::Sender::new(false);
-        let monitor = Monitor::Greeting(tokio::spawn(Qmp::connect(monitor, stalled.clone())));
-        Self { child, console, errors, monitor, ram, restored, stalled }
-    }
-
-    async fn monitor(&mut self) -> Result<&Qmp, Error> {
-        if let Monitor::Greeting(greeting) = &mut self.monitor {
-            let greeted = greeting.await.map_err(|_| QmpError::Ended)?;
-            // What failed once is not tried again: the connection is spent.
-            self.monitor = Monitor::Gone;
-            self.monitor = Monitor::Ready(greeted?);
-        }
-        match &self.monitor {
-            Monitor::Ready(qmp) => Ok(qmp),
-            Monitor::Greeting(_) | Monitor::Gone => Err(QmpError::Ended.into()),
+    /// Starts a VMM. A machine of QEMU's that boots runs then; the others wait for [`Vmm::boot`] or [`Vmm::load`].
+    pub async fn launch(
+        program: &Program,
+        version: &str,
+        spec: &VmSpec,
+        files: Files,
+        place: Place,
+    ) -> Result<Self, Error> {
+        match program.kind {
+            Kind::Qemu => qemu::launch(&program.path, spec, files, place).await,
+            Kind::Firecracker => firecracker::launch(&program.path, version, spec, files, place).await,
         }
     }
 
-    /// Where the guest's RAM is, while the VMM lives.
-    pub fn ram(&self) -> Option<Ram<'_>> {
-        Some(match self.restored {
-            false => Ram::Shared(&self.ram),
-            true => Ram::Private { base: &self.ram, pid: self.pid()? },
-        })
+    /// Which VMM it is.
+    pub fn kind(&self) -> Kind {
+        match self.driver {
+            Driver::Qemu(_) => Kind::Qemu,
+            Driver::Firecracker(_) => Kind::Firecracker,
+        }
+    }
+
+    /// Whether [`Vmm::capture`] writes by itself, into files that are there.
+    pub fn writes_captures(&self) -> bool {
+        self.kind() == Kind::Firecracker
+    }
+
+    /// Boots a VM that was launched with a [`Boot`].
+    pub async fn boot(&mut self) -> Result<(), Error> {
+        match &mut self.driver {
+            // By its command line.
+            Driver::Qemu(_) => Ok(()),
+            Driver::Firecracker(machine) => alive(&mut self.child, machine.boot()).await,
+        }
     }
 
     /// Waits until the machine and its RAM are made.
     pub async fn made(&mut self) -> Result<(), Error> {
-        self.monitor().await.map(drop)
+        match &mut self.driver {
+            Driver::Qemu(machine) => machine.made().await,
+            Driver::Firecracker(machine) => alive(&mut self.child, machine.made()).await,
+        }
     }
 
-    /// Gives a VM that was launched without a boot the state of its devices. Its CPUs stand still until [`Vmm::resume`].
-    pub async fn load(&mut self, state: &File) -> Result<(), Error> {
-        let qmp = self.monitor().await?;
-        let on = |name: &str| json!({ "capability": name, "state": true });
-        let both = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
-        qmp.execute("migrate-set-capabilities", both).await?;
-        qmp.execute_with_fd("getfd", json!({ "fdname": "state" }), state).await?;
-        qmp.execute("migrate-incoming", json!({ "uri": "fd:state" })).await?;
-        qmp.loaded().await?;
-        Ok(())
+    /// Gives a VM that was launched without a boot what it goes on from. Its CPUs stand still until [`Vmm::resume`].
+    pub async fn load(&mut self) -> Result<(), Error> {
+        match &mut self.driver {
+            Driver::Qemu(machine) => machine.load().await,
+            Driver::Firecracker(machine) => alive(&mut self.child, machine.load()).await,
+        }
     }
 
     /// Stops its CPUs; what its disks were given is in their files when this returns.
     pub async fn pause(&mut self) -> Result<(), Error> {
-        self.monitor().await?.execute("stop", json!({})).await?;
-        Ok(())
+        match &mut self.driver {
+            Driver::Qemu(machine) => machine.pause().await,
+            Driver::Firecracker(machine) => Ok(machine.pause().await?),
+        }
     }
 
     /// Lets its CPUs go on.
     pub async fn resume(&mut self) -> Result<(), Error> {
         // Before the command: it may stop again before its answer is read.
         self.stalled.send_replace(false);
-        self.monitor().await?.execute("cont", json!({})).await?;
-        Ok(())
-    }
-
-    /// The state of a paused VM's devices.
-    pub async fn save_devices(&mut self) -> Result<Vec<u8>, Error> {
-        const SET: u32 = 1;
-        const NAME: &str = "the state of the devices (memfd_create)";
-        let memory = rustix::fs::memfd_create("device-state", rustix::fs::MemfdFlags::CLOEXEC);
-        let memory = File::from(memory.map_err(|error| Error::io("make", NAME)(error.into()))?);
-        // QEMU takes only a descriptor of the mode in which it would open the file.
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory));
-        let out = File::options().write(true).open(&path).map_err(Error::io("open", path))?;
-        let qmp = self.monitor().await?;
-        qmp.execute_with_fd("add-fd", json!({ "fdset-id": SET }), out).await?;
-        let file = json!({ "filename": format!("/dev/fdset/{SET}"), "live": true });
-        // `live`: the disks stay this VM's, which may go on.
-        let saved = qmp.execute("xen-save-devices-state", file).await;
-        qmp.execute("remove-fd", json!({ "fdset-id": SET })).await?;
-        saved?;
-        let mut state = Vec::new();
-        (&memory).take(MAX_STATE + 1).read_to_end(&mut state).map_err(Error::io("read", NAME))?;
-        if state.is_empty() || state.len() as u64 > MAX_STATE {
-            let got = format!("a device state of {} bytes or more", state.len());
-            return Err(QmpError::Protocol { expected: "one of 1 byte to 64 MiB", got }.into());
+        match &mut self.driver {
+            Driver::Qemu(machine) => machine.resume().await,
+            Driver::Firecracker(machine) => Ok(machine.resume().await?),
         }
-        Ok(state)
     }
 
-    /// Whether it stands still because there is no space for what its guest writes. [`Vmm::resume`] tries again.
+    /// What a snapshot of this VM has in it before the VM stands still: what it shares with the one that it goes on from is
+    /// the caller's business where the VMM has no hand in it.
+    pub fn prepare_capture(&self) -> Result<Prepare, Error> {
+        match &self.driver {
+            Driver::Qemu(_) => Ok(Prepare::Base),
+            Driver::Firecracker(machine) => machine.prepare_capture(),
+        }
+    }
+
+    /// Takes the RAM and the devices of a paused VM. `folder` is the snapshot's; a VMM that writes by itself writes
+    /// `state` and `ram` there, which are there and private.
+    pub async fn capture(&mut self, folder: &Path) -> Result<Capture<'_>, Error> {
+        let pid = self.child.id();
+        match &mut self.driver {
+            Driver::Qemu(machine) => {
+                // By way of memory: QEMU says nothing but "an IO error" of a disk that is full.
+                let devices = machine.save_devices().await?;
+                let ram = match (machine.ram(), pid) {
+                    ((file, false), _) => Ram::Shared(file),
+                    ((base, true), Some(pid)) => Ram::Private { base, pid },
+                    ((_, true), None) => return Err(QmpError::Ended.into()),
+                };
+                Ok(Capture::Read { devices, ram })
+            }
+            Driver::Firecracker(machine) => {
+                machine.capture(folder).await?;
+                Ok(Capture::Written)
+            }
+        }
+    }
+
+    /// Whether a capture has cut the guest's connections since this was asked last.
+    pub fn take_disconnected(&mut self) -> bool {
+        match &mut self.driver {
+            Driver::Qemu(_) => false,
+            Driver::Firecracker(machine) => machine.take_disconnected(),
+        }
+    }
+
+    /// Whether it stands still because there is no space for what its guest writes. [`Vmm::resume`] tries again. Only QEMU
+    /// does that; Firecracker gives its guest an error.
     pub fn stalled(&self) -> watch::Receiver<bool> {
         self.stalled.subscribe()
     }
 
-    /// Tells a running guest that its scratch disk has grown to this size.
+    /// Tells a running guest that its scratch disk has grown to this size. The file of a raw one has.
     pub async fn resize_scratch(&mut self, bytes: u64) -> Result<(), Error> {
-        let size = json!({ "node-name": "scratch", "size": bytes });
-        self.monitor().await?.execute("block_resize", size).await?;
-        Ok(())
+        match &mut self.driver {
+            Driver::Qemu(machine) => machine.resize_scratch(bytes).await,
+            Driver::Firecracker(machine) => Ok(machine.resize_scratch().await?),
+        }
     }
 
     /// The process, while it runs.
@@ -290,6 +369,16 @@ impl Vmm {
         }
         let (errors, console) = (self.errors.tail(), self.console.tail());
         if errors.is_empty() { console } else { format!("{console}{errors}") }
+    }
+}
+
+/// Work that a process which has ended before it listens would leave waiting.
+async fn alive<T>(child: &mut Child, work: impl Future<Output = Result<T, ApiError>>) -> Result<T, Error> {
+    tokio::select! {
+        // An answer may have arrived together with the end, and says more.
+        biased;
+        done = work => Ok(done?),
+        _ = child.wait() => Err(ApiError::Ended { request: "its start".to_owned() }.into()),
     }
 }
 
@@ -328,7 +417,8 @@ pub fn cause_of_end(status: ExitStatus, last_words: &str) -> String {
         (Some(signal), _) => format!("the VMM was killed by signal {signal}"),
         (_, Some(0)) => "the guest powered off before its agent was ready".to_owned(),
         (_, code) => {
-            let own = line("qemu-system-").or_else(|| line("qemu: ")).unwrap_or_default();
+            let own = ["qemu-system-", "qemu: ", "bad syscall", "Error: ", "panicked at "];
+            let own = own.into_iter().find_map(line).unwrap_or_default();
             format!(
                 "the VMM exited with code {}{}{own}",
                 code.unwrap_or(-1),
@@ -373,6 +463,11 @@ mod tests {
                 "the VMM exited with code 1: qemu-system-x86_64: -kernel k: cannot open",
             ),
             (exited(3), "", "the VMM exited with code 3"),
+            (
+                exited(1),
+                "[anonymous-instance:main] x\nError: RunWithApi(FailedToBindSocket(\"api\"))\n",
+                "the VMM exited with code 1: Error: RunWithApi(FailedToBindSocket(\"api\"))",
+            ),
         ] {
             assert_eq!(cause_of_end(status, words), expected);
         }

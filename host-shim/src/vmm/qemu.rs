@@ -9,10 +9,16 @@ use std::process::Stdio;
 
 use command_fds::FdMapping;
 use envd_proto::boot as words;
+use rustix::fs::MemfdFlags;
 use sandbox_network::addresses::GUEST_MAC;
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 
-use super::{Accelerator, Boot, Console, Netdev, Parts, Scratch, VmSpec, Vmm, Wiring, process};
+use super::qemu_machine::Machine;
+use super::{
+    Accelerator, Boot, Console, Driver, Files, Netdev, Parts, Place, Scratch, SnapshotFiles, VmSpec, Vmm,
+    Wiring, process,
+};
 use crate::Error;
 use crate::cache::Answer;
 
@@ -145,6 +151,8 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
             args.pair("-chardev", OsString::from_vec(chardev));
             args.pair("-device", "vhost-user-vsock-device,chardev=vsock");
         }
+        // Nobody asks QEMU for another VMM's device.
+        Wiring::HybridVsock => {}
     }
     args.0
 }
@@ -204,37 +212,26 @@ fn network(args: &mut Arguments, behind: Netdev) {
     args.pair("-device", device);
 }
 
-/// The files of a VM that are not named by a path: `channel` are those of its channel.
-#[derive(Debug)]
-pub struct Files {
-    /// What is behind the guest's RAM: [`RAM_FD`].
-    pub ram: File,
-    /// The root file system: [`ROOTFS_FD`].
-    pub rootfs: File,
-    /// What is behind a [`Scratch::Overlay`]: [`SCRATCH_BASE_FD`].
-    pub scratch_base: Option<File>,
-    /// What is behind a [`Netdev::Tap`]: [`TAP_FD`].
-    pub tap: Option<OwnedFd>,
-    /// Those of its channel.
-    pub channel: Vec<FdMapping>,
-}
-
-/// Starts the VM: a booted one runs, a restored one waits for its device state. Its console goes to `console_log`.
-pub async fn launch(program: &Path, spec: &VmSpec, files: Files, console_log: PathBuf) -> Result<Vmm, Error> {
+/// Starts the VM: a booted one runs, a restored one waits for its device state.
+pub(super) async fn launch(program: &Path, spec: &VmSpec, files: Files, place: Place) -> Result<Vmm, Error> {
     let pair = || -> std::io::Result<(UnixStream, OwnedFd)> {
         let (near, far) = std::os::unix::net::UnixStream::pair()?;
         near.set_nonblocking(true)?;
         Ok((UnixStream::from_std(near)?, far.into()))
     };
     let mut fds = files.channel;
-    let (console, far) = pair().map_err(Error::io("make a socket for", &console_log))?;
+    let (console, far) = pair().map_err(Error::io("make a socket for", &place.console_log))?;
     fds.push(FdMapping { parent_fd: far, child_fd: CONSOLE_FD });
-    let (monitor, far) = pair().map_err(Error::io("make a monitor for", &console_log))?;
+    let (monitor, far) = pair().map_err(Error::io("make a monitor for", &place.console_log))?;
     fds.push(FdMapping { parent_fd: far, child_fd: MONITOR_FD });
-    let ram = files.ram.try_clone().map_err(Error::io("share", "the file of the guest's RAM"))?;
-    fds.push(FdMapping { parent_fd: ram.into(), child_fd: RAM_FD });
+    let (ram, state, scratch_base) = match files.snapshot {
+        Some(SnapshotFiles { ram, state, scratch_base }) => (ram, Some(state), scratch_base),
+        None => (memory(spec.memory_mib)?, None, None),
+    };
+    let mapped = ram.try_clone().map_err(Error::io("share", "the file of the guest's RAM"))?;
+    fds.push(FdMapping { parent_fd: mapped.into(), child_fd: RAM_FD });
     fds.push(FdMapping { parent_fd: files.rootfs.into(), child_fd: ROOTFS_FD });
-    if let Some(base) = files.scratch_base {
+    if let Some(base) = scratch_base {
         fds.push(FdMapping { parent_fd: base.into(), child_fd: SCRATCH_BASE_FD });
     }
     if let Some(tap) = files.tap {
@@ -251,8 +248,20 @@ pub async fn launch(program: &Path, spec: &VmSpec, files: Files, console_log: Pa
         Some(stderr) => Console::spawn(stderr, None),
         None => Console::spawn(tokio::io::empty(), None),
     };
-    let console = Console::spawn(console, Some(console_log));
-    Ok(Vmm::new(child, console, errors, monitor, files.ram, spec.boot.is_none()))
+    let console = Console::spawn(console, Some(place.console_log));
+    let stalled = watch::Sender::new(false);
+    let driver = Driver::Qemu(Machine::new(monitor, ram, state, stalled.clone()));
+    Ok(Vmm { child, console, errors, stalled, driver })
+}
+
+/// The RAM of a machine that boots.
+fn memory(mib: u64) -> Result<File, Error> {
+    let make = || {
+        let file = File::from(rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC)?);
+        file.set_len(mib << 20)?;
+        Ok(file)
+    };
+    make().map_err(Error::io("make", Path::new("the guest's RAM (memfd_create)")))
 }
 
 /// The arguments that keep a VMM small and quiet, in every VM and in the probe.
@@ -267,12 +276,20 @@ fn kernel_arguments(boot: &Boot, wiring: &Wiring) -> String {
     let mut argument = |name: &str, value: &str| line.push_str(&format!(" {name}={value}"));
     match wiring {
         Wiring::Serial => argument(words::ARG_CHANNEL, "serial"),
-        Wiring::VhostUserVsock { .. } => argument(words::ARG_CHANNEL, "vsock"),
+        Wiring::VhostUserVsock { .. } | Wiring::HybridVsock => argument(words::ARG_CHANNEL, "vsock"),
         Wiring::VhostVsock { control_port, .. } => {
             argument(words::ARG_CHANNEL, "vsock");
             argument(words::ARG_CONTROL_PORT, &control_port.to_string());
         }
     }
+    line.push_str(&agent_arguments(boot));
+    line
+}
+
+/// The words of the kernel's command line that are the agent's, each behind a blank: the same for every VMM.
+pub(super) fn agent_arguments(boot: &Boot) -> String {
+    let mut line = String::new();
+    let mut argument = |name: &str, value: &str| line.push_str(&format!(" {name}={value}"));
     // What is the agent's default is not said, so that an older one boots too.
     if boot.profile != words::Profile::default() {
         argument(words::ARG_PROFILE, boot.profile.name());

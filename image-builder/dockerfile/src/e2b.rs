@@ -23,6 +23,8 @@ use crate::{Dockerfile, Stage, Statement};
 
 /// The most steps.
 const MAX_STEPS: usize = 2000;
+/// The longest hash of files: SHA-512 in hexadecimal.
+const MAX_HASH: usize = 128;
 /// The user that steps begin with, as with a Dockerfile.
 const FIRST_USER: &str = "root";
 
@@ -188,10 +190,21 @@ impl Builder {
                     link: false,
                     exclude: Vec::new(),
                 };
-                let hash = step.files_hash.clone();
-                self.files.push(StepFiles { statement: self.statements.len(), step: number, hash });
+                let hash = step.files_hash.clone().filter(|hash| !hash.is_empty());
+                let plain =
+                    |hash: &String| hash.len() <= MAX_HASH && hash.bytes().all(|b| b.is_ascii_alphanumeric());
+                if let Some(bad) = hash.as_ref().filter(|hash| !plain(hash)) {
+                    return fail(&format!("filesHash {bad:?} is no hash"));
+                }
+                self.files.push(StepFiles {
+                    statement: self.statements.len(),
+                    step: number,
+                    hash: hash.clone(),
+                });
                 let text = format!("COPY {source} {destination}");
-                self.push(at, text, Instruction::Copy(Copy { files, from: None, parents: false }));
+                // Files that were sent are a context of their own, whose name is their hash.
+                let from = hash.map(|text| Word { text, at });
+                self.push(at, text, Instruction::Copy(Copy { files, from, parents: false }));
             }
             ("RUN", [command, rest @ ..]) if rest.len() <= 1 => {
                 let user = rest.first().filter(|user| !user.is_empty() && **user != self.user);

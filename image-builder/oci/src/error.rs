@@ -47,12 +47,12 @@ pub enum Error {
         reason: String,
     },
     /// The operating system refused.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Io {
         /// The file in question.
         path: PathBuf,
         /// The system's error.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -71,12 +71,12 @@ impl Error {
     }
 
     /// An error of reading `what`: bad contents become [`Error::Corrupt`], the rest stays an error of the system.
-    pub(crate) fn reading(what: &str, source: io::Error) -> Self {
-        match source.kind() {
+    pub(crate) fn reading(what: &str, error: io::Error) -> Self {
+        match error.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput => {
-                Self::corrupt(what, source.to_string())
+                Self::corrupt(what, error.to_string())
             }
-            _ => Self::Io { path: PathBuf::from(what), source },
+            _ => Self::Io { path: PathBuf::from(what), error },
         }
     }
 }
@@ -84,5 +84,5 @@ impl Error {
 /// Adds the path to an error of the system.
 pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::Io { path, source }
+    move |error| Error::Io { path, error }
 }

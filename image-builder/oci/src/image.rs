@@ -20,7 +20,7 @@ const MAX_RATIO: u64 = 1100;
 /// Small blobs may exceed the ratio (a sparse file of zeros in a zstd layer).
 const RATIO_FLOOR: u64 = 256 << 20;
 /// Registries take manifests of up to 4 MiB (distribution-spec 1.1).
-const MAX_MANIFEST: u64 = 4 << 20;
+pub const MAX_MANIFEST: u64 = 4 << 20;
 /// A config grows with its history; 127 layers make some 30 KB.
 const MAX_CONFIG: u64 = 8 << 20;
 
@@ -119,6 +119,15 @@ impl Image {
         })
     }
 
+    /// What it runs on, as its config says.
+    pub fn platform(&self) -> Platform {
+        let mut platform = Platform::default();
+        platform.set_os(self.config.os().clone());
+        platform.set_architecture(self.config.architecture().clone());
+        platform.set_variant(self.config_json["variant"].as_str().map(str::to_owned));
+        platform
+    }
+
     /// The sum of the compressed sizes, in bytes.
     pub fn compressed_size(&self) -> u64 {
         self.layers.iter().map(|layer| layer.descriptor.size()).fold(0, u64::saturating_add)
@@ -198,6 +207,24 @@ pub fn blobs_of(store: &Store, manifest: &Descriptor) -> Result<Vec<Descriptor>,
     Ok([manifest.config()].into_iter().chain(manifest.layers()).cloned().collect())
 }
 
+/// What an index in the store names.
+pub fn manifests_of(store: &Store, index: &Descriptor) -> Result<Vec<Descriptor>, Error> {
+    let what = format!("index {}", index.digest());
+    let index: ImageIndex = parse(&what, &store.read_blob(index, MAX_MANIFEST)?)?;
+    Ok(index.manifests().clone())
+}
+
+/// The type of a manifest or an index, from its own bytes. It names it itself; old OCI ones do not, but an index has
+/// `manifests`.
+pub fn media_type_of(manifest: &[u8]) -> Result<MediaType, Error> {
+    let value: serde_json::Value = parse("manifest", manifest)?;
+    Ok(match value["mediaType"].as_str() {
+        Some(name) => MediaType::from(name),
+        None if value["manifests"].is_array() => MediaType::ImageIndex,
+        None => MediaType::ImageManifest,
+    })
+}
+
 /// The platform whose images run on this machine.
 pub fn host_platform() -> Platform {
     let mut platform = Platform::default();
@@ -222,6 +249,15 @@ pub fn oci_media_type(media_type: &MediaType) -> MediaType {
 /// The manifest that `descriptor` names: itself, or the one for this machine's platform in an index. Only the index
 /// must be in the store.
 pub fn select_manifest(store: &Store, descriptor: &Descriptor) -> Result<Descriptor, Error> {
+    select_manifest_for(store, descriptor, &host_platform())
+}
+
+/// As [`select_manifest`], for another platform. One without a variant takes any.
+pub fn select_manifest_for(
+    store: &Store,
+    descriptor: &Descriptor,
+    wanted: &Platform,
+) -> Result<Descriptor, Error> {
     match oci_media_type(descriptor.media_type()) {
         MediaType::ImageManifest => return Ok(descriptor.clone()),
         MediaType::ImageIndex => {}
@@ -234,10 +270,7 @@ pub fn select_manifest(store: &Store, descriptor: &Descriptor) -> Result<Descrip
     }
     let what = format!("index {}", descriptor.digest());
     let index: ImageIndex = parse(&what, &store.read_blob(descriptor, MAX_MANIFEST)?)?;
-    let wanted = host_platform();
-    let fits = |platform: &Platform| {
-        platform.os() == wanted.os() && platform.architecture() == wanted.architecture()
-    };
+    let fits = |platform: &Platform| crate::platform::platform_fits(platform, wanted);
     let is_manifest =
         |candidate: &&Descriptor| oci_media_type(candidate.media_type()) == MediaType::ImageManifest;
     let found = index
@@ -254,10 +287,10 @@ pub fn select_manifest(store: &Store, descriptor: &Descriptor) -> Result<Descrip
             .manifests()
             .iter()
             .filter_map(|candidate| candidate.platform().as_ref())
-            .map(|platform| format!("{}/{}", platform.os(), platform.architecture()))
+            .map(crate::platform_text)
             .collect();
         Error::NotFound {
-            what: format!("an image for {}/{}", wanted.os(), wanted.architecture()),
+            what: format!("an image for {}", crate::platform_text(wanted)),
             place: format!("{what} (it holds: {})", platforms.join(", ")),
         }
     })

@@ -14,26 +14,32 @@
 
 mod archive;
 mod digest;
+mod docker_archive;
 mod error;
 mod image;
 mod json;
 pub mod layer;
+mod platform;
 mod reference;
+mod sessions;
 mod skopeo;
 mod store;
 
-pub use archive::{Archive, write_archive};
+pub use archive::{Archive, write_archive, write_layout_archive};
 pub use digest::{DigestMismatch, Hasher, VerifyingReader};
+pub use docker_archive::{open_docker_archive, write_docker_archive};
 pub use error::Error;
 pub use image::{
-    Image, Layer, MAX_LAYERS, MAX_UNCOMPRESSED_LAYER, blobs_of, host_platform, oci_media_type,
-    select_manifest,
+    Image, Layer, MAX_LAYERS, MAX_MANIFEST, MAX_UNCOMPRESSED_LAYER, blobs_of, host_platform, manifests_of,
+    media_type_of, oci_media_type, select_manifest, select_manifest_for,
 };
 pub use json::canonical_json;
 pub use oci_spec::image::{
     Arch, Config, Descriptor, Digest, History, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Os,
     Platform,
 };
+pub use platform::{parse_platform, platform_fits, platform_text};
 pub use reference::{ImageName, ImageReference, InvalidReference};
+pub use sessions::{Removal, StoredBlob, Using};
 pub use skopeo::SkopeoReference;
 pub use store::{BlobWriter, Scratch, Store, Tagged, copy_image};

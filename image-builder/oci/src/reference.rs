@@ -150,6 +150,8 @@ impl FromStr for ImageName {
 pub enum ImageReference {
     /// A name, for the local store first and then for its registry.
     Name(ImageName),
+    /// `docker://NAME`: in its registry, whatever the local store has.
+    Registry(ImageName),
     /// `oci:DIR[:TAG]`: an OCI image layout.
     Layout {
         /// The layout's folder.
@@ -163,6 +165,13 @@ pub enum ImageReference {
         file: PathBuf,
         /// As for a layout.
         tag: Option<String>,
+    },
+    /// `docker-archive:FILE[:NAME]`: what `docker save` writes.
+    DockerArchive {
+        /// The tar file.
+        file: PathBuf,
+        /// The image's name in it; without it the archive must hold one image.
+        name: Option<String>,
     },
     /// One of the transports that skopeo reads for us.
     Skopeo(SkopeoReference),
@@ -181,17 +190,25 @@ impl FromStr for ImageReference {
             if path.is_empty() || tag.is_some_and(str::is_empty) {
                 return Err(InvalidReference {
                     text: text.to_owned(),
-                    reason: "expected oci:DIR[:TAG] or oci-archive:FILE[:TAG]".to_owned(),
+                    reason: "expected oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]"
+                        .to_owned(),
                 });
             }
             Ok((PathBuf::from(path), tag.map(str::to_owned)))
         };
-        if let Some(rest) = text.strip_prefix("oci:") {
+        if let Some(rest) = text.strip_prefix("docker://") {
+            let name = rest.parse();
+            name.map(Self::Registry)
+                .map_err(|InvalidReference { reason, .. }| InvalidReference { text: text.to_owned(), reason })
+        } else if let Some(rest) = text.strip_prefix("oci:") {
             let (directory, tag) = split(rest)?;
             Ok(Self::Layout { directory, tag })
         } else if let Some(rest) = text.strip_prefix("oci-archive:") {
             let (file, tag) = split(rest)?;
             Ok(Self::Archive { file, tag })
+        } else if let Some(rest) = text.strip_prefix("docker-archive:") {
+            let (file, name) = split(rest)?;
+            Ok(Self::DockerArchive { file, name })
         } else if let Some(reference) = SkopeoReference::parse(text) {
             reference.map(Self::Skopeo)
         } else {
@@ -204,9 +221,11 @@ impl fmt::Display for ImageReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (transport, path, tag) = match self {
             Self::Name(name) => return name.fmt(f),
+            Self::Registry(name) => return write!(f, "docker://{name}"),
             Self::Skopeo(reference) => return reference.fmt(f),
             Self::Layout { directory, tag } => ("oci", directory, tag),
             Self::Archive { file, tag } => ("oci-archive", file, tag),
+            Self::DockerArchive { file, name } => ("docker-archive", file, name),
         };
         write!(f, "{transport}:{}", path.display())?;
         tag.iter().try_for_each(|tag| write!(f, ":{tag}"))
@@ -275,10 +294,13 @@ mod tests {
             parse("oci-archive:x.tar").unwrap(),
             ImageReference::Archive { file: "x.tar".into(), tag: None }
         );
-        for text in ["oci:d", "oci:d:t", "oci-archive:f:t", "debian"] {
+        for text in
+            ["oci:d", "oci:d:t", "oci-archive:f:t", "debian", "docker://debian:12", "docker-archive:f:x:1"]
+        {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
-        for bad in ["oci:", "oci::t", "oci:d:", "oci-archive:"] {
+        for bad in ["oci:", "oci::t", "oci:d:", "oci-archive:", "docker://", "docker://A", "docker-archive:"]
+        {
             assert!(parse(bad).is_err(), "{bad:?} was accepted");
         }
     }

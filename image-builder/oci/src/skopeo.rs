@@ -5,17 +5,18 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::error::at;
-use crate::{Archive, Error, InvalidReference};
+use oci_spec::image::Descriptor;
 
-/// The transports that are left to skopeo. `oci:` and `oci-archive:` are read without it.
-const TRANSPORTS: [&str; 5] =
-    ["docker://", "docker-archive:", "docker-daemon:", "dir:", "containers-storage:"];
+use crate::error::at;
+use crate::{Archive, Error, ImageName, InvalidReference, Store, copy_image};
+
+/// The transports that are left to skopeo. Registries, `oci:`, `oci-archive:` and `docker-archive:` do without it.
+const TRANSPORTS: [&str; 3] = ["docker-daemon:", "dir:", "containers-storage:"];
 
 /// How much of what skopeo says is kept: its last line is the reason, and before it there are retries.
 const MAX_MESSAGE: u64 = 16 << 10;
 
-/// `docker://`, `docker-archive:`, `docker-daemon:`, `dir:` or `containers-storage:`, and what skopeo knows behind it.
+/// `docker-daemon:`, `dir:` or `containers-storage:`, and what skopeo knows behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SkopeoReference(String);
 
@@ -28,6 +29,11 @@ impl SkopeoReference {
             text: text.to_owned(),
             reason: "expected an image behind the transport, as skopeo takes it".to_owned(),
         }))
+    }
+
+    /// A name in its registry, for programs that have no client of their own.
+    pub fn of_registry(name: &ImageName) -> Self {
+        Self(format!("docker://{name}"))
     }
 
     /// As Docker has it, a registry on this machine may be without TLS.
@@ -62,6 +68,26 @@ impl SkopeoReference {
         run(skopeo)?;
         Archive::in_folder(&layout, folder)
     }
+
+    /// Writes an image of the store to where the reference says.
+    pub fn send(&self, store: &Store, descriptor: &Descriptor) -> Result<(), Error> {
+        let scratch = store.scratch()?;
+        let layout = Store::temporary(scratch.path())?;
+        let copied = copy_image(store, descriptor, &layout)?;
+        layout.tag("image", &copied)?;
+        let source = match scratch.path().to_str() {
+            Some(path) if !path.contains(':') => format!("oci:{path}:image"),
+            _ => {
+                return Err(Error::Invalid {
+                    what: scratch.path().display().to_string(),
+                    reason: "skopeo cannot read from a path with a colon, or that is not UTF-8".to_owned(),
+                });
+            }
+        };
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["copy", "--quiet", &source, &self.0]);
+        run(skopeo)
+    }
 }
 
 impl fmt::Display for SkopeoReference {
@@ -75,8 +101,8 @@ fn run(mut skopeo: Command) -> Result<(), Error> {
     skopeo.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = skopeo.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => failed(
-            "it is not installed, and only it can read this transport: install the package skopeo, or use an image of \
-             the local store, oci:DIR or oci-archive:FILE"
+            "it is not installed, and only it knows this transport: install the package skopeo, or use an image of \
+             the local store, oci:DIR, oci-archive:FILE or docker-archive:FILE"
                 .to_owned(),
         ),
         _ => failed(error.to_string()),
@@ -102,27 +128,22 @@ mod tests {
 
     #[test]
     fn transports_are_told_from_names() {
-        for text in [
-            "docker://debian:12",
-            "docker-archive:a.tar:x:1",
-            "docker-daemon:x:1",
-            "dir:/a",
-            "containers-storage:x",
-        ] {
+        for text in ["docker-daemon:x:1", "dir:/a", "containers-storage:x"] {
             let reference: ImageReference = text.parse().unwrap();
             assert!(matches!(reference, ImageReference::Skopeo(_)), "{text}");
             assert_eq!(reference.to_string(), text);
         }
-        for bad in ["docker://", "dir:", "docker-archive:", "dir:a\0"] {
-            assert!(bad.parse::<ImageReference>().is_err(), "{bad:?}");
-        }
-        for (text, loopback) in [
-            ("docker://localhost:5000/x", true),
-            ("docker://127.0.0.1/x", true),
-            ("docker://localhost.example.com/x", false),
-            ("dir:localhost/x", false),
+        for (name, loopback) in [
+            ("localhost:5000/x", true),
+            ("127.0.0.1/x", true),
+            ("localhost.example.com/x", false),
+            ("debian:12", false),
         ] {
-            assert_eq!(SkopeoReference::parse(text).unwrap().unwrap().is_loopback(), loopback, "{text}");
+            let reference = SkopeoReference::of_registry(&name.parse().unwrap());
+            assert_eq!(reference.is_loopback(), loopback, "{reference}");
+        }
+        for bad in ["dir:", "docker-daemon:", "dir:a\0"] {
+            assert!(bad.parse::<ImageReference>().is_err(), "{bad:?}");
         }
     }
 

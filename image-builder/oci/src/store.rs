@@ -4,19 +4,23 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, Digest, DigestAlgorithm, ImageIndex, ImageIndexBuilder, MediaType};
 
 use crate::digest::{Hasher, VerifyingReader};
 use crate::error::at;
+use crate::sessions::Session;
 use crate::{Error, Image, canonical_json};
 
 const LAYOUT_FILE: &str = "oci-layout";
-const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(crate) const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX_FILE: &str = "index.json";
 const BLOBS: &str = "blobs/sha256";
 /// Blobs being written. Not in the layout's own folders, so that no reader takes one for a blob.
 const INCOMING: &str = ".incoming";
+/// An `index.json` that is being written.
+const NEW_PREFIX: &str = ".new-";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The longest `index.json` that is read: some 20 thousand tags, and a broken file must not fill the memory.
 const MAX_INDEX: u64 = 16 << 20;
@@ -27,6 +31,10 @@ const COPY_BUFFER: usize = 256 << 10;
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    /// Whether what is written must outlast a power cut.
+    durable: bool,
+    /// What keeps [`Store::remove_blob`] of others from what this one uses; none for a store that is only read.
+    session: Option<Arc<Session>>,
 }
 
 /// One line of the store's list of images.
@@ -43,7 +51,7 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self, Error> {
         let marker = root.join(LAYOUT_FILE);
         match fs::metadata(&marker) {
-            Ok(_) => Ok(Self { root: root.to_owned() }),
+            Ok(_) => Ok(Self { root: root.to_owned(), durable: true, session: None }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Invalid {
                 what: root.display().to_string(),
                 reason: format!("no OCI image layout: {LAYOUT_FILE} is missing"),
@@ -54,20 +62,39 @@ impl Store {
 
     /// Opens the layout, making an empty one where nothing is. What an aborted writer left is removed.
     pub fn open_or_create(root: &Path) -> Result<Self, Error> {
-        let store = Self { root: root.to_owned() };
+        Self { root: root.to_owned(), durable: true, session: None }.create()
+    }
+
+    /// A layout that nobody looks at after this process: an archive of thousands of blobs is unpacked in the time that it
+    /// takes to sync some.
+    pub(crate) fn temporary(root: &Path) -> Result<Self, Error> {
+        Self { root: root.to_owned(), durable: false, session: None }.create()
+    }
+
+    fn create(self) -> Result<Self, Error> {
+        let mut store = self;
+        let root = store.root.clone();
         for folder in [store.root.join(BLOBS), store.root.join(INCOMING)] {
             fs::create_dir_all(&folder).map_err(at(&folder))?;
         }
         let _lock = store.lock()?;
-        let marker = root.join(LAYOUT_FILE);
+        let marker = store.root.join(LAYOUT_FILE);
         if !marker.exists() {
-            let index = root.join(INDEX_FILE);
+            let index = store.root.join(INDEX_FILE);
             if !index.exists() {
                 store.write_index(&empty_index())?;
             }
             store.replace(&marker, LAYOUT.as_bytes())?;
         }
         store.sweep()?;
+        // The lock is ours: no index is being written.
+        for entry in fs::read_dir(&root).map_err(at(&root))? {
+            let path = entry.map_err(at(&root))?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(NEW_PREFIX)) {
+                fs::remove_file(&path).map_err(at(&path))?;
+            }
+        }
+        store.session = Some(Arc::new(Session::begin(&root)?));
         Ok(store)
     }
 
@@ -113,11 +140,20 @@ impl Store {
         Ok(())
     }
 
-    /// Whether the blob is there with the right length; its bytes are checked when they are read.
+    /// Whether the blob is there with the right length; its bytes are checked when they are read. Who asks relies on it:
+    /// it counts as used now, and stays as long as this store is open.
     pub fn has_blob(&self, descriptor: &Descriptor) -> bool {
-        self.blob_path(descriptor.digest())
-            .and_then(|path| fs::metadata(&path).map_err(at(&path)))
-            .is_ok_and(|metadata| metadata.is_file() && metadata.len() == descriptor.size())
+        let Ok(path) = self.blob_path(descriptor.digest()) else { return false };
+        let _using = self.session.as_ref().map(|_| self.using());
+        let is_there = fs::metadata(&path)
+            .is_ok_and(|metadata| metadata.is_file() && metadata.len() == descriptor.size());
+        if is_there && self.session.is_some() {
+            // In a store that may not be written nothing is removed either.
+            let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+            let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+            let _ = rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty());
+        }
+        is_there
     }
 
     /// The bytes of a blob, checked against its digest and size as they are read to the end.
@@ -168,6 +204,9 @@ impl Store {
         descriptor.set_annotations(Some(annotations));
         let _lock = self.lock()?;
         let mut entries = self.entries()?;
+        if entries.iter().any(|entry| entry.name.as_deref() == Some(name) && entry.descriptor == descriptor) {
+            return Ok(());
+        }
         entries.retain(|entry| entry.name.as_deref() != Some(name));
         entries.push(Tagged { name: Some(name.to_owned()), descriptor });
         self.write_entries(entries)
@@ -235,6 +274,31 @@ impl Store {
         Ok(entries)
     }
 
+    /// Takes the entries away of which `keep` says so, and gives them. Blobs stay.
+    pub fn untag_all(&self, keep: impl Fn(&Tagged) -> bool) -> Result<Vec<Tagged>, Error> {
+        let _lock = self.lock()?;
+        let (kept, gone): (Vec<_>, Vec<_>) = self.entries()?.into_iter().partition(keep);
+        if !gone.is_empty() {
+            self.write_entries(kept)?;
+        }
+        Ok(gone)
+    }
+
+    /// What writers left behind that were killed, or that are at work.
+    pub fn half_made(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut found = Vec::new();
+        for (folder, prefix) in [(self.root.join(INCOMING), ""), (self.root.clone(), NEW_PREFIX)] {
+            let Ok(entries) = fs::read_dir(&folder) else { continue };
+            for entry in entries {
+                let entry = entry.map_err(at(&folder))?;
+                if entry.file_name().to_string_lossy().starts_with(prefix) {
+                    found.push(entry.path());
+                }
+            }
+        }
+        Ok(found)
+    }
+
     fn entries(&self) -> Result<Vec<Tagged>, Error> {
         let path = self.root.join(INDEX_FILE);
         let file = File::open(&path).map_err(at(&path))?;
@@ -271,10 +335,12 @@ impl Store {
 
     /// Writes beside the target, syncs, renames: a reader sees the old file or the new one.
     fn replace(&self, path: &Path, contents: &[u8]) -> Result<(), Error> {
-        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(&self.root).map_err(at(path))?;
-        file.write_all(contents).and_then(|()| publish_mode(file.as_file())).map_err(at(path))?;
+        let mut file =
+            tempfile::Builder::new().prefix(NEW_PREFIX).tempfile_in(&self.root).map_err(at(path))?;
+        let written = file.write_all(contents).and_then(|()| publish_mode(file.as_file(), self.durable));
+        written.map_err(at(path))?;
         file.persist(path).map_err(|error| at(path)(error.error))?;
-        sync_directory(&self.root)
+        if self.durable { sync_directory(&self.root) } else { Ok(()) }
     }
 
     /// One writer of `index.json` at a time. The lock is on the folder: a layout holds no foreign files.
@@ -338,10 +404,23 @@ impl BlobWriter {
     pub fn finish(self) -> Result<(Digest, u64), Error> {
         let (digest, size) = self.hasher.finish();
         let path = self.store.blob_path(&digest)?;
-        publish_mode(self.file.as_file()).map_err(at(&path))?;
+        publish_mode(self.file.as_file(), self.store.durable).map_err(at(&path))?;
         self.file.persist(&path).map_err(|error| at(&path)(error.error))?;
-        sync_directory(&self.store.root.join(BLOBS))?;
+        if self.store.durable {
+            sync_directory(&self.store.root.join(BLOBS))?;
+        }
         Ok((digest, size))
+    }
+
+    /// As [`BlobWriter::finish`], if the bytes are those that were promised; else nothing is left of them.
+    pub fn finish_as(self, promised: &Descriptor) -> Result<(), Error> {
+        let (digest, size) = self.hasher.clone().finish();
+        if (&digest, size) != (promised.digest(), promised.size()) {
+            let what = format!("blob {}", promised.digest());
+            let reason = format!("expected {} bytes, got {size} with the digest {digest}", promised.size());
+            return Err(Error::corrupt(what, reason));
+        }
+        self.finish().map(drop)
     }
 
     fn path(&self) -> &Path {
@@ -379,6 +458,15 @@ pub fn copy_image(from: &Store, descriptor: &Descriptor, to: &Store) -> Result<D
     Ok(image.descriptor)
 }
 
+/// The text of an `index.json` that names one manifest.
+pub(crate) fn index_of(manifest: &Descriptor, tag: &str) -> Result<Vec<u8>, serde_json::Error> {
+    let mut manifest = manifest.clone();
+    manifest.set_annotations(Some(HashMap::from([(REF_NAME.to_owned(), tag.to_owned())])));
+    let mut index = empty_index();
+    index.set_manifests(vec![manifest]);
+    canonical_json(&index)
+}
+
 fn empty_index() -> ImageIndex {
     ImageIndexBuilder::default()
         .schema_version(2u32)
@@ -394,10 +482,10 @@ fn names(entries: &[Tagged]) -> String {
 }
 
 /// Temporary files are made 0600; an image is for whoever may reach its folder.
-fn publish_mode(file: &File) -> io::Result<()> {
+fn publish_mode(file: &File, sync: bool) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     file.set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.sync_all()
+    if sync { file.sync_all() } else { Ok(()) }
 }
 
 fn sync_directory(path: &Path) -> Result<(), Error> {

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use image_builder::templates::{self, TemplateOptions, TemplateReport};
 use image_builder::warm::SnapshotChoice;
-use image_builder::{Console, Error, Interrupt};
+use image_builder::{Console, Error, Interrupt, PullOptions};
 use oci::ImageReference;
 use template::{DataDir, Machine, TemplateFolder, TemplateName};
 
 use super::print;
+use super::registry::RegistryArgs;
+use super::template_transfer::{self, TransferCommand};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum TemplateCommand {
@@ -43,6 +45,8 @@ pub(super) enum TemplateCommand {
         /// The template's name
         name: String,
     },
+    #[command(flatten)]
+    Transfer(Box<TransferCommand>),
 }
 
 #[derive(Debug, Args)]
@@ -69,6 +73,9 @@ pub(super) struct CreateTemplate {
     /// tiffin.ready]
     #[arg(long, value_name = "CMD")]
     ready: Option<String>,
+    /// Add the user `user` of E2B's sandboxes (home, passwordless sudo); runs nothing of the image. Needs root
+    #[arg(long)]
+    e2b_user: bool,
     /// Size of the root file system in MiB [default: as small as the image]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=16_777_216), value_name = "MiB")]
     rootfs_size: Option<u64>,
@@ -87,6 +94,8 @@ pub(super) struct CreateTemplate {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -111,21 +120,25 @@ pub(super) fn template(command: TemplateCommand, data: &DataDir, console: &Conso
                 disk,
                 start,
                 ready,
+                e2b_user,
                 rootfs_size,
                 kernel,
                 guest_image,
                 snapshot,
                 host_shim,
                 json,
+                registry,
             } = *create;
             let interrupt = Interrupt::install()?;
             let machine = Machine { cpus, memory_mib: memory, disk_mib: disk };
             let options = TemplateOptions {
                 name,
                 image,
+                pull: PullOptions { registries: registry.options(), ..PullOptions::default() },
                 machine,
                 start_command: start,
                 ready_command: ready,
+                e2b_user,
                 rootfs_mib: rootfs_size,
                 kernel: kernel.or_else(|| templates::installed("vmlinux")),
                 guest_image: guest_image.or_else(|| templates::installed("guest-image.cpio")),
@@ -154,6 +167,7 @@ pub(super) fn template(command: TemplateCommand, data: &DataDir, console: &Conso
             templates::open(data, &name)?.delete().map_err(Error::from)?;
             Ok(())
         }
+        TemplateCommand::Transfer(command) => template_transfer::transfer(*command, data, console),
     }
 }
 

@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 
 use dockerfile::expand::{Variables, expand, expand_heredoc};
 use dockerfile::{
-    AddSource, Chmod, CommandForm, Dockerfile, Fault, Files, Healthcheck, Instruction, MountKind, Pairs,
+    Add, AddSource, Chmod, CommandForm, Dockerfile, Fault, Files, Healthcheck, Instruction, MountKind, Pairs,
     Position, Reason, Run, RunCommand, Security, Source, Statement, Word,
 };
+use oci::Digest;
 use serde_json::{Map, Value, json};
 
 use super::{
     Action, BuildArgs, CopyAction, CopyFrom, CopySource, DEFAULT_PATH, MountSource, PROXY_ARGS, RunAction,
-    RunMount, Scope, Script, StageArgs, StagePlan, Step, copy_from, global_scope,
+    RunMount, Scope, Script, StageArgs, StagePlan, Step, Unpack, WorkdirAction, copy_from, global_scope,
 };
 use crate::config::ImageConfig;
+use crate::contexts::Contexts;
 
 /// Where a `RUN <<EOF` with an interpreter line finds its script, as with BuildKit.
 const SCRIPTS: &str = "/dev/pipes";
@@ -25,6 +27,7 @@ pub fn steps(
     file: &Dockerfile,
     index: usize,
     args: &BuildArgs,
+    contexts: &Contexts,
     base: &ImageConfig,
     inherited: &StageArgs,
 ) -> Result<StagePlan, dockerfile::Error> {
@@ -32,6 +35,7 @@ pub fn steps(
     let mut planner = Planner {
         file,
         args,
+        contexts,
         globals,
         scope: inherited.0.clone(),
         config: base.clone(),
@@ -59,6 +63,7 @@ pub fn steps(
 struct Planner<'a> {
     file: &'a Dockerfile,
     args: &'a BuildArgs,
+    contexts: &'a Contexts,
     globals: Scope,
     scope: BTreeMap<String, String>,
     config: ImageConfig,
@@ -78,7 +83,7 @@ impl Planner<'_> {
         let statement = Dockerfile::parse_trigger(text)?;
         if let Instruction::Copy(copy) = &statement.instruction
             && let Some(from) = &copy.from
-            && matches!(copy_from(self.file, from), Ok(CopyFrom::Stage(_)))
+            && matches!(copy_from(self.file, from, self.contexts), Ok(CopyFrom::Stage(_)))
         {
             let advice = "name an image, or copy in the Dockerfile itself";
             return Err(not_supported(from.at, "COPY --from=STAGE in ONBUILD".to_owned(), advice));
@@ -96,21 +101,15 @@ impl Planner<'_> {
                 let from = match &copy.from {
                     None => CopyFrom::Context,
                     // The stages were planned before, so this cannot fail any more with another reason.
-                    Some(from) => copy_from(self.file, from)
+                    Some(from) => copy_from(self.file, from, self.contexts)
                         .map_err(|error| Fault { at: error.at, reason: *error.reason })?,
                 };
-                let action = self.copy("COPY", from, &copy.files)?;
+                let action = self.copy("COPY", from, &copy.files, None)?;
                 return Ok(Action::Copy(CopyAction { parents: copy.parents, ..action }));
             }
             Instruction::Add(add) => {
-                let action = self.copy("ADD", CopyFrom::Context, &add.files)?;
-                if let Some(unpack) = add.unpack
-                    && unpack
-                {
-                    let advice = "unpack in a RUN step";
-                    return Err(not_supported(statement.at, "ADD --unpack".to_owned(), advice));
-                }
-                return Ok(Action::Copy(CopyAction { is_add: add.unpack.is_none(), ..action }));
+                let action = self.copy("ADD", CopyFrom::Context, &add.files, Some(add))?;
+                return Ok(Action::Copy(action));
             }
             Instruction::Workdir(word) => {
                 let path = self.expand(word)?;
@@ -118,7 +117,8 @@ impl Planner<'_> {
                     return Err(wrong("WORKDIR", word.at, "the path expands to nothing", "WORKDIR PATH"));
                 }
                 self.config.workdir = self.absolute(&path);
-                return Ok(Action::Workdir(self.config.workdir.clone()));
+                let (path, user) = (self.config.workdir.clone(), self.config.user.clone());
+                return Ok(Action::Workdir(WorkdirAction { path, user }));
             }
             Instruction::Env(pairs) => {
                 for (name, value) in self.pairs("ENV", pairs)? {
@@ -268,8 +268,10 @@ impl Planner<'_> {
                 Some(from) => {
                     let from = match from {
                         None => CopyFrom::Context,
-                        Some(name) => copy_from(self.file, &Word { text: name.clone(), at: flag.at })
-                            .map_err(|error| Fault { at: error.at, reason: *error.reason })?,
+                        Some(name) => {
+                            copy_from(self.file, &Word { text: name.clone(), at: flag.at }, self.contexts)
+                                .map_err(|error| Fault { at: error.at, reason: *error.reason })?
+                        }
                     };
                     Some(MountSource { from, path: path.clone().unwrap_or_default() })
                 }
@@ -279,20 +281,30 @@ impl Planner<'_> {
         Ok(mounts)
     }
 
-    fn copy(&self, keyword: &'static str, from: CopyFrom, files: &Files) -> Result<CopyAction, Fault> {
+    fn copy(
+        &self,
+        keyword: &'static str,
+        from: CopyFrom,
+        files: &Files,
+        add: Option<&Add>,
+    ) -> Result<CopyAction, Fault> {
+        let checksum = add.and_then(|add| add.checksum.as_ref());
         let mut sources = Vec::new();
         for source in &files.sources {
             sources.push(match source {
                 Source::Path(word) => {
                     let path = self.expand(word)?;
-                    let kind = if keyword == "ADD" { AddSource::of(&path) } else { AddSource::Path };
-                    let advice = match kind {
-                        AddSource::Path => None,
-                        AddSource::Url => Some(("ADD of a URL", "use RUN with curl")),
-                        AddSource::Git => Some(("ADD of a git repository", "use RUN with git clone")),
-                    };
-                    if let Some((what, advice)) = advice {
-                        return Err(not_supported(word.at, what.to_owned(), advice));
+                    match if add.is_some() { AddSource::of(&path) } else { AddSource::Path } {
+                        AddSource::Path => {}
+                        AddSource::Url => {
+                            let checksum = checksum.map(|word| self.checksum(word)).transpose()?;
+                            sources.push(CopySource::Url { url: path, checksum });
+                            continue;
+                        }
+                        AddSource::Git => {
+                            let what = "ADD of a git repository".to_owned();
+                            return Err(not_supported(word.at, what, "use RUN with git clone"));
+                        }
                     }
                     CopySource::Path(path)
                 }
@@ -305,6 +317,13 @@ impl Planner<'_> {
                     },
                 },
             });
+        }
+        if let Some(word) = checksum
+            && !matches!(sources.as_slice(), [CopySource::Url { .. }])
+        {
+            let problem = "it is for one http or https source alone".to_owned();
+            let (flag, expected) = ("checksum", "ADD --checksum=sha256:HEX URL DESTINATION");
+            return Err(Fault::new(word.at, Reason::Flag { keyword, flag, problem, expected }));
         }
         let word = &files.destination;
         let destination = self.expand(word)?;
@@ -351,7 +370,23 @@ impl Planner<'_> {
             chmod: chmod.transpose()?,
             exclude,
             parents: false,
-            is_add: false,
+            link: files.link,
+            unpack: match add {
+                None => Unpack::Never,
+                Some(Add { unpack: None, .. }) => Unpack::Local,
+                Some(Add { unpack: Some(true), .. }) => Unpack::Always,
+                Some(Add { unpack: Some(false), .. }) => Unpack::Never,
+            },
+        })
+    }
+
+    fn checksum(&self, word: &Word) -> Result<Digest, Fault> {
+        let text = self.expand(word)?;
+        let parsed = text.parse().ok().filter(|_| text.starts_with("sha256:"));
+        parsed.ok_or_else(|| {
+            let (keyword, flag, problem) = ("ADD", "checksum", format!("{text:?}"));
+            let expected = "sha256: and 64 hexadecimal digits";
+            Fault::new(word.at, Reason::Flag { keyword, flag, problem, expected })
         })
     }
 

@@ -2,6 +2,10 @@
 
 use super::*;
 
+fn none() -> Contexts {
+    Contexts::default()
+}
+
 fn parse(text: &str) -> Dockerfile {
     Dockerfile::parse("Dockerfile", text.as_bytes()).unwrap()
 }
@@ -14,14 +18,14 @@ fn plan(text: &str, given: &[(&str, &str)]) -> StagePlan {
     let mut base = ImageConfig::default();
     base.set_env("PATH", "/bin".into());
     base.cmd = Some(vec!["base".into()]);
-    steps(&parse(text), 0, &args(given), &base, &StageArgs::default()).unwrap()
+    steps(&parse(text), 0, &args(given), &none(), &base, &StageArgs::default()).unwrap()
 }
 
 fn failure(text: &str, given: &[(&str, &str)]) -> String {
     let file = parse(text);
-    match stages(&file, &args(given), None) {
+    match stages(&file, &args(given), &none(), None) {
         Err(error) => error.to_string(),
-        Ok(_) => steps(&file, 0, &args(given), &ImageConfig::default(), &StageArgs::default())
+        Ok(_) => steps(&file, 0, &args(given), &none(), &ImageConfig::default(), &StageArgs::default())
             .unwrap_err()
             .to_string(),
     }
@@ -32,14 +36,14 @@ fn only_the_needed_stages_are_planned() {
     let file = parse(
         "ARG base=debian\nFROM $base AS one\nFROM scratch AS unused\nFROM one AS two\nFROM alpine\nCOPY --from=TWO a b\n",
     );
-    let all = stages(&file, &BuildArgs::default(), None).unwrap();
+    let all = stages(&file, &BuildArgs::default(), &none(), None).unwrap();
     assert_eq!(all.iter().map(|stage| stage.index).collect::<Vec<_>>(), [0, 2, 3]);
     assert_eq!(all[0].base, Base::Image("debian".parse().unwrap()));
     assert_eq!(all[1].base, Base::Stage(0));
-    let one = stages(&file, &args(&[("base", "x:1")]), Some("one")).unwrap();
+    let one = stages(&file, &args(&[("base", "x:1")]), &none(), Some("one")).unwrap();
     assert_eq!(one.len(), 1);
     assert_eq!(one[0].base, Base::Image("x:1".parse().unwrap()));
-    assert_eq!(stages(&file, &BuildArgs::default(), Some("1")).unwrap()[0].base, Base::Scratch);
+    assert_eq!(stages(&file, &BuildArgs::default(), &none(), Some("1")).unwrap()[0].base, Base::Scratch);
 }
 
 #[test]
@@ -118,7 +122,7 @@ fn errors_name_the_line() {
     let cases = [
         "FROM $nothing",
         "FROM Debian",
-        "FROM --platform=linux/s390x a",
+        "FROM --platform=windows/amd64 a",
         "FROM a\nCOPY --from=1 a b",
         "FROM a\nCOPY --from=later a b\nFROM b AS later\nCOPY --from=0 a b",
         "FROM a\nCOPY a b /c",

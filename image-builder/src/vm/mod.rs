@@ -36,6 +36,8 @@ use template::DataDir;
 use crate::console::Console;
 use crate::error::Error;
 use crate::interrupt::Interrupt;
+use crate::limits::{Pids, StepLimits};
+use crate::run::{Network, RunOptions};
 use crate::secrets::Secrets;
 use crate::tree::Tree;
 use crate::worker::{RunStep, Worker};
@@ -43,6 +45,7 @@ use disks::Disks;
 use machine::Machines;
 use upper::UpperDisk;
 
+const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// The folder in the cache with the disks of cache mounts.
@@ -65,6 +68,8 @@ pub struct VmOptions {
     pub disk: u64,
     /// How long a step may take; for ever by default.
     pub timeout: Option<Duration>,
+    /// Without a network.
+    pub offline: bool,
 }
 
 impl Default for VmOptions {
@@ -77,7 +82,36 @@ impl Default for VmOptions {
             cpus: None,
             disk: 10 * GIB,
             timeout: None,
+            offline: false,
         }
+    }
+}
+
+impl VmOptions {
+    /// With what was asked of all steps. What a machine does not limit is refused, rather than left out.
+    pub(crate) fn with(mut self, run: &RunOptions) -> Result<Self, Error> {
+        let StepLimits { memory, cpus, pids, timeout, shm_size, ulimits } = &run.limits;
+        let refused = [
+            ("--pids-limit", matches!(pids, Pids::Limit(_))),
+            ("--ulimit", !ulimits.is_empty()),
+            ("--shm-size", *shm_size != StepLimits::default().shm_size),
+        ];
+        if let Some((option, _)) = refused.into_iter().find(|(_, given)| *given) {
+            return Err(Error::Invalid {
+                what: option.to_owned(),
+                reason: "steps in machines of their own have no such limit: leave it out, or use --isolation container"
+                    .to_owned(),
+            });
+        }
+        if let Some(memory) = memory {
+            self.memory_mib = memory.div_ceil(MIB);
+        }
+        // Processors of a machine are whole ones.
+        self.cpus =
+            cpus.map(|cpus| u32::try_from(cpus.0.div_ceil(100_000)).unwrap_or(u32::MAX)).or(self.cpus);
+        self.timeout = timeout.or(self.timeout);
+        self.offline = run.network == Network::None;
+        Ok(self)
     }
 }
 
@@ -105,6 +139,11 @@ impl<'a> VmWorker<'a> {
         let disks = Disks::open(&data.cache().join(disks::FOLDER))?;
         Ok(Self { build, disks, machines: Machines::new(data, options)? })
     }
+}
+
+/// The tree of a stack of layers, for who only looks at it: this needs neither mounts nor root.
+pub(crate) fn tree_of(data: &DataDir, layers: &[Layer]) -> Result<Box<dyn Tree>, Error> {
+    Ok(Box::new(Disks::open(&data.cache().join(disks::FOLDER))?.tree(layers)?))
 }
 
 impl Worker for VmWorker<'_> {

@@ -95,6 +95,7 @@ pub(super) fn prepare(
     )?;
     plan.disks.push(Disk { serial: UPPER.to_owned(), file: upper.clone(), read_only: false });
     let network = match action.network {
+        Network::Default if worker.machines.options().offline => None,
         Network::Default => Some(network()),
         Network::None => None,
         Network::Host => {
@@ -126,10 +127,10 @@ pub(super) fn prepare(
         plan.file(&script.path, script.contents.as_bytes(), 0o755, true)?;
     }
     for (mount, layers) in action.mounts.iter().zip(step.mounts) {
-        if let Some((name, value)) = plan.mount(mount, layers, &action.workdir)? {
-            if env.insert(name.clone(), value).is_none() {
-                order.push(name);
-            }
+        if let Some((name, value)) = plan.mount(mount, layers, &action.workdir)?
+            && env.insert(name.clone(), value).is_none()
+        {
+            order.push(name);
         }
     }
     let Plan { disks, mounts, caches, .. } = plan;

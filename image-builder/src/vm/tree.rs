@@ -46,11 +46,15 @@ impl LayerTree {
     }
 
     fn find(&self, path: &LayerPath) -> Option<&Node> {
+        Some(self.nodes().node(self.find_id(path)?))
+    }
+
+    fn find_id(&self, path: &LayerPath) -> Option<NodeId> {
         let mut here = NodeId::ROOT;
         for name in path.components() {
             here = self.nodes().child(here, name)?.node;
         }
-        Some(self.nodes().node(here))
+        Some(here)
     }
 
     /// The node at the path, or an error of the system's that says that it is no such.
@@ -125,6 +129,12 @@ impl Tree for LayerTree {
         self.expect(path, xattrs, io::ErrorKind::InvalidInput)
     }
 
+    fn identity(&self, path: &LayerPath) -> Result<Option<(u64, u64)>, Error> {
+        let file =
+            self.find_id(path).filter(|id| matches!(self.nodes().node(*id).content, Content::File { .. }));
+        Ok(file.map(|id| (0, id.index() as u64)))
+    }
+
     fn shown(&self, path: &LayerPath) -> PathBuf {
         Path::new(&format!("image {}", self.0.shown)).join(path.as_path())
     }
@@ -178,6 +188,6 @@ pub(super) struct LayerData<'a>(&'a LayerTree);
 impl DataSource for LayerData<'_> {
     fn read(&mut self, place: Place, buffer: &mut [u8]) -> Result<(), rootfs_tools::Error> {
         let path = PathBuf::from(format!("layer {} of {}", place.source, self.0.0.shown));
-        self.0.read_at(place, buffer).map_err(|source| rootfs_tools::Error::Io { path, source })
+        self.0.read_at(place, buffer).map_err(|error| rootfs_tools::Error::Io { path, error })
     }
 }

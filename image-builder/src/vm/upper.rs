@@ -94,14 +94,12 @@ struct Walk<'a> {
     total: u64,
 }
 
+/// What is in a directory.
+type Names<'a> = Vec<(&'a [u8], NodeId)>;
+
 impl<'a> Walk<'a> {
     /// Appends one entry; gives what is in it where it is a directory.
-    fn entry(
-        &mut self,
-        path: &LayerPath,
-        id: NodeId,
-        root: bool,
-    ) -> Result<Option<Vec<(&'a [u8], NodeId)>>, Error> {
+    fn entry(&mut self, path: &LayerPath, id: NodeId, root: bool) -> Result<Option<Names<'a>>, Error> {
         let disk = self.disk;
         let found = disk.tree.node(id);
         let metadata = metadata(&found.attributes);

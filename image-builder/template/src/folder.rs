@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use crate::{ROOTFS_FILE, SCHEMA_VERSION, TEMPLATE_FILE, Template, TemplateName};
 
 /// The longest `template.json` that is read: a hostile or broken folder must not fill the memory.
-const MAX_TEMPLATE_JSON: u64 = 4 << 20;
+pub const MAX_TEMPLATE_JSON: u64 = 4 << 20;
 
 /// What can go wrong with a template folder.
 #[derive(Debug, thiserror::Error)]
@@ -42,18 +42,18 @@ pub enum Error {
         found: u64,
     },
     /// The operating system refused.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Io {
         /// The file in question.
         path: PathBuf,
         /// The system's error.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::Io { path, source }
+    move |error| Error::Io { path, error }
 }
 
 /// A template on disk, checked on opening.
@@ -81,15 +81,7 @@ impl TemplateFolder {
             )));
         }
         let text = fs::read(&file).map_err(at(&file))?;
-        let value: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|error| corrupt(format!("{TEMPLATE_FILE}: {error}")))?;
-        match value.get("schema_version").and_then(serde_json::Value::as_u64) {
-            Some(found) if found == u64::from(SCHEMA_VERSION) => {}
-            Some(found) => return Err(Error::Version { path: path.to_owned(), found }),
-            None => return Err(corrupt(format!("{TEMPLATE_FILE} has no schema_version"))),
-        }
-        let template: Template =
-            serde_json::from_value(value).map_err(|error| corrupt(format!("{TEMPLATE_FILE}: {error}")))?;
+        let template = parse_template(path, &text)?;
         let folder = Self { path: path.to_owned(), template };
         let rootfs = folder.rootfs();
         let expected = folder.template.rootfs.size;
@@ -147,6 +139,19 @@ impl TemplateFolder {
         fs::remove_file(&file).map_err(at(&file))?;
         fs::remove_dir_all(&self.path).map_err(at(&self.path))
     }
+}
+
+/// Reads the text of a `template.json`; `path` is what it is called in errors.
+pub fn parse_template(path: &Path, text: &[u8]) -> Result<Template, Error> {
+    let corrupt = |reason: String| Error::Corrupt { path: path.to_owned(), reason };
+    let value: serde_json::Value =
+        serde_json::from_slice(text).map_err(|error| corrupt(format!("{TEMPLATE_FILE}: {error}")))?;
+    match value.get("schema_version").and_then(serde_json::Value::as_u64) {
+        Some(found) if found == u64::from(SCHEMA_VERSION) => {}
+        Some(found) => return Err(Error::Version { path: path.to_owned(), found }),
+        None => return Err(corrupt(format!("{TEMPLATE_FILE} has no schema_version"))),
+    }
+    serde_json::from_value(value).map_err(|error| corrupt(format!("{TEMPLATE_FILE}: {error}")))
 }
 
 /// A template being written under a temporary name; dropped without [`NewTemplate::publish`] it leaves nothing.

@@ -18,7 +18,7 @@ mod name;
 use std::collections::BTreeMap;
 
 pub use data_dir::DataDir;
-pub use folder::{Error, NewTemplate, TemplateFolder, sweep};
+pub use folder::{Error, MAX_TEMPLATE_JSON, NewTemplate, TemplateFolder, parse_template, sweep};
 pub use name::{InvalidName, TemplateName};
 
 use oci_spec::image::Digest;

@@ -19,6 +19,7 @@ mod digest;
 mod error;
 mod join;
 mod manifest;
+mod packed;
 mod split;
 mod store;
 
@@ -26,8 +27,9 @@ pub use digest::ContentDigest;
 pub use error::ChunkError;
 pub use join::{JoinReport, join};
 pub use manifest::{ChunkSize, Entry, MAX_SIZE, MAX_STORED_CHUNKS, Manifest, SCHEMA_VERSION};
+pub use packed::packed_limit;
 pub use split::{SplitReport, split};
-pub use store::{ChunkStore, PruneReport};
+pub use store::{ChunkStore, ChunkWriter, PruneReport};
 
 use std::num::NonZero;
 

@@ -84,10 +84,7 @@ impl ChunkStore {
     /// The contents of a chunk, checked: the length before anything is decompressed, then the digest.
     pub fn read(&self, digest: ContentDigest, length: u64) -> Result<Vec<u8>, Error> {
         let path = self.path_of(digest);
-        let file = File::open(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::from(ChunkError::Missing { digest, path: path.clone() }),
-            _ => at(&path)(error),
-        })?;
+        let file = self.open_chunk(digest, &path)?;
         let damaged = |expected: String, got: String| {
             Error::from(ChunkError::Damaged { digest, expected, got, path: path.clone() })
         };
@@ -99,20 +96,19 @@ impl ChunkStore {
         if packed.len() as u64 > most {
             return Err(damaged(format!("a file of at most {most} bytes"), "more".to_owned()));
         }
-        let promised = zstd::zstd_safe::get_frame_content_size(&packed).ok().flatten();
-        if promised != Some(length as u64) {
-            let got =
-                promised.map_or("no zstd frame of known length".to_owned(), |got| format!("{got} bytes"));
-            return Err(damaged(format!("{length} bytes"), got));
-        }
-        let mut bytes = vec![0; length];
-        let unpacked = zstd::bulk::decompress_to_buffer(&packed, &mut bytes)
-            .map_err(|error| damaged("a zstd frame".to_owned(), error.to_string()))?;
-        let got = ContentDigest::of(&bytes[..unpacked]);
+        let bytes = unpack(&packed, length as u64, &damaged)?;
+        let got = ContentDigest::of(&bytes);
         if got != digest {
             return Err(damaged(digest.to_string(), got.to_string()));
         }
         Ok(bytes)
+    }
+
+    pub(super) fn open_chunk(&self, digest: ContentDigest, path: &Path) -> Result<File, Error> {
+        File::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::from(ChunkError::Missing { digest, path: path.to_owned() }),
+            _ => at(path)(error),
+        })
     }
 
     /// Removes every chunk that none of `manifests` names. Refused while anybody else has the store open.
@@ -150,13 +146,13 @@ impl ChunkStore {
     }
 
     /// Starts to add chunks.
-    pub(super) fn writer(&self) -> Result<ChunkWriter<'_>, Error> {
+    pub fn writer(&self) -> Result<ChunkWriter<'_>, Error> {
         let incoming = self.root.join(INCOMING);
         let folder = tempfile::tempdir_in(&incoming).map_err(at(&incoming))?;
         Ok(ChunkWriter { store: self, folder, state: Mutex::default() })
     }
 
-    fn path_of(&self, digest: ContentDigest) -> PathBuf {
+    pub(super) fn path_of(&self, digest: ContentDigest) -> PathBuf {
         let hex = digest.hex();
         let (shard, name) = hex.split_at(2);
         [self.root.as_path(), CHUNKS.as_ref(), shard.as_ref(), name.as_ref()].iter().collect()
@@ -178,7 +174,7 @@ pub(super) enum Put {
 }
 
 /// Adds chunks to a store, from several threads at once.
-pub(super) struct ChunkWriter<'a> {
+pub struct ChunkWriter<'a> {
     store: &'a ChunkStore,
     folder: tempfile::TempDir,
     state: Mutex<State>,
@@ -195,16 +191,38 @@ struct State {
 impl ChunkWriter<'_> {
     /// Adds a chunk; `digest` is that of `bytes`.
     pub(super) fn put(&self, digest: ContentDigest, bytes: &[u8], packer: &mut Packer) -> Result<Put, Error> {
-        // In this order: a chunk that is claimed no more has its name.
-        if !self.state().claimed.insert(digest) {
-            return Ok(Put::Known);
-        }
-        if self.store.has(digest)? {
-            self.state().claimed.remove(&digest);
+        if !self.claim(digest)? {
             return Ok(Put::Known);
         }
         let path = self.incoming(digest);
         let packed = packer.pack(bytes).map_err(at(&path))?;
+        self.write(digest, packed)?;
+        Ok(Put::New(packed.len() as u64))
+    }
+
+    /// As [`ChunkWriter::put`] for a chunk that is packed. `None` where it was known.
+    pub(super) fn put_packed(&self, digest: ContentDigest, packed: &[u8]) -> Result<Option<()>, Error> {
+        match self.claim(digest)? {
+            true => self.write(digest, packed).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Whether the chunk is one for the caller to write.
+    fn claim(&self, digest: ContentDigest) -> Result<bool, Error> {
+        // In this order: a chunk that is claimed no more has its name.
+        if !self.state().claimed.insert(digest) {
+            return Ok(false);
+        }
+        if self.store.has(digest)? {
+            self.state().claimed.remove(&digest);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn write(&self, digest: ContentDigest, packed: &[u8]) -> Result<(), Error> {
+        let path = self.incoming(digest);
         let mut file = File::create_new(&path).map_err(at(&path))?;
         file.write_all(packed).map_err(at(&path))?;
         let mut state = self.state();
@@ -212,12 +230,11 @@ impl ChunkWriter<'_> {
         let full = state.written.len() >= BATCH;
         let batch = if full { std::mem::take(&mut state.written) } else { Vec::new() };
         drop(state);
-        self.name(batch)?;
-        Ok(Put::New(packed.len() as u64))
+        self.name(batch)
     }
 
     /// Gives the last chunks their names. All that were put are on disk when this returns.
-    pub(super) fn finish(self) -> Result<(), Error> {
+    pub fn finish(self) -> Result<(), Error> {
         let rest = std::mem::take(&mut self.state().written);
         self.name(rest)?;
         // The names; also those of chunks that another writer has only just put there.
@@ -266,6 +283,24 @@ impl Packer {
         let length = self.compressor.compress_to_buffer(bytes, &mut self.packed[..])?;
         Ok(&self.packed[..length])
     }
+}
+
+/// The `length` bytes that are packed in a frame. What a frame says of its length is seen before anything is unpacked.
+pub(super) fn unpack(
+    packed: &[u8],
+    length: u64,
+    damaged: &dyn Fn(String, String) -> Error,
+) -> Result<Vec<u8>, Error> {
+    let promised = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten();
+    if promised != Some(length) {
+        let got = promised.map_or("no zstd frame of known length".to_owned(), |got| format!("{got} bytes"));
+        return Err(damaged(format!("{length} bytes"), got));
+    }
+    let mut bytes = vec![0; length as usize];
+    let unpacked = zstd::bulk::decompress_to_buffer(packed, &mut bytes)
+        .map_err(|error| damaged("a zstd frame".to_owned(), error.to_string()))?;
+    bytes.truncate(unpacked);
+    Ok(bytes)
 }
 
 /// The folder of a store, without a lock.

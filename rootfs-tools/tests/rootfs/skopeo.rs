@@ -55,7 +55,6 @@ fn a_failing_or_missing_skopeo_is_named_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let rootfs = dir.path().join("rootfs.ext4");
     for (reference, path, text) in [
-        ("docker-archive:/nonexistent/app.tar", None, "/nonexistent/app.tar"),
         ("dir:/nonexistent/folder", None, "/nonexistent/folder"),
         // A port that nobody has.
         ("docker://127.0.0.1:1/app", None, "refused"),

@@ -175,6 +175,7 @@ fn main() -> io::Result<()> {
     write("route", heads.chain([with(&[0], b"T/")]).collect())?;
 
     dockerfiles(&write)?;
+    write("manifest", manifests())?;
 
     let call = r#"{"jsonrpc":"2.0","id":"aB3","method":"process_start","params":["a",{"B":"c"},null,7]}"#;
     let told = r#"{"jsonrpc":"2.0","method":"process_stdin","params":["a","\u00e9\ud83d\ude00"]}"#;
@@ -266,4 +267,43 @@ fn dockerfiles(write: &impl Fn(&str, Vec<Vec<u8>>) -> io::Result<()>) -> io::Res
     write("dockerfile_expand", words.map(|word| format!("/usr/lib/a.tar.gz\0{word}").into_bytes()).into())?;
     let ignores = ["*.log\n!keep.log\n", "**/a\nb/**\n/c/\n# no\n", "[a-z]?\\*\n!**/x\n../y\n"];
     write("dockerfile_ignore", ignores.map(|text| format!("b/keep.log\0{text}").into_bytes()).into())
+}
+
+/// Config, manifest and index, of OCI and of Docker, with names in the place of digests (see the target).
+fn manifests() -> Vec<Vec<u8>> {
+    let layer = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let config = |os: &str| {
+        format!(
+            r#"{{"architecture":"amd64","os":"{os}","config":{{"Env":["A=b"],"Cmd":["x"]}},"rootfs":{{"type":"layers","diff_ids":["{layer}"]}},"history":[{{"created_by":"x"}}]}}"#
+        )
+    };
+    let manifest = |prefix: &str, manifest: &str, config: &str, gzip: &str| {
+        format!(
+            r#"{{"schemaVersion":2,"mediaType":"{prefix}{manifest}","config":{{"mediaType":"{prefix}{config}","digest":"@0","size":#0}},"layers":[{{"mediaType":"{prefix}{gzip}","digest":"{layer}","size":0}}],"annotations":{{"a":"b"}}}}"#
+        )
+    };
+    let index = |prefix: &str, index: &str, manifest: &str| {
+        format!(
+            r#"{{"schemaVersion":2,"mediaType":"{prefix}{index}","manifests":[{{"mediaType":"{prefix}{manifest}","digest":"@1","size":#1,"platform":{{"os":"linux","architecture":"arm","variant":"v7"}}}},{{"mediaType":"{prefix}{manifest}","digest":"@1","size":#1,"platform":{{"os":"linux","architecture":"amd64"}}}}]}}"#
+        )
+    };
+    let (oci, docker) = ("application/vnd.oci.image.", "application/vnd.docker.");
+    let of_oci = (
+        manifest(oci, "manifest.v1+json", "config.v1+json", "layer.v1.tar+zstd"),
+        index(oci, "index.v1+json", "manifest.v1+json"),
+    );
+    let of_docker = (
+        manifest(
+            docker,
+            "distribution.manifest.v2+json",
+            "container.image.v1+json",
+            "image.rootfs.diff.tar.gzip",
+        ),
+        index(docker, "distribution.manifest.list.v2+json", "distribution.manifest.v2+json"),
+    );
+    let untyped = of_oci.0.replacen(r#""mediaType":"application/vnd.oci.image.manifest.v1+json","#, "", 1);
+    [of_oci.clone(), of_docker, (untyped, of_oci.1)]
+        .into_iter()
+        .map(|(manifest, index)| [config("linux"), manifest, index].join("\0").into_bytes())
+        .collect()
 }

@@ -8,6 +8,7 @@ mod command;
 mod crash;
 mod faults;
 mod files;
+mod firecracker;
 mod fleet;
 mod init;
 mod isolation;

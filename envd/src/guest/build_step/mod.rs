@@ -60,6 +60,7 @@ pub fn run() -> io::Result<()> {
     let file = File::create(outside.upper_disk().join(OUTCOME))?;
     (&file).write_all(&[b' '; MAX_OUTCOME as usize])?;
     file.sync_all()?;
+    drop(file);
     let cgroup = Cgroup::make()?;
     let outcome = run_command(&step, inside, &cgroup)?;
     write_outcome(&outside, &outcome).map_err(named("writing the outcome"))?;

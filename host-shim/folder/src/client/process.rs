@@ -46,11 +46,15 @@ pub struct Process {
     events: Messages<StartResponse>,
     dropped: u64,
     replay: Option<u64>,
+    /// The byte of its output that comes next; unknown to one that began in the middle.
+    position: Option<u64>,
 }
 
 impl Process {
     pub(super) async fn start(client: SandboxClient, request: StartRequest) -> Result<Self, ClientError> {
-        Self::begin(client, "process.Process/Start", &request).await
+        let mut process = Self::begin(client, "process.Process/Start", &request).await?;
+        process.position = Some(0);
+        Ok(process)
     }
 
     async fn begin(client: SandboxClient, method: &str, request: &impl Message) -> Result<Self, ClientError> {
@@ -59,7 +63,8 @@ impl Process {
             Some(Event::Start(start)) => {
                 let replay = start.offset.zip(start.end_offset);
                 let replay = replay.map(|(begin, end)| end.saturating_sub(begin));
-                Ok(Self { client, pid: start.pid, events, dropped: start.dropped_bytes, replay })
+                let position = start.offset;
+                Ok(Self { client, pid: start.pid, events, dropped: start.dropped_bytes, replay, position })
             }
             Some(_) => Err(ClientError::protocol("the start of a process", "another event")),
             None => Err(ClientError::protocol("the start of a process", "the end of the stream")),
@@ -77,6 +82,16 @@ impl Process {
             match next_event(&mut self.events).await? {
                 Some(Event::Data(data)) => {
                     self.dropped = self.dropped.saturating_add(data.dropped_bytes);
+                    let length = match &data.output {
+                        Some(
+                            data_event::Output::Stdout(bytes)
+                            | data_event::Output::Stderr(bytes)
+                            | data_event::Output::Pty(bytes),
+                        ) => bytes.len() as u64,
+                        None => 0,
+                    };
+                    let passed = length.saturating_add(data.dropped_bytes);
+                    self.position = self.position.map(|position| position.saturating_add(passed));
                     match data.output {
                         Some(data_event::Output::Stdout(bytes)) => return Ok(Output::Stdout(bytes)),
                         Some(data_event::Output::Stderr(bytes)) => return Ok(Output::Stderr(bytes)),
@@ -94,6 +109,19 @@ impl Process {
                 None => return Err(ClientError::protocol("the end of the process", "the end of the stream")),
             }
         }
+    }
+
+    /// Begins a new stream where one broke: what it printed meanwhile comes next, or is counted as
+    /// [dropped](Self::take_dropped). Snapshots of some VMMs cut every stream.
+    pub async fn reattach(&mut self) -> Result<(), ClientError> {
+        let Some(position) = self.position else {
+            return Err(ClientError::protocol("a stream that began at a known byte", "another"));
+        };
+        let again = self.client.attach(by_pid(self.pid).unwrap_or_default(), Some(position)).await?;
+        self.events = again.events;
+        self.dropped = self.dropped.saturating_add(again.dropped);
+        self.position = again.position.or(Some(position));
+        Ok(())
     }
 
     /// How many of the bytes that come were printed before this attached; `None` where that was not asked for.

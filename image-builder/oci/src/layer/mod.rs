@@ -17,11 +17,11 @@ pub use compression::Compression;
 pub use path::{LayerPath, MAX_COMPONENT, MAX_PATH};
 pub use pax::{MAX_PAX_HEADER, MAX_XATTR_VALUE, MAX_XATTRS};
 pub use read::{LayerReader, MAX_ENTRIES};
-pub use upper::{UpperRoot, write_upper};
+pub use upper::{OWNER_ATTRIBUTE, UpperAttributes, UpperRoot, parse_owner, write_upper};
 pub use write::{LayerWriter, WrittenLayer};
 
-/// The prefix of a name that says that the lower layers' entry of that name is gone.
-pub(crate) const WHITEOUT: &[u8] = b".wh.";
+/// The prefix of a name that says that the lower layers' entry of that name is gone. No layer can hold a file of such a name.
+pub const WHITEOUT: &[u8] = b".wh.";
 /// The name that hides everything that lower layers have in its directory.
 pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 

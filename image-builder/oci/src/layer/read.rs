@@ -32,6 +32,8 @@ pub struct LayerReader<R> {
     entries: u64,
     global: Records,
     ended: bool,
+    /// Names that mark whiteouts in a layer are names here.
+    plain: bool,
     skip: Skip<R>,
 }
 
@@ -68,8 +70,15 @@ impl<R: Read> LayerReader<R> {
             entries: 0,
             global: Records::default(),
             ended: false,
+            plain: false,
             skip,
         }
+    }
+
+    /// Reads an archive that is no layer: a name that begins with `.wh.` is a name.
+    pub fn plain(mut self) -> Self {
+        self.plain = true;
+        self
     }
 
     /// The next change; `None` at the end. By then the stream was read to its last byte, so that a reader below that
@@ -215,7 +224,7 @@ impl<R: Read> LayerReader<R> {
             }
         };
 
-        if let Some((parent, name)) = path.split() {
+        if let Some((parent, name)) = path.split().filter(|_| !self.plain) {
             if name == OPAQUE {
                 return Ok(Some(Change::Opaque(parent)));
             }

@@ -15,9 +15,8 @@ use super::{Kind, LayerPath, LayerWriter, Metadata, Node, Timestamp};
 use crate::Error;
 use crate::error::at;
 
-const OVERLAY: &[u8] = b"trusted.overlay.";
-const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
-const OVERLAY_REDIRECT: &[u8] = b"trusted.overlay.redirect";
+/// The attribute of a file whose owner does not exist in the user namespace that it was unpacked in: `UID:GID`.
+pub const OWNER_ATTRIBUTE: &str = "user.tiffin.owner";
 /// Labels of the host's policy, which say nothing about the image.
 const SELINUX: &[u8] = b"security.selinux";
 /// The kernel's `XATTR_LIST_MAX`.
@@ -32,22 +31,51 @@ pub enum UpperRoot {
     Omit,
 }
 
+/// Where overlayfs kept its notes, which depends on who mounted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpperAttributes {
+    /// Root of the machine: `trusted.overlay.*`.
+    Trusted,
+    /// Root of a user namespace, with the mount option `userxattr`: `user.overlay.*`. A file's owner may be in
+    /// [`OWNER_ATTRIBUTE`].
+    User,
+}
+
+impl UpperAttributes {
+    fn prefix(self) -> &'static [u8] {
+        match self {
+            Self::Trusted => b"trusted.overlay.",
+            Self::User => b"user.overlay.",
+        }
+    }
+
+    fn value<'a>(self, xattrs: &'a BTreeMap<Vec<u8>, Vec<u8>>, name: &[u8]) -> Option<&'a [u8]> {
+        xattrs.get(&[self.prefix(), name].concat()).map(Vec::as_slice)
+    }
+}
+
 /// Appends everything in the upper directory, sorted by name: files, whiteouts (character devices 0:0), opaque
 /// directories, hard links, extended attributes without overlayfs' own. Nothing may change the directory meanwhile.
-pub fn write_upper(upper: &Path, root: UpperRoot, writer: &mut LayerWriter) -> Result<(), Error> {
-    let mut walk = Walk { writer, links: HashMap::new() };
+pub fn write_upper(
+    upper: &Path,
+    root: UpperRoot,
+    attributes: UpperAttributes,
+    writer: &mut LayerWriter,
+) -> Result<(), Error> {
+    let mut walk = Walk { writer, attributes, links: HashMap::new() };
     walk.directory(upper, &LayerPath::default(), root)
 }
 
 struct Walk<'a> {
     writer: &'a mut LayerWriter,
+    attributes: UpperAttributes,
     links: HashMap<(u64, u64), LayerPath>,
 }
 
 impl Walk<'_> {
     fn directory(&mut self, real: &Path, path: &LayerPath, root: UpperRoot) -> Result<(), Error> {
         let xattrs = read_xattrs(real)?;
-        if xattrs.contains_key(OVERLAY_REDIRECT) {
+        if self.attributes.value(&xattrs, b"redirect").is_some() {
             return Err(Error::Unsupported {
                 what: format!("renamed directory {path}"),
                 reason: "the overlay must be mounted with redirect_dir=off".to_owned(),
@@ -55,11 +83,14 @@ impl Walk<'_> {
         }
         if !path.is_root() || root == UpperRoot::Include {
             let attributes = fs::symlink_metadata(real).map_err(at(real))?;
-            let node =
-                Node { path: path.clone(), metadata: metadata(&attributes, &xattrs), kind: Kind::Directory };
+            let node = Node {
+                path: path.clone(),
+                metadata: self.metadata(&attributes, xattrs.clone()),
+                kind: Kind::Directory,
+            };
             self.writer.append(&node, io::empty())?;
         }
-        if xattrs.get(OVERLAY_OPAQUE).is_some_and(|value| value == b"y") {
+        if self.attributes.value(&xattrs, b"opaque") == Some(b"y") {
             self.writer.append_opaque(path)?;
         }
         let mut names = Vec::new();
@@ -109,27 +140,38 @@ impl Walk<'_> {
                 self.links.insert(inode, path.clone());
             }
         }
-        let node = Node { path: path.clone(), metadata: metadata(&attributes, &read_xattrs(real)?), kind };
+        let node =
+            Node { path: path.clone(), metadata: self.metadata(&attributes, read_xattrs(real)?), kind };
         match data {
             Some(data) => self.writer.append(&node, data),
             None => self.writer.append(&node, io::empty()),
         }
     }
+
+    /// Without overlayfs' own attributes, and with the owner that the image means.
+    fn metadata(&self, attributes: &fs::Metadata, mut xattrs: BTreeMap<Vec<u8>, Vec<u8>>) -> Metadata {
+        let prefix = self.attributes.prefix();
+        let mut owner = (attributes.uid(), attributes.gid());
+        if self.attributes == UpperAttributes::User
+            && let Some(value) = xattrs.remove(OWNER_ATTRIBUTE.as_bytes())
+        {
+            owner = parse_owner(&value).unwrap_or(owner);
+        }
+        xattrs.retain(|name, _| !name.starts_with(prefix) && name.as_slice() != SELINUX);
+        Metadata {
+            mode: attributes.mode() & 0o7777,
+            uid: owner.0,
+            gid: owner.1,
+            mtime: Timestamp { seconds: attributes.mtime(), nanoseconds: attributes.mtime_nsec() as u32 },
+            xattrs,
+        }
+    }
 }
 
-fn metadata(attributes: &fs::Metadata, xattrs: &BTreeMap<Vec<u8>, Vec<u8>>) -> Metadata {
-    let ours = |name: &&Vec<u8>| !name.starts_with(OVERLAY) && name.as_slice() != SELINUX;
-    Metadata {
-        mode: attributes.mode() & 0o7777,
-        uid: attributes.uid(),
-        gid: attributes.gid(),
-        mtime: Timestamp { seconds: attributes.mtime(), nanoseconds: attributes.mtime_nsec() as u32 },
-        xattrs: xattrs
-            .iter()
-            .filter(|(name, _)| ours(name))
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect(),
-    }
+/// The value of [`OWNER_ATTRIBUTE`].
+pub fn parse_owner(value: &[u8]) -> Option<(u32, u32)> {
+    let (uid, gid) = std::str::from_utf8(value).ok()?.split_once(':')?;
+    Some((uid.parse().ok()?, gid.parse().ok()?))
 }
 
 fn read_xattrs(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Error> {
@@ -173,7 +215,7 @@ mod tests {
         symlink("/etc/passwd", upper.join("l")).unwrap();
         std::os::unix::net::UnixListener::bind(upper.join("socket")).unwrap();
         let mut writer = LayerWriter::new(&store, Compression::None).unwrap();
-        write_upper(&upper, UpperRoot::Omit, &mut writer).unwrap();
+        write_upper(&upper, UpperRoot::Omit, UpperAttributes::Trusted, &mut writer).unwrap();
         let layer = writer.finish().unwrap();
 
         let mut reader = LayerReader::new(store.open_blob(&layer.descriptor).unwrap());
@@ -188,5 +230,46 @@ mod tests {
         assert!(matches!(&seen[1], (name, Kind::File { size: 4, .. }, 0o4711) if name == "/d/a"), "{seen:?}");
         assert_eq!(seen[2].1, Kind::HardLink(path("d/a")));
         assert_eq!(seen[3].1, Kind::Symlink(b"/etc/passwd".to_vec()));
+    }
+
+    #[test]
+    fn notes_in_user_attributes_are_read_and_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(&dir.path().join("images")).unwrap();
+        let upper = dir.path().join("upper");
+        fs::create_dir_all(upper.join("d")).unwrap();
+        fs::write(upper.join("f"), b"data").unwrap();
+        let set = |name: &str, attribute: &str, value: &str| {
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::lsetxattr(upper.join(name), attribute, value.as_bytes(), flags)
+        };
+        if set("d", "user.overlay.opaque", "y") == Err(Errno::NOTSUP) {
+            eprintln!("SKIPPED: no user attributes on this file system");
+            return;
+        }
+        set("f", "user.overlay.origin", "x").unwrap();
+        set("f", OWNER_ATTRIBUTE, "7:8").unwrap();
+        set("f", "user.kept", "v").unwrap();
+        let read = |attributes: UpperAttributes| {
+            let mut writer = LayerWriter::new(&store, Compression::None).unwrap();
+            write_upper(&upper, UpperRoot::Omit, attributes, &mut writer).unwrap();
+            let layer = writer.finish().unwrap();
+            let mut reader = LayerReader::new(store.open_blob(&layer.descriptor).unwrap());
+            let mut changes = Vec::new();
+            while let Some(change) = reader.next_change().unwrap() {
+                changes.push(change);
+            }
+            changes
+        };
+        let changes = read(UpperAttributes::User);
+        assert!(changes.iter().any(|change| matches!(change, Change::Opaque(_))), "{changes:?}");
+        let Some(Change::Node(file)) = changes.last() else { panic!("{changes:?}") };
+        assert_eq!((file.metadata.uid, file.metadata.gid), (7, 8));
+        assert_eq!(file.metadata.xattrs.keys().collect::<Vec<_>>(), [b"user.kept"]);
+        // For root they are attributes as all others.
+        let changes = read(UpperAttributes::Trusted);
+        assert!(!changes.iter().any(|change| matches!(change, Change::Opaque(_))), "{changes:?}");
+        let Some(Change::Node(file)) = changes.last() else { panic!("{changes:?}") };
+        assert_eq!(file.metadata.xattrs.len(), 3);
     }
 }

@@ -17,10 +17,14 @@ const MAX_OCTAL_12: u64 = 0o77_777_777_777;
 const NAME_FIELD: usize = 100;
 const BUFFER: usize = 256 << 10;
 const BLOCK: usize = 512;
+/// As much as zstd puts into one of its blocks.
+const PIECE: usize = 128 << 10;
 
 /// Writes one layer into a store. The same entries in the same order give the same bytes.
 pub struct LayerWriter {
     out: Encoder<BufWriter<BlobWriter>>,
+    /// What the encoder gets next: deflate's output depends on where its input is cut, so it gets pieces of one size.
+    piece: Vec<u8>,
     hasher: Hasher,
     compression: Compression,
 }
@@ -41,12 +45,24 @@ impl LayerWriter {
     pub fn new(store: &Store, compression: Compression) -> Result<Self, Error> {
         let blob = BufWriter::with_capacity(BUFFER, store.blob_writer()?);
         let out = compression.encoder(blob).map_err(|error| Error::reading("layer", error))?;
-        Ok(Self { out, hasher: Hasher::new(), compression })
+        Ok(Self { out, piece: Vec::with_capacity(PIECE), hasher: Hasher::new(), compression })
     }
 
     /// Adds a node. `data` must give exactly the bytes of a file (of a sparse one those of its runs), and is not read for
-    /// any other kind. Holes are written as zeros, which compression makes small and every reader understands.
-    pub fn append(&mut self, node: &Node, mut data: impl Read) -> Result<(), Error> {
+    /// any other kind. Holes are written as zeros, which compression makes small and every reader understands. A name that
+    /// begins with `.wh.` is refused, as readers would take it for a mark.
+    pub fn append(&mut self, node: &Node, data: impl Read) -> Result<(), Error> {
+        if node.path.split().is_some_and(|(_, name)| name.starts_with(WHITEOUT)) {
+            return Err(Error::Invalid {
+                what: node.path.to_string(),
+                reason: "no image can hold a file whose name begins with .wh.: that is how layers mark what is gone"
+                    .to_owned(),
+            });
+        }
+        self.put_node(node, data)
+    }
+
+    fn put_node(&mut self, node: &Node, mut data: impl Read) -> Result<(), Error> {
         let what = node.path.to_string();
         let mut name = node.path.as_bytes().to_vec();
         if node.path.is_root() {
@@ -138,6 +154,7 @@ impl LayerWriter {
     pub fn finish(mut self) -> Result<WrittenLayer, Error> {
         let io = |error| Error::reading("layer", error);
         self.put(&[0; 2 * BLOCK]).map_err(io)?;
+        self.out.write_all(&self.piece).map_err(io)?;
         let blob = self.out.finish().and_then(|out| out.into_inner().map_err(io::IntoInnerError::into_error));
         let (digest, size) = blob.map_err(io)?.finish()?;
         let (diff_id, uncompressed_size) = self.hasher.finish();
@@ -148,7 +165,7 @@ impl LayerWriter {
     fn append_marker(&mut self, parent: &LayerPath, name: &[u8]) -> Result<(), Error> {
         let path = parent.join(name)?;
         let node = Node { path, metadata: Default::default(), kind: Kind::File { size: 0, offset: 0 } };
-        self.append(&node, io::empty())
+        self.put_node(&node, io::empty())
     }
 
     fn put_header(&mut self, kind: tar::EntryType, name: &[u8], size: u64) -> io::Result<()> {
@@ -164,9 +181,16 @@ impl LayerWriter {
         self.put(header.as_bytes())
     }
 
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn put(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         self.hasher.update(bytes);
-        self.out.write_all(bytes)
+        while let Some((now, later)) = bytes.split_at_checked(PIECE - self.piece.len()) {
+            self.piece.extend_from_slice(now);
+            self.out.write_all(&self.piece)?;
+            self.piece.clear();
+            bytes = later;
+        }
+        self.piece.extend_from_slice(bytes);
+        Ok(())
     }
 
     fn put_data(&mut self, data: impl Read, size: u64) -> io::Result<()> {
@@ -247,6 +271,41 @@ mod tests {
             node(path(b"pipe"), Kind::Fifo),
             Node { path: path(b"old"), metadata: old, kind: Kind::File { size: 0, offset: 0 } },
         ]
+    }
+
+    /// Gives its bytes in pieces of that size.
+    struct InPieces<'a>(&'a [u8], usize);
+
+    impl Read for InPieces<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.1.min(buffer.len()).min(self.0.len());
+            let (now, later) = self.0.split_at(count);
+            buffer[..count].copy_from_slice(now);
+            self.0 = later;
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn the_bytes_do_not_depend_on_how_a_file_is_read() {
+        let (_dir, store) = store();
+        // Neither random nor all the same.
+        let text: Vec<u8> =
+            (0..600_000_u32).map(|n| (n.wrapping_mul(n) >> 7) as u8 & 0x1f | (n >> 13) as u8).collect();
+        let path = LayerPath::parse(b"file").unwrap();
+        let kind = Kind::File { size: text.len() as u64, offset: 0 };
+        let node = Node { path, metadata: Metadata::default(), kind };
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            let digest = |size: usize| {
+                let mut writer = LayerWriter::new(&store, compression).unwrap();
+                writer.append(&node, InPieces(&text, size)).unwrap();
+                writer.finish().unwrap()
+            };
+            let whole = digest(usize::MAX);
+            for size in [1000, 4096, 65_537] {
+                assert_eq!(digest(size), whole, "{compression:?} in pieces of {size}");
+            }
+        }
     }
 
     fn write(store: &Store, compression: Compression) -> WrittenLayer {

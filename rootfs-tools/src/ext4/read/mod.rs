@@ -255,7 +255,7 @@ fn explain(path: &Path, fault: Fault) -> Error {
         Fault::Unsupported { place, reason } => {
             Error::Unsupported { path: path.display().to_string(), reason: format!("{place}: {reason}") }
         }
-        Fault::Io(source) => Error::Io { path: path.to_owned(), source },
+        Fault::Io(error) => Error::Io { path: path.to_owned(), error },
     }
 }
 

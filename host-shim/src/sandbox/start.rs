@@ -347,6 +347,8 @@ impl Ground {
                 Ok((Some(tap), Netdev::Tap))
             }
             None if spec.network == network::Plan::Slirp => Ok((None, Netdev::Slirp)),
+            // Of this one there is no snapshot, whose clone could have a network.
+            None if spec.has_extras() => Ok((None, Netdev::Absent)),
             None => Ok((None, Netdev::Nothing)),
         }
     }

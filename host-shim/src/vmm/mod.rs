@@ -53,7 +53,7 @@ pub struct VmSpec {
     pub scratch: Scratch,
     /// The devices with the caller's own disks.
     pub disks: Vec<Parts>,
-    /// What is behind the guest's network device, which every VM has: a snapshot is restored with a network or without.
+    /// The guest's network device. Every VM of which there can be a snapshot has one, so that its clones may have a network.
     pub network: Netdev,
     /// Virtual CPUs.
     pub cpus: u32,
@@ -89,10 +89,12 @@ pub enum Scratch {
     Overlay(PathBuf),
 }
 
-/// What is behind a network device.
+/// A network device, and what is behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Netdev {
-    /// Nothing.
+    /// There is no device.
+    Absent,
+    /// Nothing is behind it.
     Nothing,
     /// QEMU's own user networking.
     Slirp,

@@ -197,8 +197,9 @@ fn disks(args: &mut Arguments, disks: &[Parts]) {
 }
 
 /// The one network device. The guest is offered the same with every peer and with none.
-fn network(args: &mut Arguments, behind: Netdev) {
-    let peer = match behind {
+fn network(args: &mut Arguments, netdev: Netdev) {
+    let peer = match netdev {
+        Netdev::Absent => return,
         Netdev::Nothing => None,
         // IPv4 alone: its one way to the host's loopback is known, and the guest's to close.
         Netdev::Slirp => Some("user,id=network,ipv6=off".to_owned()),
@@ -394,6 +395,7 @@ mod tests {
             let line = lines(&VmSpec { network, ..spec(Accelerator::Tcg, Wiring::Serial) });
             line.lines().filter(|line| line.contains("net")).map(str::to_owned).collect::<Vec<_>>()
         };
+        assert!(device(Netdev::Absent).is_empty());
         let [none, tap] = [Netdev::Nothing, Netdev::Tap].map(device);
         assert_eq!(none, ["-device virtio-net-device,bus=virtio-mmio-bus.2,mac=02:74:69:66:66:02"]);
         assert_eq!(tap, ["-netdev tap,id=network,fd=10", &format!("{},netdev=network", none[0])]);

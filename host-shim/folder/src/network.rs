@@ -108,7 +108,8 @@ pub struct NetworkReport {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkCounter {
     /// The kind: passed were `sent`, `received` and `resolver`; refused were those to and from `reserved` and `denied`
-    /// addresses, to the `gateway` itself, `spoofed`, `unsolicited`, `invalid`, and of a `crowded` sandbox.
+    /// addresses, to `multicast` and broadcast ones, to the `gateway` itself, `spoofed`, `unsolicited`, `invalid` (of no
+    /// connection, as those of an earlier life), and of a `crowded` sandbox.
     pub name: String,
     /// How many.
     pub packets: u64,

@@ -3,7 +3,7 @@
 //! All of IPv4 is from 198.18.0.0/15, the range for measuring networks (RFC 2544), which nobody routes and no private
 //! network should use; all of IPv6 from one unique local prefix (RFC 4193).
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
@@ -35,6 +35,14 @@ const fn address6(subnet: u16, host: u16) -> Ipv6Addr {
 
 /// Uplinks that can be told apart on one host: pairs of addresses in 198.18.0.0/16.
 pub(crate) const UPLINKS: u16 = 1 << 15;
+
+/// Whether it is of the ranges of this module.
+pub(crate) fn is_ours(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 15).contains(&address),
+        IpAddr::V6(address) => address.segments().starts_with(&PREFIX6),
+    }
+}
 
 /// The two ends of a sandbox's uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,5 +77,8 @@ mod tests {
         assert_eq!(last.inside4.to_string(), "198.18.255.255/31");
         assert_eq!(last.inside6.to_string(), "fd74:6966:6669:7fff::2/64");
         assert!(!last.inside6.contains(&GUEST6));
+        assert!(is_ours(last.outside4.addr().into()) && is_ours(last.outside6.addr().into()));
+        assert!(is_ours(GUEST4.into()) && !is_ours("198.20.0.0".parse().unwrap()));
+        assert!(is_ours(GUEST6.into()) && !is_ours("fd74:6966:6668::1".parse().unwrap()));
     }
 }

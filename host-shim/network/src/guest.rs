@@ -12,6 +12,8 @@ use sandbox_network::addresses::{
     GATEWAY4, GATEWAY6, GUEST_MAC, GUEST4, GUEST6, PREFIX_LENGTH4, PREFIX_LENGTH6,
 };
 
+use crate::frame::Packet;
+
 /// The longest frame: a full packet of IP and its Ethernet header.
 const MAX_FRAME: usize = (64 << 10) + 18;
 
@@ -23,6 +25,7 @@ const TRANSFER_DEADLINE: Duration = Duration::from_secs(120);
 
 pub(crate) struct Guest {
     namespace: File,
+    tap: File,
     connections: Vec<BufReader<TcpStream>>,
 }
 
@@ -47,8 +50,8 @@ impl Guest {
         ))?;
         let tap = File::from(tap);
         pump(eth0.try_clone()?, tap.try_clone()?);
-        pump(tap, eth0);
-        Ok(Self { namespace, connections: Vec::new() })
+        pump(tap.try_clone()?, eth0);
+        Ok(Self { namespace, tap, connections: Vec::new() })
     }
 
     pub(crate) fn connect(&mut self, to: &str) -> io::Result<usize> {
@@ -109,6 +112,12 @@ impl Guest {
     pub(crate) fn take_address(&self, address: &str) -> io::Result<()> {
         self.inside()?;
         ip(&format!("addr add {address}/32 dev eth0\nroute replace default via {GATEWAY4} src {address}\n"))
+    }
+
+    /// Sends a packet that the guest's kernel does not know of.
+    pub(crate) fn send(&self, packet: &Packet) -> io::Result<()> {
+        let frame = packet.frame().ok_or(io::ErrorKind::InvalidInput)?;
+        (&self.tap).write_all(&frame)
     }
 
     fn stream(&self, to: &str) -> io::Result<TcpStream> {

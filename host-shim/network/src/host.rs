@@ -6,15 +6,22 @@ use std::path::{Path, PathBuf};
 use nix::ifaddrs::getifaddrs;
 
 use crate::Error;
+use crate::addresses::is_ours;
 use crate::policy::{MAX_RESOLVERS, is_reachable_resolver};
 
 /// Where a host that asks a resolver of its own on its loopback writes down whom that asks.
-const RESOLV_CONF: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+const RESOLV_CONF: [&str; 3] = [
+    "/etc/resolv.conf",
+    "/run/systemd/resolve/resolv.conf",
+    // NetworkManager's, where dnsmasq is what is asked.
+    "/run/NetworkManager/no-stub-resolv.conf",
+];
 
 /// Where programs are that only an administrator has in PATH.
 const ADMIN_PATH: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// All addresses of the host but its loopback's: those of the calling thread's network namespace.
+/// All addresses of the host but its loopback's and its ends of uplinks, which are closed and come and go with sandboxes:
+/// those of the calling thread's network namespace.
 pub(crate) fn addresses() -> Result<Vec<IpAddr>, Error> {
     let mut found: Vec<IpAddr> = getifaddrs()
         .map_err(Error::io("list the host's addresses"))?
@@ -23,7 +30,7 @@ pub(crate) fn addresses() -> Result<Vec<IpAddr>, Error> {
             let four = address.as_sockaddr_in().map(|address| address.ip().into());
             four.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
         })
-        .filter(|address: &IpAddr| !address.is_loopback())
+        .filter(|&address: &IpAddr| !address.is_loopback() && !is_ours(address))
         .collect();
     found.sort();
     found.dedup();
@@ -32,7 +39,12 @@ pub(crate) fn addresses() -> Result<Vec<IpAddr>, Error> {
 
 /// The host's resolvers that a guest's questions can be sent to.
 pub(crate) fn resolvers() -> Vec<IpAddr> {
-    let texts = RESOLV_CONF.iter().filter_map(|path| std::fs::read_to_string(path).ok());
+    resolvers_of(&RESOLV_CONF.map(Path::new))
+}
+
+/// Those of the first file that has some.
+fn resolvers_of(files: &[&Path]) -> Vec<IpAddr> {
+    let texts = files.iter().filter_map(|path| std::fs::read_to_string(path).ok());
     texts.map(|text| nameservers(&text)).find(|found| !found.is_empty()).unwrap_or_default()
 }
 
@@ -67,5 +79,16 @@ mod tests {
         let found: Vec<_> = nameservers(text).iter().map(IpAddr::to_string).collect();
         assert_eq!(found, ["10.0.0.1", "1.1.1.1", "2001:db8::1"]);
         assert_eq!(nameservers("nameserver 127.0.0.53\n"), Vec::<IpAddr>::new());
+    }
+
+    #[test]
+    fn a_resolver_on_the_hosts_loopback_is_passed_over_for_those_that_it_asks() {
+        let folder = tempfile::tempdir().unwrap();
+        let [stub, upstream, absent] = ["stub", "upstream", "absent"].map(|name| folder.path().join(name));
+        std::fs::write(&stub, "nameserver 127.0.0.53\noptions edns0 trust-ad\n").unwrap();
+        std::fs::write(&upstream, "nameserver 192.168.1.1\n").unwrap();
+        let expected: IpAddr = "192.168.1.1".parse().unwrap();
+        assert_eq!(resolvers_of(&[&absent, &stub, &upstream]), [expected]);
+        assert_eq!(resolvers_of(&[&stub]), Vec::<IpAddr>::new());
     }
 }

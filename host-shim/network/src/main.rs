@@ -6,6 +6,7 @@
 //!
 //! The tests drive it, as root and as an ordinary user.
 
+mod frame;
 mod guest;
 
 use std::ffi::OsString;
@@ -16,6 +17,7 @@ use sandbox_network::{Network, Rules, Uplink, helper};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use frame::Packet;
 use guest::Guest;
 
 /// What leads to the helper.
@@ -36,6 +38,10 @@ enum Call {
     Upload(String, usize),
     /// Asks for a number of bytes by a new connection.
     Download(String, usize),
+    /// Sends a packet past the guest's kernel.
+    Send(Packet),
+    /// Sends one to each of so many ports, from that of the packet upwards.
+    Flood(Packet, u16),
     /// Takes another address.
     Address(String),
     /// Changes the rules.
@@ -110,6 +116,13 @@ fn carry_out(call: Call, network: &mut Option<Network>, guest: &mut Guest) -> Re
         Call::AskUdp(to, line) => guest.ask_udp(&to, &line).map_err(io)?.into(),
         Call::Upload(to, bytes) => guest.upload(&to, bytes).map_err(io)?.into(),
         Call::Download(to, bytes) => guest.download(&to, bytes).map_err(io)?.into(),
+        Call::Send(packet) => guest.send(&packet).map_err(io)?.into(),
+        Call::Flood(first, count) => {
+            for packet in first.of_ports(count) {
+                guest.send(&packet).map_err(io)?;
+            }
+            count.into()
+        }
         Call::Address(address) => guest.take_address(&address).map_err(io)?.into(),
         Call::Change(rules) => network.as_mut().ok_or_else(there)?.change(&rules).map_err(own)?.into(),
         Call::Report => {

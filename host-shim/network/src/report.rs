@@ -5,12 +5,13 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 
 /// What is counted, in the order in which it is told. A packet counts once.
-pub(crate) const COUNTERS: [&str; 10] = [
+pub(crate) const COUNTERS: [&str; 11] = [
     "sent",
     "received",
     "resolver",
     "reserved",
     "denied",
+    "multicast",
     "gateway",
     "spoofed",
     "unsolicited",
@@ -22,8 +23,8 @@ pub(crate) const COUNTERS: [&str; 10] = [
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counter {
     /// What is counted: passed were `sent`, `received` and `resolver` (questions and answers); refused were those to and from
-    /// `reserved` and `denied` addresses, to the namespace's own `gateway`, with a `spoofed` source, `unsolicited` from outside,
-    /// `invalid` ones of no connection, and new connections of a `crowded` sandbox.
+    /// `reserved` and `denied` addresses, to `multicast` and broadcast ones, to the namespace's own `gateway`, with a `spoofed`
+    /// source, `unsolicited` from outside, `invalid` ones of no connection, and new connections of a `crowded` sandbox.
     pub name: String,
     /// Packets.
     pub packets: u64,

@@ -7,9 +7,12 @@
 //! uplink ─────────────────────────────────► forward ─► in ── verdict by saddr ─► the same ─► tap0
 //! ```
 //!
+//! What the kernel would drop by itself on the way, to the loopback or to a group, is dropped before that, where it is counted.
+//!
 //! The verdict is asked for each packet and not only for the first of a connection: one that is closed while it is used gets
 //! a reset at its next packet, from either side.
 
+use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -25,8 +28,9 @@ pub(crate) const UPLINK: &str = "uplink";
 /// The table inside.
 const TABLE: &str = "inet sandbox";
 
-/// Connections of a sandbox at one time: each takes kernel memory of the host, and those of all share one table there.
-const MAX_CONNECTIONS: u32 = 16_384;
+/// Connections of a sandbox at one time: each takes kernel memory of the host, those of all share one table there (262 144 on
+/// a host of ordinary size), and the kernel walks a sandbox's for a new one of it (2 ms with 16 384).
+const MAX_CONNECTIONS: u32 = 8192;
 
 /// Everything for a fresh namespace.
 pub(crate) fn fresh(rules: &Rules, host: &[IpAddr]) -> String {
@@ -38,12 +42,19 @@ pub(crate) fn fresh(rules: &Rules, host: &[IpAddr]) -> String {
         r#"table {TABLE} {{
 {counters}  map remote4 {{ type ipv4_addr : verdict; flags interval; }}
   map remote6 {{ type ipv6_addr : verdict; flags interval; }}
+  set resolvers4 {{ type ipv4_addr; }}
+  set resolvers6 {{ type ipv6_addr; }}
   chain refuse {{
     meta l4proto tcp reject with tcp reset
     reject with icmpx admin-prohibited
   }}
   chain reserved {{ counter name reserved goto refuse; }}
   chain denied {{ counter name denied goto refuse; }}
+  chain invalid {{
+    counter name invalid
+    meta l4proto tcp reject with tcp reset
+    drop
+  }}
   chain allowed {{
     iifname "{TAP}" counter name sent accept
     counter name received accept
@@ -52,6 +63,11 @@ pub(crate) fn fresh(rules: &Rules, host: &[IpAddr]) -> String {
     type filter hook prerouting priority raw; policy accept;
     iifname "{TAP}" ip saddr != {GUEST4} counter name spoofed drop
     iifname "{TAP}" ip6 saddr != {{ {GUEST6}, fe80::/10, :: }} counter name spoofed drop
+    iifname "{TAP}" ip daddr {{ 0.0.0.0/8, 127.0.0.0/8 }} counter name reserved drop
+    iifname "{TAP}" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+    iifname "{TAP}" ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} counter name multicast drop
+    iifname "{TAP}" ip6 daddr ff00::/8 counter name multicast drop
+    iifname "{TAP}" ip6 saddr {{ fe80::/10, :: }} counter name spoofed drop
   }}
   chain resolve {{ type nat hook prerouting priority dstnat; policy accept; }}
   chain leave {{
@@ -67,17 +83,21 @@ pub(crate) fn fresh(rules: &Rules, host: &[IpAddr]) -> String {
     type filter hook forward priority filter; policy drop;
     iifname "{TAP}" oifname "{UPLINK}" goto out
     iifname "{UPLINK}" oifname "{TAP}" goto in
+    iifname "{TAP}" counter name gateway drop
+    counter name unsolicited drop
   }}
   chain out {{
-    ct state invalid counter name invalid drop
+    ct state invalid goto invalid
     ct state new ct count over {MAX_CONNECTIONS} counter name crowded drop
-    ct status dnat counter name resolver accept
+    ct status dnat ip daddr @resolvers4 counter name resolver accept
+    ct status dnat ip6 daddr @resolvers6 counter name resolver accept
     ip daddr vmap @remote4
     ip6 daddr vmap @remote6
   }}
   chain in {{
     ct state != {{ established, related }} counter name unsolicited drop
-    ct status dnat counter name resolver accept
+    ct status dnat ip saddr @resolvers4 counter name resolver accept
+    ct status dnat ip6 saddr @resolvers6 counter name resolver accept
     ct state related meta l4proto {{ icmp, ipv6-icmp }} counter name received accept
     ip saddr vmap @remote4
     ip6 saddr vmap @remote6
@@ -91,8 +111,12 @@ pub(crate) fn fresh(rules: &Rules, host: &[IpAddr]) -> String {
 
 /// What changes the rules of a namespace that has some. The counters go on.
 pub(crate) fn change(rules: &Rules, host: &[IpAddr]) -> String {
-    let mut text =
-        format!("flush map {TABLE} remote4\nflush map {TABLE} remote6\nflush chain {TABLE} resolve\n");
+    let mut text = String::new();
+    for part in ["map", "set"].into_iter().zip([["remote4", "remote6"], ["resolvers4", "resolvers6"]]) {
+        let (kind, [four, six]) = part;
+        text.push_str(&format!("flush {kind} {TABLE} {four}\nflush {kind} {TABLE} {six}\n"));
+    }
+    text.push_str(&format!("flush chain {TABLE} resolve\n"));
     fill(&mut text, rules, host);
     text
 }
@@ -111,8 +135,8 @@ fn fill(text: &mut String, rules: &Rules, host: &[IpAddr]) {
             IpAddr::V6(address) => six.push(*address),
         }
     }
-    resolve(text, "ip", &GATEWAY4, &four);
-    resolve(text, "ip6", &GATEWAY6, &six);
+    resolve(text, "ip", "resolvers4", &GATEWAY4, &four);
+    resolve(text, "ip6", "resolvers6", &GATEWAY6, &six);
 }
 
 fn elements<A: Display + PartialEq>(text: &mut String, map: &str, runs: &[Run<A>]) {
@@ -132,11 +156,14 @@ fn elements<A: Display + PartialEq>(text: &mut String, map: &str, runs: &[Run<A>
 }
 
 /// Questions to the gateway go to one of the resolvers; one that is asked again may go to another.
-fn resolve(text: &mut String, family: &str, gateway: &dyn Display, resolvers: &[impl Display]) {
+fn resolve(text: &mut String, family: &str, set: &str, gateway: &dyn Display, resolvers: &[impl Display]) {
     if resolvers.is_empty() {
         return;
     }
     let count = resolvers.len();
+    let elements: BTreeSet<_> = resolvers.iter().map(ToString::to_string).collect();
+    let elements: Vec<_> = elements.into_iter().collect();
+    put(text, format_args!("add element {TABLE} {set} {{ {} }}\n", elements.join(", ")));
     let servers: Vec<_> = resolvers.iter().enumerate().map(|(index, to)| format!("{index} : {to}")).collect();
     put(
         text,

@@ -1,10 +1,12 @@
 //! The steps to a network, and its changes.
 
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
 use nix::net::if_::if_nametoindex;
 
+use super::address_watch::AddressWatch;
 use super::command::{command, inside, ip, namespace, run, sysctl};
 use super::host_rules::HostRules;
 use crate::addresses::{
@@ -15,7 +17,7 @@ use crate::network::Namespace;
 use crate::report::counters;
 use crate::requirements::is_on;
 use crate::ruleset::{self, TAP, UPLINK};
-use crate::{Error, Rate, Report, Rules, Uplink, host};
+use crate::{Error, Rate, Report, Rules, Uplink};
 
 /// How many indices are tried for a name that no other uplink of this host has.
 const ATTEMPTS: u16 = 64;
@@ -30,11 +32,21 @@ const SHORT_QUEUE: [&str; 2] = ["latency", "200ms"];
 /// 512 KiB/s, and resets) that a whole window has to wait here instead.
 const LONG_QUEUE: [&str; 2] = ["limit", "4mb"];
 
+/// A TCP connection is one that was begun here. That of a guest's earlier life is not taken up in the middle: it ends at its
+/// next segment, whatever the other side and the NATs on the way still know of it. What is left to be invalid is only that.
+const CONNECTION_TRACKING: [(&str, &str); 2] =
+    [("net/netfilter/nf_conntrack_tcp_loose", "0"), ("net/netfilter/nf_conntrack_tcp_be_liberal", "1")];
+
 /// A network that is there.
 #[derive(Debug)]
 pub(super) struct Made {
     namespace: Namespace,
     outside: Option<Outside>,
+    address_watch: AddressWatch,
+    /// The host's addresses that are closed.
+    host: Vec<IpAddr>,
+    rules: Rules,
+    /// The limits of the two devices.
     egress: Option<Rate>,
     ingress: Option<Rate>,
 }
@@ -49,7 +61,8 @@ struct Outside {
 impl Made {
     /// Makes it. The filter is there before anything that it filters.
     pub(super) fn new(uplink: Uplink, rules: &Rules) -> Result<(Self, OwnedFd), Error> {
-        let host = host::addresses()?;
+        let address_watch = AddressWatch::new()?;
+        let host = address_watch.addresses()?;
         let namespace = namespace()?;
         let tap = inside(&namespace, || {
             nft(&ruleset::fresh(rules, &host))?;
@@ -66,6 +79,9 @@ impl Made {
                      neigh replace {GUEST6} lladdr {GUEST_MAC} dev {TAP} nud permanent\n"
                 ),
             )?;
+            for (name, value) in CONNECTION_TRACKING {
+                sysctl(name, value)?;
+            }
             sysctl("net/ipv4/ip_forward", "1")?;
             sysctl("net/ipv6/conf/all/forwarding", "1")?;
             Ok(tap)
@@ -77,7 +93,9 @@ impl Made {
                 None
             }
         };
-        let mut made = Self { namespace, outside, egress: None, ingress: None };
+        let (egress, ingress) = (None, None);
+        let mut made =
+            Self { namespace, outside, address_watch, host, rules: rules.clone(), egress, ingress };
         made.limit(rules)?;
         Ok((made, tap))
     }
@@ -91,14 +109,40 @@ impl Made {
         }
     }
 
-    /// Puts other rules in place.
+    /// Puts other rules in place of those that it has, which stay where that fails.
     pub(super) fn change(&mut self, rules: &Rules) -> Result<(), Error> {
-        let host = host::addresses()?;
-        inside(&self.namespace, || nft(&ruleset::change(rules, &host)))?;
+        let done = self.put(rules);
+        if done.is_ok() {
+            self.rules.clone_from(rules);
+        } else if let Err(error) = self.put(&self.rules.clone()) {
+            eprintln!("the rules from before the change that failed: {error}");
+        }
+        done
+    }
+
+    fn put(&mut self, rules: &Rules) -> Result<(), Error> {
+        self.close(rules, self.address_watch.addresses()?)?;
         if let Some(outside) = &mut self.outside {
             outside.rules.change(&ruleset::host_open(&outside.name, rules))?;
         }
         self.limit(rules)
+    }
+
+    fn close(&mut self, rules: &Rules, host: Vec<IpAddr>) -> Result<(), Error> {
+        inside(&self.namespace, || nft(&ruleset::change(rules, &host)))?;
+        self.host = host;
+        Ok(())
+    }
+
+    /// What can be read when the host may have other addresses.
+    pub(super) fn address_watch(&self) -> &AddressWatch {
+        &self.address_watch
+    }
+
+    /// Closes the addresses that the host has now, in place of those that it had.
+    pub(super) fn follow_host(&mut self) -> Result<(), Error> {
+        let host = self.address_watch.addresses()?;
+        if host == self.host { Ok(()) } else { self.close(&self.rules.clone(), host) }
     }
 
     /// What it has done.

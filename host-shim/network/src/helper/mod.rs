@@ -8,6 +8,7 @@
 //! death would not do: pasta gives itself capabilities, and the kernel forgets the wish for a signal then (prctl(2),
 //! PR_SET_PDEATHSIG).
 
+mod address_watch;
 mod command;
 mod host_rules;
 mod make;
@@ -15,10 +16,12 @@ pub(crate) mod protocol;
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Command, ExitCode, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use crate::{Error, Uplink};
 use make::Made;
@@ -105,7 +108,17 @@ fn inner(uplink: Uplink) -> Result<(), Error> {
 }
 
 fn serve(channel: &Channel, made: &mut Made) -> Result<(), Error> {
-    while let Some((request, _)) = channel.receive::<Request>()? {
+    loop {
+        let [asked, others] = wait(channel.as_fd(), made.address_watch().as_fd())?;
+        // Before what is asked, and without an end of its own: with the addresses that it knows the network is as closed as
+        // it was.
+        if others && let Err(error) = made.follow_host() {
+            eprintln!("{error}");
+        }
+        if !asked {
+            continue;
+        }
+        let Some((request, _)) = channel.receive::<Request>()? else { return Ok(()) };
         let answer = match request {
             Request::Make(_) => Err(Error::Step("it is made already".to_owned())),
             Request::Change(rules) => made.change(&rules).map(|()| Answer::Done),
@@ -113,7 +126,18 @@ fn serve(channel: &Channel, made: &mut Made) -> Result<(), Error> {
         };
         channel.send(&answer.unwrap_or_else(|error| Answer::Failed(reason(&error))), None)?;
     }
-    Ok(())
+}
+
+/// Waits until one of them can be read or is at its end.
+fn wait(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<[bool; 2], Error> {
+    let mut both = [one, other].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    loop {
+        match poll(&mut both, None) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(Error::io("wait for the owner")(error)),
+            Ok(_) => return Ok(both.map(|fd| !fd.revents().is_empty())),
+        }
+    }
 }
 
 fn socket() -> Result<std::os::fd::OwnedFd, Error> {

@@ -2,6 +2,8 @@
 //!
 //! Nothing here touches the machine's own network: what plays the host, and what plays the internet, are network namespaces.
 
+mod host;
+mod packets;
 mod world;
 
 use serde_json::{Value, json};
@@ -18,6 +20,7 @@ macro_rules! both {
         }
     };
 }
+use both;
 
 both!(
     the_internet_is_open_and_the_rest_is_closed,
@@ -202,35 +205,4 @@ fn something_is_there(world: &World, driver: &Driver, mode: &str) -> Vec<i32> {
     assert!(programs.iter().any(|program| program.starts_with(uplink)), "{programs:?}");
     assert_eq!((world.links().len(), world.tables().len()), if mode == "tap" { (1, 1) } else { (0, 0) });
     holders
-}
-
-#[test]
-fn sandboxes_do_not_reach_each_other() {
-    let Some(world) = World::make() else { return };
-    let mut one = world.drive("tap", &rules(json!({"allow": ["198.18.0.0/15", "10.0.0.0/8"]})));
-    let mut two = world.drive("tap", &rules(json!({})));
-    assert_eq!(world.links().len(), 2);
-    for link in world.links() {
-        let inside = format!("{}:7", world.inside_of(&link));
-        // Its own end is nobody's gateway; the other's is behind a table of the host.
-        let error = one.error(json!({"connect": inside}));
-        assert!(error == "TimedOut" || error == "ConnectionRefused", "{inside}: {error}");
-    }
-    assert_eq!(two.counters()["unsolicited"], 0, "it did not even get there");
-    for driver in [&mut one, &mut two] {
-        let connection = driver.ok(json!({"connect": "8.8.8.8:7"}));
-        assert_eq!(driver.ok(json!({"ask": [connection, "both work"]})), "both work");
-    }
-}
-
-#[test]
-fn a_host_that_cannot_do_it_says_so() {
-    let Some(world) = World::make() else { return };
-    world.host("sysctl -q -w net.ipv4.ip_forward=0");
-    let said = world.refused("tap", &rules(json!({})));
-    assert!(said.contains("net.ipv4.ip_forward is missing") && said.contains("sysctl -w"), "{said}");
-    world.host("ip route del default; ip -6 route del default");
-    let said = world.refused("user", &rules(json!({})));
-    assert!(said.contains("no default route"), "{said}");
-    assert_eq!((world.links().len(), world.tables().len()), (0, 0));
 }

@@ -37,6 +37,7 @@ ip addr add 203.0.113.1/24 dev inet
 ip addr add 2001:db8:1::1/64 dev inet nodad
 ip link set inet up
 for a in 8.8.8.8 1.1.1.1 10.1.2.3 10.1.2.4 10.2.0.1 10.255.255.53 172.16.0.1 192.168.1.1 100.64.0.1 169.254.169.254; do ip addr add $a/32 dev lo; done
+ip route add blackhole 9.9.9.0/24
 for a in 2606:4700::1111 fd00::1 2001:db8:bad::1; do ip addr add $a/128 dev lo nodad; done
 ";
 
@@ -66,6 +67,7 @@ impl World {
         for resolver in ["10.255.255.53:53", "8.8.8.8:53"] {
             serve_udp(&internet, resolver);
         }
+        serve_udp(&host, "203.0.113.2:53");
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
         // Where an ordinary user gets to, whoever's the build folder is.
@@ -80,24 +82,38 @@ impl World {
 
     /// A guest with a network, in the host: as root for `tap`, else as an ordinary user.
     pub(crate) fn drive(&self, mode: &str, rules: &Value) -> Driver {
-        let mut driver = self.start(mode, rules);
+        let mut driver = self.start(mode, rules, "");
         assert_eq!(driver.answer(), json!({"ok": "ready"}));
         driver
     }
 
     /// Why there is none.
     pub(crate) fn refused(&self, mode: &str, rules: &Value) -> String {
-        self.start(mode, rules).answer()["error"].as_str().expect("it is refused").to_owned()
+        self.start(mode, rules, "").answer()["error"].as_str().expect("it is refused").to_owned()
     }
 
-    fn start(&self, mode: &str, rules: &Value) -> Driver {
+    /// Why there is none where a program or a device is not.
+    pub(crate) fn refused_without(&self, absent: &str, mode: &str) -> String {
+        let rules = json!({"allow": [], "deny": [], "egress": null, "ingress": null, "resolvers": []});
+        // What is no file is no program, wherever it is found.
+        let hide = match absent {
+            "/dev/net/tun" => "mount --bind /proc/version /dev/net/tun && ".to_owned(),
+            program => format!(
+                "for place in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin; do \
+                 [ ! -e $place/{program} ] || mount --bind /dev/null $place/{program}; done && "
+            ),
+        };
+        self.start(mode, &rules, &hide).answer()["error"].as_str().expect("it is refused").to_owned()
+    }
+
+    fn start(&self, mode: &str, rules: &Value, hide: &str) -> Driver {
         let file = |name: &str| self.folder.path().join(name).display().to_string();
         let (program, tun) = (file("sandbox-network"), file("tun"));
         let become_user = match mode {
             "tap" => String::new(),
             _ => format!("setpriv --reuid {USER} --regid {USER} --clear-groups --"),
         };
-        let script = format!("mount --bind {tun} /dev/net/tun && exec {become_user} {program} {mode}");
+        let script = format!("mount --bind {tun} /dev/net/tun && {hide}exec {become_user} {program} {mode}");
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = inside(&self.host, move || command.spawn().unwrap());
@@ -163,6 +179,21 @@ impl World {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()
     }
 
+    /// Waits for what comes in its own time.
+    pub(crate) fn until(&self, mut done: impl FnMut() -> bool) {
+        let begin = Instant::now();
+        while !done() {
+            assert!(begin.elapsed() < DEADLINE, "it did not come");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Kills a process that the test has started.
+    pub(crate) fn kill(pid: i32) {
+        let pid = rustix::process::Pid::from_raw(pid).expect("a process");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
     /// Waits until these processes are gone, and with them every trace on the host. The kernel takes namespaces apart in its
     /// own time.
     pub(crate) fn becomes_clean(&self, processes: &[i32]) {
@@ -175,6 +206,16 @@ impl World {
                 return;
             }
             assert!(begin.elapsed() < DEADLINE, "left are {alive:?}, {links:?}, {tables:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // What the drivers have left takes itself apart: nothing of it outlives the test.
+        let begin = Instant::now();
+        while !(self.links().is_empty() && self.tables().is_empty()) && begin.elapsed() < DEADLINE {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -195,6 +236,12 @@ impl Driver {
     pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
+    }
+
+    /// A call.
+    pub(crate) fn call(&mut self, call: Value) -> Value {
+        self.tell(&call);
+        self.answer()
     }
 
     /// A call that succeeds.

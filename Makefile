@@ -20,7 +20,7 @@ NEXTEST_VERSION := 0.9.143
 # Debian packages, by what needs them: the builds, the guest kernel, running, and only the tests.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config ca-certificates curl \
 	linux-source-6.1 make flex bison bc libelf-dev libssl-dev xz-utils \
-	qemu-system-x86 mmdebstrap \
+	qemu-system-x86 mmdebstrap nftables iproute2 passt \
 	buildah docker-registry containerd \
 	e2fsprogs skopeo umoci attr busybox-static cpio procps python3-venv qemu-utils strace uidmap
 # Only for fuzzing and for benches.

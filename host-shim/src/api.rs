@@ -11,6 +11,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use sandbox_folder::State;
 use sandbox_folder::calls::{ConfigureRequest, PauseRequest, TargetRequest};
+use sandbox_folder::network::NetworkRequest;
 use sandbox_folder::stop::StopRequest;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -20,9 +21,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::run::GRACE;
-
-/// The verb of the contract that this version does not carry out.
-const LATER: &str = "/network";
 
 /// The longest body that is read: a Configure with the largest environment that the agent takes fits twice.
 const MAX_BODY: usize = 512 << 10;
@@ -41,6 +39,8 @@ pub enum Request {
     Snapshot(PathBuf),
     /// Others are to go on from it.
     Fork(PathBuf),
+    /// What its network does is to be told, after this change if there is one.
+    Network(Option<NetworkRequest>),
 }
 
 /// A request, and where its answer goes: a JSON object, or why there is none.
@@ -74,9 +74,6 @@ pub async fn serve(
 }
 
 fn router(api: Api) -> Router {
-    let later = || async {
-        error(StatusCode::NOT_IMPLEMENTED, &format!("{LATER} is not there in this version of host-shim"))
-    };
     let call = |request: fn(&[u8]) -> Result<Request, String>| {
         post(move |Extract(api): Extract<Api>, body: Bytes| async move {
             match request(&body) {
@@ -93,9 +90,12 @@ fn router(api: Api) -> Router {
         .route("/pause", call(|body| object(body).map(|PauseRequest {}| Request::Pause)))
         .route("/snapshot", call(|body| target(body).map(Request::Snapshot)))
         .route("/fork", call(|body| target(body).map(Request::Fork)))
-        .route(LATER, post(later))
+        .route(
+            "/network",
+            get(network).merge(call(|body| object(body).map(|wish| Request::Network(Some(wish))))),
+        )
         .fallback(|| async {
-            let there = "/info, /metrics, /stop, /configure, /pause, /snapshot and /fork";
+            let there = "/info, /metrics, /stop, /configure, /pause, /snapshot, /fork and /network";
             error(StatusCode::NOT_FOUND, &format!("no such call: there are {there}"))
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -145,6 +145,10 @@ fn target(body: &[u8]) -> Result<PathBuf, String> {
 
 async fn info(Extract(api): Extract<Api>) -> Json<State> {
     Json(api.state.borrow().clone())
+}
+
+async fn network(Extract(api): Extract<Api>) -> Response {
+    api.call(Request::Network(None)).await
 }
 
 async fn metrics(Extract(api): Extract<Api>) -> impl IntoResponse {
@@ -222,11 +226,6 @@ mod tests {
         assert!(info.starts_with("HTTP/1.1 200") && info.contains(r#""phase":"running""#), "{info}");
         let metrics = call(&path, "GET /metrics").await;
         assert!(metrics.contains("tiffin_start_phase_milliseconds{phase=\"agent.ab\"} 1.5\n"), "{metrics}");
-        let answer = call(&path, &format!("POST {LATER}")).await;
-        assert!(
-            answer.starts_with("HTTP/1.1 501") && answer.contains("not there in this version"),
-            "{answer}"
-        );
         assert!(call(&path, "GET /novel").await.starts_with("HTTP/1.1 404"));
         for bad in ["{", "[]", r#"{"grace_ms":-1}"#, r#"{"grace_ms":"0"}"#] {
             let answer = call_with(&path, "POST /stop", bad).await;
@@ -249,6 +248,8 @@ mod tests {
             ("/fork", "{}"),
             ("/fork", r#"{"path":"relative"}"#),
             ("/snapshot", ""),
+            ("/network", r#"{"novel":1}"#),
+            ("/network", r#"{"allow":"10.0.0.0/8"}"#),
             ("/configure", r#"{"novel":1}"#),
             ("/configure", r#"{"id":"UPPER"}"#),
         ] {
@@ -260,8 +261,11 @@ mod tests {
             ("/pause", "", Request::Pause, Ok(json!({"stopped_ms": 1})), "200"),
             ("/fork", r#"{"path":"/f"}"#, Request::Fork("/f".into()), Ok(json!({})), "200"),
             ("/configure", "{}", Request::Configure(Box::default()), Err(conflict), "409"),
+            ("/network", "{}", Request::Network(Some(NetworkRequest::default())), Ok(json!({})), "200"),
+            ("/network", "", Request::Network(None), Ok(json!({})), "200"),
         ] {
-            let request = format!("POST {request}");
+            let method = if expected == Request::Network(None) { "GET" } else { "POST" };
+            let request = format!("{method} {request}");
             let (said, ()) = tokio::join!(call_with(&path, &request, body), async {
                 let call = called.recv().await.unwrap();
                 assert_eq!(call.request, expected);

@@ -3,6 +3,7 @@
 mod inside;
 mod life;
 mod look;
+mod network;
 mod run;
 mod template;
 
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use inside::{Copy, Exec, Logs, PortForward, Process, Ps, Shell};
 pub(crate) use life::{Configure, Fork, Pause, Remove, Restore, Resume, Snapshot, Start, Stop, labels};
 pub(crate) use look::{CompletionShell, Completions, Debug, Inspect, List, Stats};
+pub(crate) use network::NetworkVerb;
 pub(crate) use run::{Data, Host, Run, find_template};
 pub(crate) use template::{Template, TemplateCommand};
 
@@ -79,6 +81,8 @@ pub(crate) enum Command {
     Rm(Remove),
     /// Show what sandboxes use of CPU, memory and disk.
     Stats(Stats),
+    /// Show what a sandbox's network lets through, or change it while it runs.
+    Network(NetworkVerb),
     /// Let programs here connect to ports in a sandbox.
     PortForward(PortForward),
     /// Gather what helps in a report of a fault.
@@ -96,6 +100,12 @@ pub(crate) enum Command {
     /// Become a program that dies with its parent.
     #[command(name = host_shim::vmm::process::EXEC, hide = true)]
     VmmExec(VmmExec),
+    /// Hold the network of a sandbox, until the other end of standard input is gone.
+    #[command(name = host_shim::network::HELPER, hide = true)]
+    NetworkHelper {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Sweep a sandbox's folder when the other end of standard input is gone.
     #[command(name = host_shim::reaper::REAP, hide = true)]
     Reap { folder: PathBuf },

@@ -71,6 +71,8 @@ pub struct Facts {
     pub reflink: Result<bool, String>,
     /// The controllers of cgroup v2, or why there are none.
     pub cgroup2: Result<String, String>,
+    /// What a filtered network of each kind misses.
+    pub networks: [(&'static str, Result<(), sandbox_network::Missing>); 2],
     /// How many user namespaces may exist.
     pub user_namespaces: Result<u64, String>,
 }
@@ -106,6 +108,7 @@ impl Facts {
             data_dir: data.path().to_owned(),
             reflink: can_reflink(data.path()),
             cgroup2: cgroup2_controllers(),
+            networks: crate::network::missing(),
             user_namespaces: user_namespaces(),
         })
     }
@@ -205,10 +208,18 @@ impl Facts {
                 check("cgroup v2", Status::Absent, found.clone(), Some(advice.into()));
             }
         }
+        for (name, missing) in &self.networks {
+            match missing {
+                Ok(()) => check(name, ok, "can be made".into(), None),
+                Err(missing) => {
+                    check(name, Status::Absent, format!("no {}", missing.what), Some(missing.remedy.clone()));
+                }
+            }
+        }
         match &self.user_namespaces {
             Ok(count @ 1..) => check("user namespaces", ok, format!("up to {count}"), None),
             Ok(0) => {
-                let advice = "`sysctl user.max_user_namespaces=10000` to run rootless networks later";
+                let advice = "`sysctl user.max_user_namespaces=10000` for networks of ordinary users";
                 check("user namespaces", Status::Absent, "switched off".into(), Some(advice.into()));
             }
             Err(found) => check("user namespaces", Status::Absent, found.clone(), None),
@@ -300,6 +311,10 @@ mod tests {
         Error::Missing { what: what.into(), remedy: format!("install {what}") }
     }
 
+    fn lacks(what: &str) -> sandbox_network::Missing {
+        sandbox_network::Missing { what: what.into(), remedy: format!("install {what}") }
+    }
+
     fn best() -> Facts {
         Facts {
             qemu: Ok(("/usr/bin/qemu-system-x86_64".into(), "QEMU emulator version 7.2".into())),
@@ -313,6 +328,7 @@ mod tests {
             data_dir: "/data".into(),
             reflink: Ok(true),
             cgroup2: Ok("cpu memory pids".into()),
+            networks: [("network user", Ok(())), ("network tap", Ok(()))],
             user_namespaces: Ok(100),
         }
     }
@@ -333,6 +349,10 @@ mod tests {
             vhost_device_vsock: Err(missing("vhost-device-vsock")),
             reflink: Ok(false),
             cgroup2: Err("/sys/fs/cgroup is not cgroup v2".into()),
+            networks: [
+                ("network user", Err(lacks("pasta"))),
+                ("network tap", Err(lacks("CAP_NET_ADMIN with CAP_SYS_ADMIN"))),
+            ],
             user_namespaces: Ok(0),
             ..best()
         };

@@ -93,6 +93,9 @@ pub enum Error {
     /// A call to the sandbox failed.
     #[error(transparent)]
     Client(#[from] sandbox_folder::client::ClientError),
+    /// The sandbox's network.
+    #[error(transparent)]
+    Network(sandbox_network::Error),
     /// The sandbox ended under its command.
     #[error("{reason}")]
     Ended {
@@ -136,6 +139,27 @@ impl Error {
             Self::Snapshot(error) => error.is_bad_input(),
             _ => matches!(self, Self::Invalid { .. } | Self::Spec(_) | Self::Template(_)),
         }
+    }
+}
+
+impl From<sandbox_network::Error> for Error {
+    fn from(error: sandbox_network::Error) -> Self {
+        match error {
+            sandbox_network::Error::Missing(missing) => missing.into(),
+            error => Self::Network(error),
+        }
+    }
+}
+
+impl From<sandbox_network::Missing> for Error {
+    fn from(sandbox_network::Missing { what, remedy }: sandbox_network::Missing) -> Self {
+        Self::Missing { what, remedy }
+    }
+}
+
+impl From<sandbox_network::InvalidRules> for Error {
+    fn from(sandbox_network::InvalidRules { what, reason }: sandbox_network::InvalidRules) -> Self {
+        Self::Invalid { what, reason }
     }
 }
 

@@ -37,6 +37,9 @@ fn main() -> ExitCode {
             eprintln!("host-shim: cannot execute {}: {error}", program.display());
             127
         }
+        Command::NetworkHelper { args } => {
+            return sandbox_network::helper::main(&args, host_shim::network::helper());
+        }
         Command::Reap { folder } => result(reaper::reap(std::io::stdin(), &folder).map(|()| 0)),
         Command::Spec(_) => result(print_schema().map(|()| 0)),
         Command::Sweep(sweep) => result(sweep_all(&sweep)),

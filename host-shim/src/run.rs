@@ -354,6 +354,7 @@ async fn carry_out(
             done.map(serde_json::to_value)
         }
         Request::Snapshot(path) => sandbox.snapshot(&path).await.map(serde_json::to_value),
+        Request::Network(change) => sandbox.network(change).await.map(serde_json::to_value),
         Request::Fork(path) => sandbox.fork(&path).await.map(serde_json::to_value),
     };
     let answer = done.and_then(|value| value.map_err(|error| Error::io("write", "an answer")(error.into())));

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use sandbox_folder::calls::{ConfigureRequest, Taken};
 use sandbox_folder::client::{Dial, SandboxClient};
+use sandbox_folder::network::{NetworkReport, NetworkRequest};
 use sandbox_folder::spec::SandboxSpec;
 use sandbox_folder::{API_SOCKET, End, Event, Lifecycle, Start, State, VSOCK_SOCKET};
 use template::{NewTemplate, SNAPSHOTS, TemplateName};
@@ -38,7 +39,7 @@ use crate::dir::SandboxDir;
 use crate::snapshot::{SnapshotFolder, Verb};
 use crate::spec::CheckedSpec;
 use crate::timings::Timings;
-use crate::{Error, api, startup, vsock_server};
+use crate::{Error, api, network, startup, vsock_server};
 
 use fit::Plan;
 use ground::{Ground, LAST_WORDS_DEADLINE, Last, describe_end};
@@ -326,6 +327,60 @@ impl Sandbox {
         Ok(taken)
     }
 
+    /// What its network does, after a change where one is asked for. A change holds also after a pause.
+    pub async fn network(&mut self, change: Option<NetworkRequest>) -> Result<NetworkReport, Error> {
+        let Some(mut network) = self.ground.network.take() else {
+            let reason =
+                "the sandbox has no network with rules: it was started without --network user or tap";
+            return Err(Error::Conflict(reason.to_owned()));
+        };
+        let mut spec = self.spec.clone();
+        let planned = change.map(|change| {
+            spec.asked.network = change.over(&spec.asked.network);
+            network::Plan::of(&spec.asked.network)
+        });
+        let changed = match planned {
+            None => Ok(None),
+            // First what is told to whoever resumes it: what fails has changed nothing.
+            Some(Ok(plan)) => self.ground.dir.write_spec(&effective(&spec), false).map(|()| Some(plan)),
+            Some(Err(error)) => Err(error),
+        };
+        let plan = match changed {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.ground.network = Some(network);
+                return Err(error);
+            }
+        };
+        let rules = match &plan {
+            Some(network::Plan::Filtered(_, rules)) => Some(rules.clone()),
+            _ => None,
+        };
+        let work = move || {
+            let done = rules.map_or(Ok(()), |rules| network.change(&rules)).and_then(|()| network.report());
+            Ok((network, done))
+        };
+        let (network, done) = network::blocking(work).await?;
+        self.ground.network = Some(network);
+        match (done, plan) {
+            (Ok(report), plan) => {
+                if let Some(plan) = plan {
+                    self.spec = spec;
+                    self.spec.network = plan;
+                }
+                Ok(network::report(self.spec.asked.network.clone(), report))
+            }
+            (Err(error), plan) => {
+                if plan.is_some()
+                    && let Err(error) = self.ground.dir.write_spec(&effective(&self.spec), false)
+                {
+                    tracing::warn!(%error, "spec.json has the rules of a change that failed");
+                }
+                Err(error.into())
+            }
+        }
+    }
+
     /// Writes a snapshot to `path` that other sandboxes go on from, and says how they are started.
     pub async fn fork(&mut self, path: &Path) -> Result<Taken, Error> {
         self.must_run()?;
@@ -498,6 +553,7 @@ async fn begin(
     watch: &dyn Watch,
 ) -> Result<(Channel, Agent), Error> {
     watch.step("preparing the sandbox");
+    spec.network.check()?;
     let host = Host::find(spec, cache, watch).await?;
     ground.timings.end("probe");
     let (plan, purpose) = match aim {

@@ -11,11 +11,12 @@ use oci_spec::image::Digest;
 use sandbox_folder::SandboxId;
 use sandbox_folder::calls::ConfigureRequest;
 use sandbox_folder::spec::{
-    AcceleratorChoice, ChannelChoice, DiskSpec, NetworkChoice, RestoreChoice, SandboxSpec, VmmChoice,
+    AcceleratorChoice, ChannelChoice, DiskSpec, RestoreChoice, SandboxSpec, VmmChoice,
 };
 use template::{ROOTFS_FILE, RuntimeConfig, TemplateFolder};
 
 use crate::Error;
+use crate::network::Plan;
 use crate::snapshot::{Description, FileName, SnapshotFolder};
 use crate::vmm::{Kind, Wishes};
 
@@ -70,7 +71,7 @@ pub struct CheckedSpec {
     /// The caller's own disks.
     pub disks: Vec<DiskSpec>,
     /// The way out of the machine.
-    pub network: NetworkChoice,
+    pub network: Plan,
     /// The VMM that was asked for.
     pub vmm: VmmChoice,
     /// The channel that was asked for.
@@ -122,8 +123,9 @@ impl CheckedSpec {
 
         let cpus = spec.cpus.unwrap_or(machine.cpus);
         within("cpus", u64::from(cpus), 1, u64::from(MAX_CPUS), "")?;
+        let network = Plan::of(&spec.network)?;
         if let Some(vmm) = Kind::chosen(spec.vmm) {
-            let extras = !spec.disks.is_empty() || spec.network != NetworkChoice::None;
+            let extras = !spec.disks.is_empty() || network != Plan::None;
             vmm.check(&Wishes { channel: spec.channel, accelerator: spec.accelerator, cpus, extras })?;
         }
         let memory_mib = spec.memory_mib.unwrap_or(machine.memory_mib);
@@ -138,7 +140,7 @@ impl CheckedSpec {
         check_disks(&spec.disks)?;
         if spec.restore == RestoreChoice::Always || spec.snapshot.is_some() {
             // A snapshot has neither.
-            refuse_extras(&spec.disks, spec.network, "restored from a snapshot")?;
+            refuse_extras(&spec.disks, &network, "restored from a snapshot")?;
         }
         let init: boot::Init = spec.init.parse().map_err(|error: boot::InvalidChoice| {
             Error::invalid(error.what, format!("expected {}, got {:?}", error.expected, error.got))
@@ -184,7 +186,7 @@ impl CheckedSpec {
             memory_mib,
             disk_mib,
             disks: spec.disks,
-            network: spec.network,
+            network,
             vmm: spec.vmm,
             channel: spec.channel,
             accelerator: spec.accelerator,
@@ -249,7 +251,7 @@ impl CheckedSpec {
             memory_mib: machine.memory_mib,
             disk_mib: machine.disk_mib,
             disks: Vec::new(),
-            network: NetworkChoice::None,
+            network: Plan::of(&asked.network)?,
             // Another one could not read its state.
             vmm: Kind::named(&key.vmm).map_or(asked.vmm, Kind::choice),
             channel: ChannelChoice::Auto,
@@ -270,14 +272,14 @@ impl CheckedSpec {
         })
     }
 
-    /// Refuses what a machine with disks or a network of its own cannot be.
+    /// Refuses what a machine with disks of its own or a network of its VMM cannot be.
     pub fn refuse_extras(&self, what: &str) -> Result<(), Error> {
-        refuse_extras(&self.disks, self.network, what)
+        refuse_extras(&self.disks, &self.network, what)
     }
 
     /// Whether the machine has what no snapshot has.
     pub fn has_extras(&self) -> bool {
-        !self.disks.is_empty() || self.network != NetworkChoice::None
+        !self.disks.is_empty() || self.network == Plan::Slirp
     }
 
     /// What it asks of a VMM.
@@ -286,7 +288,7 @@ impl CheckedSpec {
             channel: self.channel,
             accelerator: self.accelerator,
             cpus: self.cpus,
-            extras: self.has_extras(),
+            extras: !self.disks.is_empty() || self.network != Plan::None,
         }
     }
 
@@ -356,10 +358,10 @@ pub(crate) fn check_env(name: &str, value: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn refuse_extras(disks: &[DiskSpec], network: NetworkChoice, what: &str) -> Result<(), Error> {
+fn refuse_extras(disks: &[DiskSpec], network: &Plan, what: &str) -> Result<(), Error> {
     let extra = match (disks, network) {
-        ([], NetworkChoice::None) => return Ok(()),
-        ([], NetworkChoice::User) => "a network",
+        ([], Plan::None | Plan::Filtered(..)) => return Ok(()),
+        ([], Plan::Slirp) => "a network of its VMM",
         _ => "disks of its caller's",
     };
     Err(Error::Conflict(format!("a sandbox with {extra} cannot be {what}")))
@@ -461,7 +463,11 @@ mod tests {
             ),
             (r#""disks":[{"path":"/etc/passwd","serial":"rootfs"}]"#, "another disk has \"rootfs\""),
             (r#""disks":[{"path":"/etc","serial":"a"}]"#, "/etc is no file"),
-            (r#""network":"host""#, "unknown variant `host`, expected `none` or `user`"),
+            (
+                r#""network":{"mode":"host"}"#,
+                "unknown variant `host`, expected one of `none`, `slirp`, `user`, `tap`",
+            ),
+            (r#""network":{"mode":"tap","allow":["10.0.0.1/8"]}"#, "the range of this prefix is 10.0.0.0/8"),
             (r#""boot_timeout_s":0"#, "invalid boot timeout: expected 1 to"),
             (r#""cpu":1"#, "unknown field `cpu`, expected one of"),
             (r#""profile":"none""#, "unknown variant `none`, expected `sandbox` or `restricted`"),

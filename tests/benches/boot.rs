@@ -16,8 +16,7 @@ use e2e::{DEADLINE, made, template};
 use envd_channel::control::{ControlReader, Framing};
 use envd_proto::boot;
 use envd_proto::control::{FromAgent, from_agent};
-use host_shim::vmm::{Accelerator, Boot, Scratch, VmSpec, Wiring, qemu, tsc};
-use sandbox_folder::spec::NetworkChoice;
+use host_shim::vmm::{Accelerator, Boot, Netdev, Scratch, VmSpec, Wiring, qemu, tsc};
 use tokio::net::UnixStream;
 
 /// Interleaved rounds; the first one is a warm-up and not counted.
@@ -97,7 +96,7 @@ async fn boot(folder: &Path, image: &Path, extra: &str) -> io::Result<Sample> {
         rootfs: template().join("rootfs.ext4"),
         scratch: Scratch::Raw(scratch),
         disks: Vec::new(),
-        network: NetworkChoice::None,
+        network: Netdev::Nothing,
         cpus: 1,
         memory_mib: 256,
         accelerator: Accelerator::Tcg,

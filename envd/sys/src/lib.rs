@@ -15,6 +15,7 @@ mod seccomp;
 mod signal;
 mod signals;
 mod spawn;
+mod tap;
 
 pub use bpf::{Device, DeviceKind, DeviceRules};
 pub use cycles::cycle_counter;
@@ -29,6 +30,7 @@ pub use seccomp::SeccompFilter;
 pub use signal::send_real_time_signal;
 pub use signals::{SignalNumber, signal_group, signal_process};
 pub use spawn::{Credentials, Failure, Rlimit, Spawn, Spawned, Stage};
+pub use tap::open_tap;
 
 /// The highest signal number on Linux (`_NSIG`).
 const LAST_SIGNAL: libc::c_int = 64;

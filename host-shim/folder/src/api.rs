@@ -24,6 +24,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use crate::calls::{PauseRequest, Taken, TargetRequest};
+use crate::network::{NetworkReport, NetworkRequest};
 use crate::stop::StopRequest;
 
 /// The longest answer that is read. A state with its labels and a fork's spec with its environment are far below.
@@ -115,6 +116,12 @@ impl ApiClient {
     /// Writes what sandboxes need that go on from here, into a folder that is not there yet. The answer has their spec.
     pub async fn fork(&self, path: &Path) -> Result<Taken, ApiError> {
         self.call("/fork", Method::POST, Some(&TargetRequest { path: path.to_owned() })).await
+    }
+
+    /// The sandbox's network, after a change where there is one.
+    pub async fn network(&self, change: Option<&NetworkRequest>) -> Result<NetworkReport, ApiError> {
+        let method = if change.is_some() { Method::POST } else { Method::GET };
+        self.call("/network", method, change).await
     }
 
     async fn call<R: DeserializeOwned>(

@@ -16,6 +16,7 @@ pub mod api;
 pub mod calls;
 pub mod client;
 mod id;
+pub mod network;
 pub mod spec;
 mod state;
 pub mod stop;

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::SandboxId;
+use crate::network::NetworkSpec;
 
 /// The version of `spec.json` that this crate writes and reads. From version 2 on, the one before is read too.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -60,9 +61,9 @@ pub struct SandboxSpec {
     /// Further disks, in the order in which the guest sees them. A sandbox with some is not paused or snapshotted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskSpec>,
-    /// The way out of the machine. A sandbox with one is not paused or snapshotted.
-    #[serde(default, skip_serializing_if = "NetworkChoice::is_none")]
-    pub network: NetworkChoice,
+    /// Its way out, and what it reaches.
+    #[serde(default, skip_serializing_if = "NetworkSpec::is_default")]
+    pub network: NetworkSpec,
     /// The virtual machine monitor.
     #[serde(default, skip_serializing_if = "VmmChoice::is_auto")]
     pub vmm: VmmChoice,
@@ -138,24 +139,6 @@ impl std::str::FromStr for DiskSpec {
             Some((_, mode)) => return Err(format!("expected SERIAL or SERIAL:ro, got the mode {mode:?}")),
         };
         Ok(Self { path: path.into(), serial: serial.to_owned(), read_only })
-    }
-}
-
-/// The way out of a machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum NetworkChoice {
-    /// There is none.
-    #[default]
-    None,
-    /// The VMM makes the guest's connections its own (QEMU's user networking). The guest reaches all that the shim's user
-    /// does, services on the host's loopback too, as 10.0.2.2: only for guests that keep their tenants from that.
-    User,
-}
-
-impl NetworkChoice {
-    fn is_none(&self) -> bool {
-        *self == Self::None
     }
 }
 
@@ -258,7 +241,7 @@ impl SandboxSpec {
             memory_mib: None,
             disk_mib: None,
             disks: Vec::new(),
-            network: NetworkChoice::default(),
+            network: NetworkSpec::default(),
             vmm: VmmChoice::default(),
             channel: ChannelChoice::default(),
             accelerator: AcceleratorChoice::default(),

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args};
 use host_shim::{Error, tools};
 use sandbox_folder::spec::{
-    AcceleratorChoice, ChannelChoice, DiskSpec, NetworkChoice, ProfileChoice, SandboxSpec, VmmChoice,
+    AcceleratorChoice, ChannelChoice, DiskSpec, ProfileChoice, SandboxSpec, VmmChoice,
 };
 use template::{DataDir, RuntimeConfig, TEMPLATE_FILE, TemplateFolder};
 
+use super::network::NetworkOptions;
 use crate::verbs::complete;
 
 const RUN_AFTER_HELP: &str = "\
@@ -104,9 +105,8 @@ pub(crate) struct Machine {
     #[arg(long, value_name = "SERIAL=FILE")]
     attach: Vec<DiskSpec>,
 
-    /// The machine's way out; `user` reaches what this user reaches, this host's own services too.
-    #[arg(long, value_enum, default_value_t)]
-    network: NetworkChoice,
+    #[command(flatten)]
+    network: NetworkOptions,
 
     #[command(flatten)]
     environment: Environment,
@@ -236,7 +236,7 @@ impl Machine {
             memory_mib: self.memory,
             disk_mib: self.disk,
             disks: self.attach.clone(),
-            network: self.network,
+            network: self.network.spec(),
             vmm: self.vmm,
             channel: self.channel,
             accelerator: self.accel,

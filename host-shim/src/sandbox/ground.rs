@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox_folder::{End, Event, Lifecycle, STATE_VERSION, State};
+use sandbox_network::Network;
 use tokio::process::Child;
 use tokio::sync::watch;
 
@@ -17,7 +18,7 @@ use crate::snapshot::{GuestKey, HostKey, SnapshotFolder};
 use crate::spec::CheckedSpec;
 use crate::timings::Timings;
 use crate::vmm::{self, ApiError, QmpError, Vmm};
-use crate::{Error, channel, snapshot};
+use crate::{Error, channel, network, snapshot};
 
 /// How long a failed agent may take to power its machine off, so that its last words arrive.
 pub(super) const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(3);
@@ -31,6 +32,7 @@ pub(super) struct Ground {
     pub(super) timings: Timings,
     pub(super) vmm: Option<Vmm>,
     pub(super) helper: Option<Child>,
+    pub(super) network: Option<Network>,
     /// Of a channel that a snapshot cuts.
     pub(super) reset: Option<channel::Reset>,
     pub(super) origin: Option<Origin>,
@@ -77,6 +79,7 @@ impl Ground {
             timings: Timings::default(),
             vmm: None,
             helper: None,
+            network: None,
             reset: None,
             origin: None,
             thawed: false,
@@ -152,6 +155,9 @@ impl Ground {
         }
         if let Some(helper) = &mut self.helper {
             first = first.and(vmm::end(helper).await);
+        }
+        if let Some(network) = self.network.take() {
+            first = first.and(network::end(network).await);
         }
         self.state.vmm_pid = None;
         if !self.dir.is_ephemeral() {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,8 +21,10 @@ use crate::channel::{self, Channel};
 use crate::dir::{BASE, SCRATCH, SCRATCH_OVERLAY, VMM, VMM_LOG};
 use crate::snapshot::{self, FileName, GuestMemory, SnapshotFolder};
 use crate::spec::CheckedSpec;
-use crate::vmm::{Boot, Files, Kind as VmmKind, Place, Scratch, SnapshotFiles, VmSpec, Vmm, parts, qemu};
-use crate::{Error, scratch};
+use crate::vmm::{
+    Boot, Files, Kind as VmmKind, Netdev, Place, Scratch, SnapshotFiles, VmSpec, Vmm, parts, qemu,
+};
+use crate::{Error, network, scratch};
 
 /// Random bytes for the guest's kernel: as many as its pool takes at once.
 const SEED_BYTES: usize = 64;
@@ -95,7 +98,7 @@ impl Ground {
         }
 
         watch.step("configuring the sandbox");
-        if let Err(error) = agent.configure(configure(spec)).await {
+        if let Err(error) = agent.configure(self.configure(spec)).await {
             return Err(self.explain(error.into()).await);
         }
         self.timings.end("configure");
@@ -157,7 +160,7 @@ impl Ground {
 
         let mut request = match purpose {
             Purpose::Same => resume(Kind::Same, None)?,
-            Purpose::Clone | Purpose::Park => resume(Kind::Clone, Some(configure(spec)))?,
+            Purpose::Clone | Purpose::Park => resume(Kind::Clone, Some(self.configure(spec)))?,
         };
         // What else its start needs comes after it, and cannot undo what its processes do. One that was paused stands still
         // until nothing can fail any more, so that its snapshot stays what it is.
@@ -211,13 +214,13 @@ impl Ground {
         agent: &Agent,
     ) -> Result<(), Error> {
         if self.state.start == Some(Start::Booted) {
-            let done = agent.configure(configure(spec)).await;
+            let done = agent.configure(self.configure(spec)).await;
             return match done {
                 Ok(()) => Ok(()),
                 Err(error) => Err(self.explain(error.into()).await),
             };
         }
-        let mut request = resume(Kind::Clone, Some(configure(spec)))?;
+        let mut request = resume(Kind::Clone, Some(self.configure(spec)))?;
         request.thaw = true;
         let again = async {
             channel.end().await;
@@ -301,22 +304,23 @@ impl Ground {
         self.reset = prepared.reset();
         self.state.accelerator = Some(host.accelerator.name().to_owned());
         self.state.channel = Some(prepared.name().to_owned());
+        self.timings.end("channel");
+        let (tap, netdev) = self.network(spec).await?;
         let vm = VmSpec {
             boot,
             // The very file that the spec was checked with: its template may have been replaced since.
             rootfs: format!("/proc/self/fd/{}", qemu::ROOTFS_FD).into(),
             scratch,
             disks: parts::pack(&spec.disks, &sockets)?,
-            network: spec.network,
+            network: netdev,
             cpus: spec.cpus,
             memory_mib: spec.memory_mib,
             accelerator: host.accelerator,
             wiring: prepared.wiring.clone(),
         };
-        self.timings.end("channel");
         let rootfs = spec.rootfs.try_clone().map_err(Error::io("share", "the root file system"))?;
         self.link_rootfs(&rootfs);
-        let files = Files { rootfs, snapshot, channel: std::mem::take(&mut prepared.fds) };
+        let files = Files { rootfs, snapshot, tap, channel: std::mem::take(&mut prepared.fds) };
         let place = Place {
             sockets,
             console_log: self.dir.file("console.log"),
@@ -327,6 +331,31 @@ impl Ground {
         self.state.vmm_pid = self.vmm.insert(vmm).pid();
         self.enter(Event::Spawned)?;
         Ok(prepared)
+    }
+
+    /// Makes the network afresh, the same for every guest: the TAP for its VMM, and what is behind its device.
+    async fn network(&mut self, spec: &CheckedSpec) -> Result<(Option<OwnedFd>, Netdev), Error> {
+        match spec.network.start().await? {
+            Some((network, tap)) => {
+                if network.guest_resolvers().is_empty() {
+                    tracing::warn!(
+                        "this host has no resolver that others can ask: the sandbox has none (--dns)"
+                    );
+                }
+                self.network = Some(network);
+                self.timings.end("network");
+                Ok((Some(tap), Netdev::Tap))
+            }
+            None if spec.network == network::Plan::Slirp => Ok((None, Netdev::Slirp)),
+            // Of this one there is no snapshot, whose clone could have a network.
+            None if spec.has_extras() => Ok((None, Netdev::Absent)),
+            None => Ok((None, Netdev::Nothing)),
+        }
+    }
+
+    /// What the agent is told of the sandbox.
+    fn configure(&self, spec: &CheckedSpec) -> Configure {
+        Configure { network: self.network.as_ref().map(network::of_guest), ..configure(spec) }
     }
 
     /// Links in the sandbox's own folder, so that its snapshots share the base's files also when the snapshot is replaced or

@@ -22,8 +22,9 @@ pub(super) const MAX_MANIFEST: u64 = 64 << 10;
 /// The longest device state that is taken. QEMU's is 86 KiB, and grows with devices and queues, not with the RAM.
 pub const MAX_STATE: u64 = 64 << 20;
 
-/// The version of `manifest.json` that this program writes and the only one that it reads.
-pub const SCHEMA_VERSION: u32 = 1;
+/// The version of `manifest.json` that this program writes and the only one that it reads. A machine of version 1 has no
+/// network device.
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The file of a snapshot folder that holds its [`Manifest`].
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -424,8 +425,8 @@ pub(super) mod tests {
         for (from, to, expected) in [
             (text.as_str(), "", "EOF while parsing"),
             (text.as_str(), "[]", "no schema_version"),
-            ("\"schema_version\": 1", "\"schema_version\": 2", "schema version 2, this program reads 1"),
-            ("\"schema_version\": 1", "\"schema_version\": \"1\"", "no schema_version"),
+            ("\"schema_version\": 2", "\"schema_version\": 1", "schema version 1, this program reads 2"),
+            ("\"schema_version\": 2", "\"schema_version\": \"2\"", "no schema_version"),
             ("\"ram\": {", "\"../ram\": {", "unknown variant `../ram`"),
             (
                 "\"ram.delta\": {",

@@ -3,7 +3,7 @@
 //! ```text
 //! sandboxes   which folder an ID means, and whether its shim lives
 //!    ├─ launch   a shim of its own session    ─► start, resume, fork
-//!    ├─ api.sock      sandbox_folder::api     ─► stop, pause, snapshot, fork, configure
+//!    ├─ api.sock      sandbox_folder::api     ─► stop, pause, snapshot, fork, configure, network
 //!    ├─ vsock.sock    sandbox_folder::client  ─► exec, shell, cp, ps, logs, stats, port-forward
 //!    └─ files of the folder                   ─► ls, inspect, logs, debug, rm
 //! ```
@@ -21,6 +21,7 @@ mod launch;
 pub(crate) mod list;
 mod logs;
 mod multiply;
+mod network;
 mod output;
 pub(crate) mod port_forward;
 mod processes;
@@ -57,6 +58,7 @@ pub(crate) async fn run(command: &Command) -> Option<u8> {
         Command::Snapshot(args) => multiply::snapshot(args).await,
         Command::Fork(args) => multiply::fork(args).await,
         Command::Configure(args) => multiply::configure(args).await,
+        Command::Network(args) => network::network(args).await,
         Command::Stats(args) => stats::stats(args).await,
         Command::PortForward(args) => port_forward::port_forward(args).await,
         Command::Debug(args) => debug::debug(args).await,

@@ -21,6 +21,7 @@ mod qmp;
 pub mod tsc;
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -28,7 +29,6 @@ use std::time::Duration;
 use command_fds::FdMapping;
 use envd_proto::boot;
 use sandbox_folder::SandboxId;
-use sandbox_folder::spec::NetworkChoice;
 use tokio::process::Child;
 use tokio::sync::watch;
 
@@ -54,8 +54,8 @@ pub struct VmSpec {
     pub scratch: Scratch,
     /// The devices with the caller's own disks.
     pub disks: Vec<Parts>,
-    /// The way out of the machine.
-    pub network: NetworkChoice,
+    /// The guest's network device. Every VM of which there can be a snapshot has one, so that its clones may have a network.
+    pub network: Netdev,
     /// Virtual CPUs.
     pub cpus: u32,
     /// RAM in MiB.
@@ -88,6 +88,19 @@ pub enum Scratch {
     Raw(PathBuf),
     /// What differs from another disk, of which only the descriptor is known ([`qemu::SCRATCH_BASE_FD`]).
     Overlay(PathBuf),
+}
+
+/// A network device, and what is behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Netdev {
+    /// There is no device.
+    Absent,
+    /// Nothing is behind it.
+    Nothing,
+    /// QEMU's own user networking.
+    Slirp,
+    /// The TAP on [`qemu::TAP_FD`].
+    Tap,
 }
 
 /// What runs the guest's instructions.
@@ -137,6 +150,8 @@ pub struct Files {
     pub rootfs: File,
     /// What it goes on from; a booted one has nothing.
     pub snapshot: Option<SnapshotFiles>,
+    /// What is behind a [`Netdev::Tap`]: [`qemu::TAP_FD`].
+    pub tap: Option<OwnedFd>,
     /// Those of its channel.
     pub channel: Vec<FdMapping>,
 }
@@ -389,7 +404,9 @@ pub(crate) async fn end(child: &mut Child) -> Result<(), Error> {
 /// What ended a boot, in a sentence: the kernel's own words where it has some.
 pub fn cause_of_end(status: ExitStatus, last_words: &str) -> String {
     let line = |needle: &str| {
-        let found = last_words.lines().rev().find(|line| line.contains(needle))?;
+        // That there is nothing behind a network device is QEMU's only word about a machine that is well.
+        let said = |line: &&str| line.contains(needle) && !line.contains("has no peer");
+        let found = last_words.lines().rev().find(said)?;
         Some(found[found.find(needle)?..].trim().to_owned())
     };
     if let Some(panic) = line("Kernel panic - not syncing:") {

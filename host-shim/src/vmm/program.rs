@@ -66,7 +66,9 @@ impl Kind {
                     return Some("runs guests on KVM only, and not with --accel tcg".to_owned());
                 }
                 if wishes.extras {
-                    return Some("has no --attach and no --network here".to_owned());
+                    // A device of it needs a TAP in its own network namespace, and one that was not there at a boot cannot
+                    // be added to the snapshot: every machine would have to have one.
+                    return Some("has no --attach and no --network other than none here".to_owned());
                 }
                 (wishes.cpus > firecracker::MAX_CPUS).then(|| {
                     format!(
@@ -152,7 +154,7 @@ mod tests {
             (Wishes { channel: ChannelChoice::VhostVsock, ..plain }, "not vhost-vsock"),
             (Wishes { channel: ChannelChoice::VhostUserVsock, ..plain }, "not vhost-user-vsock"),
             (Wishes { accelerator: AcceleratorChoice::Tcg, ..plain }, "on KVM only"),
-            (Wishes { extras: true, ..plain }, "no --attach and no --network"),
+            (Wishes { extras: true, ..plain }, "no --attach and no --network other than none"),
             (Wishes { cpus: 33, ..plain }, "at most 32 virtual CPUs, and not 33"),
         ] {
             let error = Kind::Firecracker.check(&wishes).unwrap_err();

@@ -11,15 +11,15 @@ use std::process::Stdio;
 use command_fds::FdMapping;
 use envd_proto::boot as words;
 use rustix::fs::MemfdFlags;
-use sandbox_folder::spec::NetworkChoice;
+use sandbox_network::addresses::GUEST_MAC;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::qemu_machine::Machine;
 use super::tsc;
 use super::{
-    Accelerator, Boot, Console, Driver, Files, Parts, Place, Scratch, SnapshotFiles, VmSpec, Vmm, Wiring,
-    process,
+    Accelerator, Boot, Console, Driver, Files, Netdev, Parts, Place, Scratch, SnapshotFiles, VmSpec, Vmm,
+    Wiring, process,
 };
 use crate::Error;
 use crate::cache::Answer;
@@ -39,6 +39,13 @@ pub const SCRATCH_BASE_FD: i32 = 8;
 
 /// The VMM's file descriptor for the root file system, which a spec of this process names by it.
 pub const ROOTFS_FD: i32 = 9;
+
+/// The VMM's file descriptor for the TAP of its guest ([`Netdev::Tap`]).
+pub const TAP_FD: i32 = 10;
+
+/// Where the network device is. A microvm without ACPI gives its devices the interrupts from 12 downwards, and the fifth would
+/// get 8, which the clock has: a guest's driver that asks for it after the clock's does not start.
+pub const NETWORK_BUS: &str = "virtio-mmio-bus.2";
 
 /// The guest's CID behind a vhost-user daemon, which serves one guest only.
 pub const VHOST_USER_CID: u32 = 3;
@@ -128,10 +135,7 @@ pub fn arguments(spec: &VmSpec, tsc_khz: Option<NonZeroU32>) -> Vec<OsString> {
     scratch(&mut args, &spec.scratch);
     args.pair("-device", format!("virtio-blk-device,drive=scratch,serial={}", words::SCRATCH_SERIAL));
     disks(&mut args, &spec.disks);
-    if spec.network == NetworkChoice::User {
-        // IPv4 alone: its one way to the host's loopback is known, and the guest's to close.
-        args.pair("-netdev", "user,id=network,ipv6=off").pair("-device", "virtio-net-device,netdev=network");
-    }
+    network(&mut args, spec.network);
     args.pair("-object", "rng-random,id=rng,filename=/dev/urandom")
         .pair("-device", "virtio-rng-device,rng=rng");
 
@@ -196,6 +200,23 @@ fn disks(args: &mut Arguments, disks: &[Parts]) {
     }
 }
 
+/// The one network device. The guest is offered the same with every peer and with none.
+fn network(args: &mut Arguments, netdev: Netdev) {
+    let peer = match netdev {
+        Netdev::Absent => return,
+        Netdev::Nothing => None,
+        // IPv4 alone: its one way to the host's loopback is known, and the guest's to close.
+        Netdev::Slirp => Some("user,id=network,ipv6=off".to_owned()),
+        Netdev::Tap => Some(format!("tap,id=network,fd={TAP_FD}")),
+    };
+    let mut device = format!("virtio-net-device,bus={NETWORK_BUS},mac={GUEST_MAC}");
+    if let Some(peer) = peer {
+        args.pair("-netdev", peer);
+        device.push_str(",netdev=network");
+    }
+    args.pair("-device", device);
+}
+
 /// Starts the VM: a booted one runs, a restored one waits for its device state.
 pub(super) async fn launch(program: &Path, spec: &VmSpec, files: Files, place: Place) -> Result<Vmm, Error> {
     let pair = || -> std::io::Result<(UnixStream, OwnedFd)> {
@@ -217,6 +238,9 @@ pub(super) async fn launch(program: &Path, spec: &VmSpec, files: Files, place: P
     fds.push(FdMapping { parent_fd: files.rootfs.into(), child_fd: ROOTFS_FD });
     if let Some(base) = scratch_base {
         fds.push(FdMapping { parent_fd: base.into(), child_fd: SCRATCH_BASE_FD });
+    }
+    if let Some(tap) = files.tap {
+        fds.push(FdMapping { parent_fd: tap, child_fd: TAP_FD });
     }
     // With KVM the guest has a clock of the host's, and a restored one knows its counter.
     let told = spec.accelerator == Accelerator::Tcg && spec.boot.is_some();
@@ -336,7 +360,7 @@ mod tests {
             rootfs: "/t,1/rootfs.ext4".into(),
             scratch: Scratch::Raw("/s/scratch.ext4".into()),
             disks: Vec::new(),
-            network: NetworkChoice::None,
+            network: Netdev::Nothing,
             cpus: 2,
             memory_mib: 512,
             accelerator,
@@ -369,13 +393,25 @@ mod tests {
         let parts = |name: &str, read_only| Parts { descriptor: name.into(), read_only };
         let spec = VmSpec {
             disks: vec![parts("/s,1/vmm/disks-ro.vmdk", true), parts("/s,1/vmm/disks-rw.vmdk", false)],
-            network: NetworkChoice::User,
+            network: Netdev::Slirp,
             ..spec(Accelerator::Tcg, Wiring::Serial)
         };
         let lines = lines(&spec);
         let own: Vec<&str> =
             lines.lines().filter(|line| line.contains("disk") || line.contains("net")).collect();
         insta::assert_snapshot!("disks_and_network", own.join("\n"));
+    }
+
+    #[test]
+    fn a_tap_changes_nothing_of_the_device() {
+        let device = |network| {
+            let line = lines(&VmSpec { network, ..spec(Accelerator::Tcg, Wiring::Serial) });
+            line.lines().filter(|line| line.contains("net")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert!(device(Netdev::Absent).is_empty());
+        let [none, tap] = [Netdev::Nothing, Netdev::Tap].map(device);
+        assert_eq!(none, ["-device virtio-net-device,bus=virtio-mmio-bus.2,mac=02:74:69:66:66:02"]);
+        assert_eq!(tap, ["-netdev tap,id=network,fd=10", &format!("{},netdev=network", none[0])]);
     }
 
     #[test]

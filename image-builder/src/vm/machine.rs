@@ -129,7 +129,7 @@ impl Machines {
         let here = std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MAX_CPUS) as u32);
         command.arg("--cpus").arg(options.cpus.unwrap_or(here).to_string());
         command.arg("--memory").arg(options.memory_mib.to_string());
-        command.args(["--network", if network { "user" } else { "none" }]);
+        command.args(["--network", if network { "slirp" } else { "none" }]);
         for disk in disks {
             let mut value = OsString::from(&disk.serial);
             value.push(if disk.read_only { ":ro=" } else { "=" });

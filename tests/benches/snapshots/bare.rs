@@ -14,9 +14,8 @@ use std::time::Instant;
 use command_fds::{CommandFdExt, FdMapping};
 use e2e::made;
 use envd_proto::boot;
-use host_shim::vmm::{Accelerator, Boot, Scratch, VmSpec, Wiring, qemu};
+use host_shim::vmm::{Accelerator, Boot, Netdev, Scratch, VmSpec, Wiring, qemu};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use sandbox_folder::spec::NetworkChoice;
 use serde_json::{Value, json};
 
 use crate::wire::DEADLINE;
@@ -107,7 +106,7 @@ impl Bare {
             rootfs: e2e::template().join("rootfs.ext4"),
             scratch,
             disks: Vec::new(),
-            network: NetworkChoice::None,
+            network: Netdev::Nothing,
             cpus: 1,
             memory_mib: MEMORY_MIB,
             accelerator: Accelerator::Tcg,

@@ -275,7 +275,7 @@ pub(super) async fn launch(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmm::{Accelerator, Wiring};
+    use crate::vmm::{Accelerator, Netdev, Wiring};
 
     #[test]
     fn the_requests_of_a_boot_and_of_a_restore() {
@@ -291,7 +291,7 @@ mod tests {
             rootfs: fd_path(ROOTFS_FD).into(),
             scratch: Scratch::Raw("/s/scratch.ext4".into()),
             disks: Vec::new(),
-            network: Default::default(),
+            network: Netdev::Nothing,
             cpus: 2,
             memory_mib: 512,
             accelerator: Accelerator::Kvm,

@@ -19,8 +19,7 @@ use std::time::Duration;
 use command_fds::{CommandFdExt, FdMapping};
 use e2e::{binary, made, template};
 use envd_proto::boot::{Init, Profile};
-use host_shim::vmm::{Accelerator, Boot, Scratch, VmSpec, Wiring, process, qemu};
-use sandbox_folder::spec::NetworkChoice;
+use host_shim::vmm::{Accelerator, Boot, Netdev, Scratch, VmSpec, Wiring, process, qemu};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -102,6 +101,8 @@ impl Lab {
                 let pc = match text.split_once(',') {
                     Some(("microvm", _)) => "pc,memory-backend=ram,suppress-vmdesc=on".to_owned(),
                     Some((device, rest)) if device.starts_with("virtio-") => {
+                        // It has no buses of the other kind.
+                        let rest = rest.replace(&format!("bus={},", qemu::NETWORK_BUS), "");
                         format!("{},{rest}", device.replace("-device", "-pci"))
                     }
                     None if text.starts_with("virtio-") => text.replace("-device", "-pci"),
@@ -200,7 +201,7 @@ impl Machine {
             rootfs: template().join("rootfs.ext4"),
             scratch: Scratch::Raw(scratch.clone()),
             disks: Vec::new(),
-            network: NetworkChoice::None,
+            network: Netdev::Nothing,
             cpus: 1,
             memory_mib: MEMORY_MIB,
             accelerator: Accelerator::Tcg,

@@ -91,7 +91,7 @@ async fn take(
 
 #[tokio::test]
 async fn a_rehearsed_machine_is_nearly_as_fast_as_one_that_runs() {
-    let lab = Lab::new(NETWORK.into());
+    let lab = Lab::new(Vec::new());
     let source = Owned::boot(&lab, tenant("source", 1)).await;
     let (snapshot, _) = source.into_snapshot(&lab, Freeze::default(), "user").await;
     let (mut parked, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
@@ -118,7 +118,7 @@ async fn a_rehearsed_machine_is_nearly_as_fast_as_one_that_runs() {
 
 #[tokio::test]
 async fn a_rehearsed_machine_is_as_fast_as_one_that_runs_and_nobody_saw_it() {
-    let lab = Lab::new(NETWORK.into());
+    let lab = Lab::new(Vec::new());
     let source = Owned::boot(&lab, tenant("source", 1)).await;
     write_file(&source.client, "/etc/tiffin/resume.d/look", HOOK).await;
     sh(&source.client, "chmod 755 /etc/tiffin/resume.d/look; mkdir -p /etc/ssh").await;

@@ -12,7 +12,7 @@ use tiffin_gateway::config::{Capacity, Config, DEFAULT_PORT};
 use tiffin_gateway::host::{self, HostError};
 use tiffin_gateway::operator::DEFAULT_TEAM;
 
-pub(crate) use front::{Backup, Ca, Front, TeamRate};
+pub(crate) use front::{Backup, Ca, DomainAt, Front, TeamRate};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -79,9 +79,10 @@ pub(crate) struct Serve {
     #[arg(long)]
     allow_emulation: bool,
 
-    /// Domain of sandboxes' host names, `<port>-<id>.<domain>`
-    #[arg(long, value_name = "DOMAIN", env = "TIFFIN_DOMAIN", default_value = "localhost", value_parser = domain)]
-    domain: String,
+    /// Domain of sandboxes' host names, `<port>-<id>.<domain>`; with `:PORT` where clients reach it at another port than this
+    /// listens on
+    #[arg(long, value_name = "DOMAIN", env = "TIFFIN_DOMAIN", default_value = "localhost", value_parser = front::domain_at)]
+    pub(crate) domain: DomainAt,
 
     #[command(flatten)]
     pub(crate) front: Front,
@@ -270,7 +271,7 @@ impl Serve {
         let machine = Capacity::of_this_machine();
         Ok(Config {
             listen: self.listen,
-            domain: self.domain.clone(),
+            domain: self.domain.name.clone(),
             data: self.data.resolve()?,
             host_shim: host::program(self.host_shim.as_deref(), "host-shim", "--host-shim")?,
             image_builder: self.image_builder()?,

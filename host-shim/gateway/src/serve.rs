@@ -23,9 +23,6 @@ use crate::{BadInput, URL_FILE, exports, loopback_of, print, url_of};
 /// Environment variable with the log's filter, the same as host-shim's.
 const LOG_ENV: &str = "TIFFIN_LOG";
 
-/// What URLs of HTTPS leave out.
-const HTTPS_PORT: u16 = 443;
-
 /// Serves until a signal says to stop.
 pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env(LOG_ENV).unwrap_or_else(|_| EnvFilter::new("info"));
@@ -34,7 +31,7 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
-    let config = args.config().map_err(|error| match error.is::<host::HostError>() {
+    let mut config = args.config().map_err(|error| match error.is::<host::HostError>() {
         true => error,
         false => BadInput(format!("{error:#}")).into(),
     })?;
@@ -54,6 +51,7 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {} (--listen names another address)", config.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
 
+    config.domain = args.domain.shown(tls.is_some(), address.port());
     let data = config.data.clone();
     let store = operator::open_store(&data)?;
     let fleet = Fleet::open(config.clone(), store.clone()).await?;
@@ -91,8 +89,6 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
 
 /// What points clients at HTTPS: the URL, and below it further variables. The older SDKs build host names of the domain.
 fn https_place(source: &Source, domain: &str, address: SocketAddr) -> String {
-    let port = address.port();
-    let domain = if port == HTTPS_PORT { domain.to_owned() } else { format!("{domain}:{port}") };
     match source {
         Source::Files(_) => format!("https://api.{domain}\nE2B_DOMAIN={domain}"),
         // Its certificates are for loopback too, so nothing needs DNS on this machine.

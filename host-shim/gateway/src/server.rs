@@ -275,7 +275,7 @@ impl Server {
             return ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, why).into_response();
         }
         let (head, body) = request.into_parts();
-        let route = route(&head, &self.gateway.config.domain);
+        let route = route(&head, self.gateway.config.domain_name());
         let request = Request::from_parts(head, body);
         match route {
             Route::Sandbox(target) => {

@@ -67,6 +67,45 @@ impl Front {
     }
 }
 
+/// A domain as clients reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DomainAt {
+    /// The host name.
+    pub(crate) name: String,
+    port: Option<u16>,
+}
+
+impl DomainAt {
+    /// As clients are to write it. They speak HTTPS to whatever has no port; the port of plain HTTP is not said unasked, because
+    /// clients that are told of a domain do not use it in the clear.
+    pub(crate) fn shown(&self, tls: bool, listens: u16) -> String {
+        match self.port.or(tls.then_some(listens)) {
+            None | Some(HTTPS_PORT) => self.name.clone(),
+            Some(port) => format!("{}:{port}", self.name),
+        }
+    }
+}
+
+/// What URLs of HTTPS leave out.
+const HTTPS_PORT: u16 = 443;
+
+/// `DOMAIN[:PORT]`.
+pub(crate) fn domain_at(text: &str) -> Result<DomainAt, String> {
+    let (name, port) = match text.split_once(':') {
+        None => (text, None),
+        Some((name, port)) => {
+            let parsed = port.parse().ok().filter(|port| *port != 0);
+            (name, Some(parsed.ok_or_else(|| format!("expected a port after the colon, got {port:?}"))?))
+        }
+    };
+    Ok(DomainAt { name: domain(name)?, port })
+}
+
+/// The name alone, of a domain as `serve` has it.
+fn domain_name(text: &str) -> Result<String, String> {
+    domain_at(text).map(|domain| domain.name)
+}
+
 /// Requests a second; none at all would be another thing to ask for.
 pub(crate) fn rate(text: &str) -> Result<u32, String> {
     match limit(text)? {
@@ -99,7 +138,7 @@ the domain, what is below it, localhost, 127.0.0.1 and ::1, and for nothing else
 data folder (0600). Exit codes: 0 done, 1 failure, 2 wrong usage.")]
 pub(crate) struct Ca {
     /// Domain of sandboxes' host names, as `serve` has it
-    #[arg(long, value_name = "DOMAIN", env = "TIFFIN_DOMAIN", default_value = "localhost", value_parser = domain)]
+    #[arg(long, value_name = "DOMAIN", env = "TIFFIN_DOMAIN", default_value = "localhost", value_parser = domain_name)]
     pub(crate) domain: String,
 
     #[command(flatten)]
@@ -125,4 +164,28 @@ pub(crate) struct Backup {
 
     #[command(flatten)]
     pub(crate) data: Data,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_told_the_port_that_they_reach() {
+        for (given, tls, listens, shown) in [
+            ("A.example", false, 3000, "a.example"),
+            ("a.example", true, 443, "a.example"),
+            ("a.example", true, 8443, "a.example:8443"),
+            ("a.example:443", true, 8443, "a.example"),
+            ("a.example:7000", false, 3000, "a.example:7000"),
+        ] {
+            assert_eq!(domain_at(given).unwrap().shown(tls, listens), shown, "{given}");
+        }
+        for bad in
+            ["", "a..b", "-a.example", "a.example:", "a.example:0", "a.example:65536", "a:b:1", "[::1]:3"]
+        {
+            assert!(domain_at(bad).is_err(), "{bad}");
+        }
+        assert!(domain_at(&format!("{}example", "a.".repeat(100))).is_err());
+    }
 }

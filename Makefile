@@ -33,6 +33,10 @@ export TIFFIN_PYTHON := $(TOOLS)/python/bin/python
 export TIFFIN_JAVASCRIPT := $(TOOLS)/javascript
 export TIFFIN_NODE := $(TOOLS)/javascript/node_modules/node-linux-$(subst aarch64,arm64,$(subst x86_64,x64,$(shell uname -m)))/bin/node
 
+# Earlier ones, kept apart: they have the same names. What they run on is above.
+export TIFFIN_JAVASCRIPT_OLDER := $(TOOLS)/javascript-older
+export TIFFIN_PYTHON_OLDER := $(TOOLS)/python-older/bin/python
+
 # RELR packs the relocations of a static-pie: 312 KiB less.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" LIBSECCOMP_LINK_TYPE=static \
 	LIBSECCOMP_LIB_PATH=/usr/lib/$(shell uname -m)-linux-gnu
@@ -116,6 +120,18 @@ javascript: packages
 		(cd $$new && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error) && \
 		rm -rf $(TOOLS)/javascript && mv $$new $(TOOLS)/javascript; }
 
+.PHONY: older-clients
+older-clients: packages javascript
+	@cmp -s tests/javascript/older/package-lock.json $(TOOLS)/javascript-older/package-lock.json || { \
+		new=$$(mktemp -d $(TOOLS)/javascript-older.XXXXXX) && \
+		cp tests/javascript/older/package*.json $$new && \
+		(cd $$new && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error) && \
+		rm -rf $(TOOLS)/javascript-older && mv $$new $(TOOLS)/javascript-older; }
+	@cmp -s tests/python/older/requirements.txt $(TOOLS)/python-older/requirements.txt || { \
+		python3 -m venv --clear $(TOOLS)/python-older && \
+		$(TOOLS)/python-older/bin/pip install -q --disable-pip-version-check -r tests/python/older/requirements.txt && \
+		cp tests/python/older/requirements.txt $(TOOLS)/python-older/; }
+
 .PHONY: test-binaries
 test-binaries: packages
 	$(call say,workspace)
@@ -151,7 +167,7 @@ E2E_ENV := PATH="$$PATH:$(TOOLS)/bin" TIFFIN_BIN=$(CURDIR)/target/debug TIFFIN_A
 	TIFFIN_E2E_DATA=$(CURDIR)/target/e2e
 
 .PHONY: e2e
-e2e: packages nextest test-guest vhost-device-vsock python javascript ## the end-to-end tests alone
+e2e: packages nextest test-guest vhost-device-vsock python javascript older-clients ## the end-to-end tests alone
 	$(E2E_ENV) cargo nextest run --locked -p e2e
 
 # The fuzz targets are a workspace of their own. They are not linked here, so libFuzzer is not built, which takes g++.
@@ -172,7 +188,7 @@ lint: packages ## fmt, clippy and docs, warnings denied
 .PHONY: test
 test: packages nextest ## everything that CI runs
 	$(MAKE) lint
-	$(MAKE) test-guest vhost-device-vsock python javascript
+	$(MAKE) test-guest vhost-device-vsock python javascript older-clients
 	$(call say,guest kernel)
 	guest-kernel/test.sh $(GUEST)/config
 	$(call say,tests)

@@ -1,6 +1,7 @@
 // The first SDK, `@e2b/sdk` 0.12.5, against a gateway: legacy.mjs
 //
-// The test sets TIFFIN_DOMAIN and E2B_DOMAIN to DOMAIN:PORT, as the gateway has them (the API is http://api.DOMAIN:PORT then, for
+// With TLS (TIFFIN_TLS=1, NODE_EXTRA_CA_CERTS, names in the hosts file) the client is used without any option of its own making.
+// Without it the test sets TIFFIN_DOMAIN and E2B_DOMAIN to DOMAIN:PORT, as the gateway has them (the API is http://api.DOMAIN:PORT then, for
 // E2B_SECURE=false), E2B_API_KEY, and NODE_OPTIONS=--require=loopback.cjs; TIFFIN_JAVASCRIPT is where the client is installed.
 // Prints `ok METHOD normal|error` or `failed METHOD CASE: WHY`; with `--checks`, what it would check.
 
@@ -12,7 +13,8 @@ const require = createRequire(join(process.env.TIFFIN_JAVASCRIPT, 'package.json'
 const { Sandbox } = require('@e2b/sdk')
 
 // Without it the WebSocket would be wss://; the API is used as ever.
-const options = { __debug_devEnv: 'local', timeout: 300_000 }
+const insecure = process.env.TIFFIN_TLS ? {} : { __debug_devEnv: 'local' }
+const options = { ...insecure, timeout: 300_000 }
 const checks = []
 const check = (cases, body) => checks.push({ cases: cases.split(',').map((name) => name.trim()), body })
 const both = (names) => names.split(',').map((name) => `${name.trim()} normal, ${name.trim()} error`).join(',')

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod front;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -10,12 +12,15 @@ use tiffin_gateway::config::{Capacity, Config, DEFAULT_PORT};
 use tiffin_gateway::host::{self, HostError};
 use tiffin_gateway::operator::DEFAULT_TEAM;
 
+pub(crate) use front::{Backup, Ca, DomainAt, Front, TeamRate};
+
 const AFTER_HELP: &str = "\
 Examples:
   tiffin-gateway serve                          serve the E2B API on http://127.0.0.1:3000
   eval \"$(tiffin-gateway env)\"                  point the E2B SDKs of this shell at it, then:
   python3 -c 'from e2b import Sandbox; print(Sandbox.create().commands.run(\"uname -a\").stdout)'
   tiffin-gateway keys create --name ci          a key for somebody else; it is shown only now
+  tiffin-gateway backup /var/backups/tiffin.db  a copy of the database; the gateway may run
 
 Exit codes: 0 done, or stopped by a signal; 1 failure; 2 wrong usage or bad input; 3 this host cannot run sandboxes, or
 only emulated ones and --allow-emulation was not given.";
@@ -24,10 +29,13 @@ const SERVE_AFTER_HELP: &str = "\
 Examples:
   tiffin-gateway serve                          everything by default: port 3000 of this machine, no options
   tiffin-gateway serve --allow-emulation        on a machine without KVM, for trying
-  tiffin-gateway serve --listen 0.0.0.0:3000    for other machines too; put TLS in front of it
+  tiffin-gateway serve --listen 0.0.0.0:443 --domain sandboxes.example.com --tls-cert chain.pem --tls-key key.pem
+                                                for other machines too, with a certificate for the domain and *. of it
+  tiffin-gateway serve --domain sandboxes.test --tls-self-signed
+                                                HTTPS without one; `tiffin-gateway ca` prints what clients have to trust
 
 On first use it makes the template `base`, a team `default` and a key of it. SIGTERM or Ctrl-C ends the gateway and not
-its sandboxes: the next one on the same data folder finds them again. Their timeouts end them, or `Sandbox.kill()`.
+its sandboxes: the next one on the same data folder finds them again. With HTTPS, SIGHUP reads the certificate again. Their timeouts end them, or `Sandbox.kill()`.
 
 Exit codes: 0 stopped by a signal; 1 failure; 2 wrong usage or bad input; 3 this host cannot run sandboxes, or only
 emulated ones and --allow-emulation was not given.";
@@ -52,6 +60,10 @@ pub(crate) enum Command {
     /// Make and list teams, and say what they may have.
     #[command(subcommand)]
     Teams(Teams),
+    /// Copy the database while the gateway runs.
+    Backup(Backup),
+    /// Print the authority of `serve --tls-self-signed`, for clients to trust.
+    Ca(Ca),
     /// Print the OpenAPI document of the control API; a gateway serves it as /openapi.json.
     Openapi,
 }
@@ -67,9 +79,13 @@ pub(crate) struct Serve {
     #[arg(long)]
     allow_emulation: bool,
 
-    /// Domain of sandboxes' host names, `<port>-<id>.<domain>`
-    #[arg(long, value_name = "DOMAIN", env = "TIFFIN_DOMAIN", default_value = "localhost")]
-    domain: String,
+    /// Domain of sandboxes' host names, `<port>-<id>.<domain>`; with `:PORT` where clients reach it at another port than this
+    /// listens on
+    #[arg(long, value_name = "DOMAIN", env = "TIFFIN_DOMAIN", default_value = "localhost", value_parser = front::domain_at)]
+    pub(crate) domain: DomainAt,
+
+    #[command(flatten)]
+    pub(crate) front: Front,
 
     #[command(flatten)]
     data: Data,
@@ -211,6 +227,9 @@ pub(crate) struct Limits {
     /// RAM of them together in MiB, or `unlimited`
     #[arg(long, value_name = "MiB", value_parser = limit)]
     memory: Option<u32>,
+    /// Requests of it to the control API in a second, `unlimited`, or `default` for what `serve` was told
+    #[arg(long, value_name = "N", value_parser = front::team_rate)]
+    pub(crate) requests: Option<TeamRate>,
 }
 
 impl Limits {
@@ -250,15 +269,9 @@ impl Serve {
     /// The configuration, with this machine's own values where nothing was said.
     pub(crate) fn config(&self) -> anyhow::Result<Config> {
         let machine = Capacity::of_this_machine();
-        let domain = self.domain.to_ascii_lowercase();
-        anyhow::ensure!(
-            !domain.is_empty() && domain.split('.').all(is_label),
-            "--domain: expected a host name as sandboxes.example.com, got {:?}",
-            self.domain
-        );
         Ok(Config {
             listen: self.listen,
-            domain,
+            domain: self.domain.name.clone(),
             data: self.data.resolve()?,
             host_shim: host::program(self.host_shim.as_deref(), "host-shim", "--host-shim")?,
             image_builder: self.image_builder()?,
@@ -291,6 +304,17 @@ fn absolute(path: &Option<PathBuf>) -> std::io::Result<Option<PathBuf>> {
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT))
 }
+
+/// A host name, in lower case.
+fn domain(text: &str) -> Result<String, String> {
+    match text.len() <= MAX_DOMAIN && text.split('.').all(is_label) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err(format!("expected a host name as sandboxes.example.com, got {text:?}")),
+    }
+}
+
+/// The longest host name (RFC 1035, 2.3.4) without a sandbox's label.
+const MAX_DOMAIN: usize = 253 - 64;
 
 /// A label of a host name (RFC 1123, 2.1).
 fn is_label(label: &str) -> bool {

@@ -14,7 +14,7 @@ pub const DEFAULT_PORT: u16 = 3000;
 pub struct Config {
     /// Where the one port is.
     pub listen: SocketAddr,
-    /// The domain of host labels: `<port>-<id>.<domain>`.
+    /// The domain of host labels, `<port>-<id>.<domain>`, as clients are told it: with `:<port>` where theirs is another.
     pub domain: String,
     /// Images, templates, sandboxes, `gateway.db`.
     pub data: DataDir,
@@ -32,6 +32,13 @@ pub struct Config {
     pub allow_emulation: bool,
     /// What the machine gives to sandboxes, all together.
     pub capacity: Capacity,
+}
+
+impl Config {
+    /// The domain's name, without a port.
+    pub fn domain_name(&self) -> &str {
+        self.domain.split_once(':').map_or(self.domain.as_str(), |(name, _)| name)
+    }
 }
 
 /// An amount of what sandboxes need; the limit of a team or of the machine.

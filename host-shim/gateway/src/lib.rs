@@ -28,8 +28,10 @@ pub mod legacy;
 pub mod metrics;
 pub mod operator;
 pub mod proxy;
+pub mod rate;
 pub mod server;
 pub mod store;
+pub mod tls;
 
 use std::sync::Arc;
 

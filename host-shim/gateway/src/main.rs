@@ -16,7 +16,9 @@ use tiffin_gateway::config::{Capacity, DEFAULT_PORT};
 use tiffin_gateway::control;
 use tiffin_gateway::host::HostError;
 use tiffin_gateway::operator::{self, DEFAULT_TEAM};
-use tiffin_gateway::store::{Store, Team};
+use tiffin_gateway::rate::Rate;
+use tiffin_gateway::store::{self, BackupError, Store, Team};
+use tiffin_gateway::tls::Authority;
 
 use cli::{Cli, Command, Env, Keys, Teams};
 
@@ -70,36 +72,56 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Env(args) => env(&args).await,
         Command::Keys(command) => keys(command).await,
         Command::Teams(command) => teams(command).await,
+        Command::Backup(args) => {
+            let database = operator::database(&args.data.resolve()?);
+            let made = tokio::task::spawn_blocking(move || store::backup(&database, &args.file, args.force));
+            made.await?.map_err(|error| match error {
+                BackupError::Exists(_) | BackupError::NoName(_) => BadInput(error.to_string()).into(),
+                error => error.into(),
+            })
+        }
+        Command::Ca(args) => print(&Authority::of(args.data.resolve()?.path(), &args.domain).certificate()?),
         Command::Openapi => print(&format!("{}\n", control::openapi().to_pretty_json()?)),
     }
 }
 
 async fn env(args: &Env) -> anyhow::Result<()> {
     let data = args.data.resolve()?;
-    let url = match args.listen {
+    let place = match args.listen {
         Some(listen) => url_of(listen),
         None => match std::fs::read_to_string(data.path().join(URL_FILE)) {
             Ok(text) => text.trim().to_owned(),
             Err(_) => url_of(SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT))),
         },
     };
-    print(&exports(&url, &data, &operator::open_store(&data)?).await?)
+    print(&exports(&place, &data, &operator::open_store(&data)?).await?)
 }
 
-/// The lines that point the SDKs here. Nothing in them needs quoting: addresses and hexadecimal digits.
-async fn exports(url: &str, data: &DataDir, store: &Store) -> anyhow::Result<String> {
+/// The lines that point the SDKs here. `place` is the URL, and on further lines the variables that it takes to get there; they
+/// are quoted where that is needed, addresses and keys never need it.
+async fn exports(place: &str, data: &DataDir, store: &Store) -> anyhow::Result<String> {
     let key = operator::key(data, store).await?;
-    Ok(format!("export E2B_API_URL={url}\nexport E2B_SANDBOX_URL={url}\nexport E2B_API_KEY={key}\n"))
+    let mut lines = place.lines();
+    let url = lines.next().unwrap_or_default();
+    let mut text =
+        format!("export E2B_API_URL={url}\nexport E2B_SANDBOX_URL={url}\nexport E2B_API_KEY={key}\n");
+    lines.for_each(|line| text.extend(["export ", line, "\n"]));
+    Ok(text)
 }
 
 /// Where a client on this machine reaches a gateway that listens there.
 fn url_of(listen: SocketAddr) -> String {
+    format!("http://{}", loopback_of(listen))
+}
+
+/// The address that this machine reaches it at.
+fn loopback_of(listen: SocketAddr) -> SocketAddr {
     let address: IpAddr = match listen.ip() {
         IpAddr::V4(any) if any.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(any) if any.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         address => address,
     };
-    format!("http://{}", SocketAddr::new(address, listen.port()))
+    SocketAddr::new(address, listen.port())
 }
 
 async fn keys(command: Keys) -> anyhow::Result<()> {
@@ -143,6 +165,9 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
                 bail!(BadInput(format!("there is a team {name:?} already")));
             }
             let team = store.create_team(&name, limits.over(DEFAULT_QUOTA)).await?;
+            if let Some(rate) = limits.requests {
+                store.set_rate(&team.id, rate.0).await?;
+            }
             print(&format!("{}\n", team.id))
         }
         Teams::List { json, data } => {
@@ -150,7 +175,10 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
             if json {
                 let list: Vec<_> = teams
                     .iter()
-                    .map(|team| json!({ "id": team.id, "name": team.name, "quota": team.quota }))
+                    .map(|team| {
+                        let rate = team.rate.map(Rate::requests);
+                        json!({ "id": team.id, "name": team.name, "quota": team.quota, "requests": rate })
+                    })
                     .collect();
                 return print(&format!("{}\n", serde_json::to_string(&list)?));
             }
@@ -158,10 +186,16 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
                 true => "unlimited".to_owned(),
                 false => limit.to_string(),
             };
-            let mut text = format!("{:<16} {:>10} {:>10} {:>10}\n", "TEAM", "SANDBOXES", "CPUS", "MiB");
-            for Team { name, quota, .. } in teams {
-                let limits = [quota.sandboxes.into(), quota.cpus.into(), quota.memory_mib].map(shown);
-                writeln!(text, "{name:<16} {:>10} {:>10} {:>10}", limits[0], limits[1], limits[2])?;
+            let heads = ["SANDBOXES", "CPUS", "MiB", "REQUESTS/s"].map(str::to_owned);
+            let line = |name: &str, rest: [String; 4]| {
+                rest.into_iter().fold(format!("{name:<16}"), |line, cell| format!("{line} {cell:>10}")) + "\n"
+            };
+            let mut text = line("TEAM", heads);
+            for Team { name, quota, rate, .. } in teams {
+                let [sandboxes, cpus, memory] =
+                    [quota.sandboxes.into(), quota.cpus.into(), quota.memory_mib].map(shown);
+                let rate = rate.map_or_else(|| "default".to_owned(), |rate| shown(rate.requests().into()));
+                text += &line(&name, [sandboxes, cpus, memory, rate]);
             }
             print(&text)
         }
@@ -169,6 +203,9 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
             let store = operator::open_store(&data.resolve()?)?;
             let team = find_team(&store, &name).await?;
             store.set_quota(&team.id, limits.over(team.quota)).await?;
+            if let Some(rate) = limits.requests {
+                store.set_rate(&team.id, rate.0).await?;
+            }
             Ok(())
         }
     }

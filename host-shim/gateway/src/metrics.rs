@@ -58,6 +58,38 @@ pub enum StreamKind {
     Legacy,
 }
 
+/// How a handshake of TLS ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum HandshakeOutcome {
+    /// Requests could begin.
+    Done,
+    /// It broke off.
+    Broken,
+    /// It took too long.
+    Late,
+    /// The client spoke HTTP in the clear.
+    Plain,
+}
+
+/// Who sent more requests than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Limited {
+    /// A team.
+    Team,
+    /// An address, without a team's key.
+    Address,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandshakeLabels {
+    outcome: HandshakeOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitedLabels {
+    who: Limited,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CreateLabels {
     outcome: Outcome,
@@ -97,6 +129,9 @@ pub struct Metrics {
     bytes_out: Counter,
     streams: Family<KindLabels, Counter>,
     open_streams: Family<KindLabels, Gauge>,
+    handshakes: Family<HandshakeLabels, Counter>,
+    certificate_ends: Gauge,
+    limited: Family<LimitedLabels, Counter>,
 }
 
 impl fmt::Debug for Metrics {
@@ -141,6 +176,16 @@ impl Default for Metrics {
             "Streams between clients and sandboxes that are open now",
             open_streams.clone(),
         );
+        let handshakes = Family::default();
+        registry.register("tls_handshakes", "Handshakes of TLS by outcome", handshakes.clone());
+        let certificate_ends = Gauge::default();
+        registry.register(
+            "tls_certificate_end_timestamp_seconds",
+            "When the TLS certificate ends, in seconds since 1970; 0 without one",
+            certificate_ends.clone(),
+        );
+        let limited = Family::default();
+        registry.register("rate_limited", "Requests of the control API that came too fast", limited.clone());
         Self {
             registry,
             sandboxes,
@@ -152,6 +197,9 @@ impl Default for Metrics {
             bytes_out,
             streams,
             open_streams,
+            handshakes,
+            certificate_ends,
+            limited,
         }
     }
 }
@@ -200,6 +248,21 @@ impl Metrics {
         let open = self.open_streams.get_or_create_owned(&labels);
         open.inc();
         OpenStream(open)
+    }
+
+    /// A handshake of TLS ended.
+    pub fn handshake_ended(&self, outcome: HandshakeOutcome) {
+        self.handshakes.get_or_create(&HandshakeLabels { outcome }).inc();
+    }
+
+    /// From now on the certificate is one that ends then.
+    pub fn certificate_ends(&self, ends: Option<jiff::Timestamp>) {
+        self.certificate_ends.set(ends.map_or(0, jiff::Timestamp::as_second));
+    }
+
+    /// A request came too fast.
+    pub fn rate_limited(&self, who: Limited) {
+        self.limited.get_or_create(&LimitedLabels { who }).inc();
     }
 
     /// The text that Prometheus reads, with the stages of all sandboxes as they are now.

@@ -42,9 +42,14 @@ pub enum OperatorError {
     },
 }
 
+/// The file of a data folder's database.
+pub fn database(data: &DataDir) -> PathBuf {
+    data.path().join("gateway.db")
+}
+
 /// The database of a data folder.
 pub fn open_store(data: &DataDir) -> Result<Store, StoreError> {
-    Store::open(&data.path().join("gateway.db"))
+    Store::open(&database(data))
 }
 
 /// The team `default`, made where it is not there.

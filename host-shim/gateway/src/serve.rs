@@ -2,19 +2,23 @@
 
 use std::sync::Arc;
 
+use std::net::SocketAddr;
+
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tiffin_gateway::base::{self, BaseError};
 use tiffin_gateway::fleet::Fleet;
 use tiffin_gateway::metrics::Metrics;
+use tiffin_gateway::tls::{Source, Tls};
 use tiffin_gateway::{Gateway, host, operator, server};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{LogFormat, Serve};
-use crate::{BadInput, URL_FILE, exports, print, url_of};
+use crate::{BadInput, URL_FILE, exports, loopback_of, print, url_of};
 
 /// Environment variable with the log's filter, the same as host-shim's.
 const LOG_ENV: &str = "TIFFIN_LOG";
@@ -27,11 +31,13 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
-    let stop = stop_on_signal().context("cannot listen for signals")?;
-    let config = args.config().map_err(|error| match error.is::<host::HostError>() {
+    let mut config = args.config().map_err(|error| match error.is::<host::HostError>() {
         true => error,
         false => BadInput(format!("{error:#}")).into(),
     })?;
+    let source = args.front.tls(config.data.path(), &config.domain, config.listen)?;
+    let tls = source.map(Tls::open).transpose()?.map(Arc::new);
+    let stop = stop_on_signal(tls.clone()).context("cannot listen for signals")?;
     if let Some(reason) = host::check(&config).await? {
         tracing::warn!(
             reason,
@@ -45,6 +51,7 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {} (--listen names another address)", config.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
 
+    config.domain = args.domain.shown(tls.is_some(), address.port());
     let data = config.data.clone();
     let store = operator::open_store(&data)?;
     let fleet = Fleet::open(config.clone(), store.clone()).await?;
@@ -57,18 +64,40 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
             Err(error) => tracing::error!(%error, "there is no template `base`; the next start tries again"),
         }
     }
-    let url = url_of(address);
-    std::fs::write(data.path().join(URL_FILE), format!("{url}\n")).context("cannot write where it serves")?;
-    print(&exports(&url, &data, &store).await?)?;
+    let place = match &tls {
+        None => url_of(address),
+        Some(tls) => https_place(tls.source(), &config.domain, address),
+    };
+    std::fs::write(data.path().join(URL_FILE), format!("{place}\n"))
+        .context("cannot write where it serves")?;
+    print(&exports(&place, &data, &store).await?)?;
 
     let gateway = Arc::new(Gateway { config, store, fleet, metrics: Metrics::default() });
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!(%error, "cannot tell readiness to the service manager");
     }
-    tracing::info!(%address, sandboxes = gateway.fleet.all().len(), "serving");
-    server::serve(Arc::clone(&gateway), listener, stop).await.context("the server failed")?;
+    tracing::info!(%address, tls = tls.is_some(), sandboxes = gateway.fleet.all().len(), "serving");
+    let limits = server::Limits { rates: args.front.rates(), ..server::Limits::default() };
+    let kept = tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.keep(Arc::clone(&gateway)))));
+    server::serve_with(Arc::clone(&gateway), listener, tls, stop, limits)
+        .await
+        .context("the server failed")?;
+    drop(kept);
     tracing::info!(sandboxes = gateway.fleet.all().len(), "stopped; the sandboxes go on");
     Ok(())
+}
+
+/// What points clients at HTTPS: the URL, and below it further variables. The older SDKs build host names of the domain.
+fn https_place(source: &Source, domain: &str, address: SocketAddr) -> String {
+    match source {
+        Source::Files(_) => format!("https://api.{domain}\nE2B_DOMAIN={domain}"),
+        // Its certificates are for loopback too, so nothing needs DNS on this machine.
+        Source::SelfSigned(authority) => {
+            let (host, ca) = (loopback_of(address), authority.ca_file());
+            let ca = std::path::absolute(&ca).unwrap_or(ca).display().to_string().replace('\'', r"'\''");
+            format!("https://{host}\nE2B_DOMAIN={domain}\nNODE_EXTRA_CA_CERTS='{ca}'")
+        }
+    }
 }
 
 /// The usual soft limit of 1024 is for programs that call select(2).
@@ -82,8 +111,9 @@ fn raise_open_files() {
     }
 }
 
-/// Cancelled by SIGTERM, SIGINT or SIGHUP; a second one ends the process at once.
-fn stop_on_signal() -> std::io::Result<CancellationToken> {
+/// Cancelled by SIGTERM, SIGINT or SIGHUP; a second one ends the process at once. With TLS, SIGHUP reads the certificate again
+/// instead.
+fn stop_on_signal(tls: Option<Arc<Tls>>) -> std::io::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -91,10 +121,15 @@ fn stop_on_signal() -> std::io::Result<CancellationToken> {
     let token = stop.clone();
     tokio::spawn(async move {
         for again in [false, true] {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                _ = hangup.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => break,
+                    _ = terminate.recv() => break,
+                    _ = hangup.recv() => match &tls {
+                        Some(tls) => tls.reload(),
+                        None => break,
+                    }
+                }
             }
             if again {
                 // As good as kill -9, which loses nothing.

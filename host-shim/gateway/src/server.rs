@@ -1,6 +1,6 @@
 //! The one port: connections, and what each request on them is for.
 //!
-//! HTTP/1.1 and HTTP/2 with prior knowledge. Whoever connects is unknown, so a connection has a place among a limited
+//! HTTP/1.1 and HTTP/2, over TLS or, with prior knowledge, in the clear. Whoever connects is unknown, so a connection has a place among a limited
 //! number, a time for its headers, and a limit for their size; one on which nothing happens is closed. A body may take as
 //! long as it likes: streams of a sandbox last for hours.
 //!
@@ -27,6 +27,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -34,8 +35,12 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Instrument;
 
+use crate::control::limit::Peer;
+use crate::metrics::HandshakeOutcome;
 use crate::proxy::route::{Route, route};
 use crate::proxy::{self, Client, Proxy};
+use crate::rate::Rates;
+use crate::tls::{self, Handshake, HandshakeFailure, Tls};
 use crate::{ApiError, Gateway, control};
 
 /// What clients may take of the gateway.
@@ -43,6 +48,12 @@ use crate::{ApiError, Gateway, control};
 pub struct Limits {
     /// Connections at once. Each may have a second one to a sandbox; together they fit [`OPEN_FILES`].
     pub connections: usize,
+    /// Handshakes of TLS under way at once. Each may hold 64 KiB of a ClientHello that never ends.
+    pub handshakes: usize,
+    /// Time for the handshake of TLS, its wait for a place among the others' included.
+    pub handshake_timeout: Duration,
+    /// What the control API takes.
+    pub rates: Rates,
     /// Time for a request's headers, and for silence between two requests.
     pub header_timeout: Duration,
     /// Time that control calls have to end once the gateway is to stop: as much as a create may take.
@@ -55,6 +66,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 4096,
+            handshakes: 512,
+            handshake_timeout: Duration::from_secs(10),
+            rates: Rates::default(),
             header_timeout: Duration::from_secs(60),
             control_drain: Duration::from_secs(60),
             stream_drain: Duration::from_secs(5),
@@ -100,9 +114,22 @@ pub async fn serve_within(
     shutdown: CancellationToken,
     limits: Limits,
 ) -> io::Result<()> {
+    serve_with(gateway, listener, None, shutdown, limits).await
+}
+
+/// The same, with TLS where there is a certificate.
+pub async fn serve_with(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    shutdown: CancellationToken,
+    limits: Limits,
+) -> io::Result<()> {
     let server = Arc::new(Server {
-        control: TowerToHyperService::new(control::router(Arc::clone(&gateway))),
+        control: TowerToHyperService::new(control::router_within(Arc::clone(&gateway), limits.rates)),
         gateway,
+        tls,
+        handshakes: Semaphore::new(limits.handshakes),
         proxy: Proxy::default(),
         control_calls: TaskTracker::new(),
         connections: TaskTracker::new(),
@@ -135,6 +162,7 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener, seats: &Arc<Semaph
         };
         let client = Client {
             peer,
+            secure: server.tls.is_some(),
             _seat: Arc::new(seat),
             connections: server.connections.clone(),
             cut: server.cut.clone(),
@@ -145,6 +173,8 @@ async fn accept(server: &Arc<Server>, listener: &TcpListener, seats: &Arc<Semaph
 
 struct Server {
     gateway: Arc<Gateway>,
+    tls: Option<Arc<Tls>>,
+    handshakes: Semaphore,
     control: TowerToHyperService<Router>,
     proxy: Proxy,
     control_calls: TaskTracker,
@@ -161,6 +191,35 @@ impl Server {
         if prepare(&stream).is_err() {
             return;
         }
+        let Some(tls) = &self.tls else { return self.http(stream, client).await };
+        let (within, peer) = (self.limits.handshake_timeout, client.peer);
+        let handshake = tokio::select! {
+            handshake = tls.accept(stream, within, &self.handshakes) => handshake,
+            // Nobody has asked for anything yet.
+            () = self.shutdown.cancelled() => return,
+        };
+        let outcome = match &handshake {
+            Ok(Handshake::Done(_)) => HandshakeOutcome::Done,
+            Ok(Handshake::Plain(_)) => HandshakeOutcome::Plain,
+            Err(HandshakeFailure::Late) => HandshakeOutcome::Late,
+            Err(HandshakeFailure::Broken(_)) => HandshakeOutcome::Broken,
+        };
+        self.gateway.metrics.handshake_ended(outcome);
+        match handshake {
+            Ok(Handshake::Done(stream)) => self.http(*stream, client).await,
+            Ok(Handshake::Plain(stream)) => {
+                self.cut.run_until_cancelled(tls::refuse_plain(stream, within)).await;
+            }
+            // Anybody may cause it, as often as they like: no line of the log by default.
+            Err(error) => tracing::debug!(%peer, %error, "no handshake"),
+        }
+    }
+
+    /// Serves what is asked on a connection until it ends.
+    async fn http<S>(self: Arc<Self>, stream: S, client: Client)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
@@ -216,7 +275,7 @@ impl Server {
             return ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, why).into_response();
         }
         let (head, body) = request.into_parts();
-        let route = route(&head, &self.gateway.config.domain);
+        let route = route(&head, self.gateway.config.domain_name());
         let request = Request::from_parts(head, body);
         match route {
             Route::Sandbox(target) => {
@@ -231,7 +290,9 @@ impl Server {
             }
             Route::Control => {
                 let call = self.control_calls.token();
-                let mut response = match self.control.call(request.map(Body::new)).await {
+                let mut request = request.map(Body::new);
+                request.extensions_mut().insert(Peer(client.peer));
+                let mut response = match self.control.call(request).await {
                     Ok(response) => response,
                     Err(never) => match never {},
                 };

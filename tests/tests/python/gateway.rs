@@ -11,12 +11,12 @@ use e2e::{TestSandbox, binary, made};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The domain of host labels, resolved by the clients' preloaded script and by nothing else.
-const DOMAIN: &str = "tiffin.test";
+pub(crate) const DOMAIN: &str = "tiffin.test";
 
 /// A gateway on a free port with a data folder of its own.
-struct Gateway {
+pub(crate) struct Gateway {
     child: Child,
-    data: tempfile::TempDir,
+    pub(crate) data: tempfile::TempDir,
     variables: Vec<(String, String)>,
 }
 
@@ -29,7 +29,7 @@ impl Gateway {
     }
 
     /// A data folder without templates.
-    fn data() -> tempfile::TempDir {
+    pub(crate) fn data() -> tempfile::TempDir {
         let data = tempfile::Builder::new().prefix("gateway").tempdir_in("/tmp").unwrap();
         // What was found out about this machine is shared.
         share("cache", data.path());
@@ -37,9 +37,15 @@ impl Gateway {
     }
 
     fn start_on(data: tempfile::TempDir) -> Self {
+        Self::start_with(data, &[], 3)
+    }
+
+    /// With more options; it says so many variables.
+    pub(crate) fn start_with(data: tempfile::TempDir, more: &[&str], variables: usize) -> Self {
         let mut child = Command::new(binary("tiffin-gateway"))
             .args(["serve", "--listen", "127.0.0.1:0", "--domain", DOMAIN, "--allow-emulation", "--data-dir"])
             .arg(data.path())
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -47,7 +53,7 @@ impl Gateway {
         // It says its variables once it serves.
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut gateway = Self { child, data, variables: Vec::new() };
-        while gateway.variables.len() < 3 {
+        while gateway.variables.len() < variables {
             let line = lines.next().expect("the gateway serves").unwrap();
             let (name, value) = line.strip_prefix("export ").unwrap().split_once('=').unwrap();
             gateway.variables.push((name.to_owned(), value.trim_matches('\'').to_owned()));
@@ -55,17 +61,23 @@ impl Gateway {
         gateway
     }
 
-    fn variable(&self, name: &str) -> &str {
+    pub(crate) fn variable(&self, name: &str) -> &str {
         let found = self.variables.iter().find(|(known, _)| known == name);
         &found.unwrap_or_else(|| panic!("the gateway did not say {name}: {:?}", self.variables)).1
     }
 
     /// Runs a client's program, which says `ok CASE` for each case that its `--checks` names.
-    fn run(&self, mut program: Command, mut listing: Command) {
+    fn run(&self, program: Command, listing: Command) {
+        let all: Vec<&str> = self.variables.iter().map(|(name, _)| name.as_str()).collect();
+        self.run_with(program, listing, &all);
+    }
+
+    /// The same with some of the variables.
+    pub(crate) fn run_with(&self, mut program: Command, mut listing: Command, variables: &[&str]) {
         let listed = listing.arg("--checks").output().unwrap();
         assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
         let expected = String::from_utf8(listed.stdout).unwrap();
-        let done = program.envs(self.variables.iter().cloned()).output().unwrap();
+        let done = program.envs(variables.iter().map(|name| (name, self.variable(name)))).output().unwrap();
         let (said, errors) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
         assert!(done.status.success(), "{}\n{said}\n{errors}", done.status);
         let ok: BTreeSet<&str> = said.lines().filter_map(|line| line.strip_prefix("ok ")).collect();
@@ -86,11 +98,11 @@ impl Drop for Gateway {
     }
 }
 
-fn share(name: &str, data: &Path) {
+pub(crate) fn share(name: &str, data: &Path) {
     std::os::unix::fs::symlink(made("TIFFIN_E2E_DATA").join(name), data.join(name)).unwrap();
 }
 
-fn javascript(program: &str) -> Command {
+pub(crate) fn javascript(program: &str) -> Command {
     let mut command = Command::new(made("TIFFIN_NODE"));
     command.arg(scripts().join(program));
     command

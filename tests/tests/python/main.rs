@@ -6,6 +6,7 @@ mod gateway;
 mod methods;
 mod protojson;
 mod sdk;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

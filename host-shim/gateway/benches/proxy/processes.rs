@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sandbox_folder::VSOCK_SOCKET;
+use tiffin_gateway::Gateway as State;
 use tiffin_gateway::config::{Capacity, Config};
 use tiffin_gateway::fleet::{Fleet, Sandbox};
 use tiffin_gateway::identity::TeamId;
 use tiffin_gateway::metrics::Metrics;
+use tiffin_gateway::rate::Rates;
+use tiffin_gateway::server::{self, Limits};
 use tiffin_gateway::store::{SandboxRecord, Stage, Store};
-use tiffin_gateway::{Gateway as State, server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
@@ -211,7 +213,8 @@ pub(crate) fn gateway(folder: &Path) {
         }
         let gateway = Arc::new(State { config, store, fleet, metrics: Metrics::default() });
         println!("{address}");
-        server::serve(gateway, listener, CancellationToken::new()).await.unwrap();
+        let limits = Limits { rates: Rates::UNLIMITED, ..Limits::default() };
+        server::serve_within(gateway, listener, CancellationToken::new(), limits).await.unwrap();
     });
 }
 

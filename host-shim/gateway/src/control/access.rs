@@ -37,11 +37,19 @@ pub(super) async fn authenticate(
 ) -> Response {
     match caller(&control, request.headers()).await {
         Ok(caller) => {
+            let (asked, metrics) = (&control.asked, &control.gateway.metrics);
+            if let Err(error) = asked.by_team(&caller.team, control.rates, metrics) {
+                return error.into_response();
+            }
             tracing::Span::current().record("team", tracing::field::display(&caller.team.id));
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        Err(error) => error.into_response(),
+        Err(error) => {
+            let (asked, metrics) = (&control.asked, &control.gateway.metrics);
+            let refused = asked.by_address(request.extensions(), control.rates, metrics);
+            refused.err().unwrap_or(error).into_response()
+        }
     }
 }
 

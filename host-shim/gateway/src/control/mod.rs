@@ -3,7 +3,7 @@
 //! ```text
 //! request ─► trace ─► the route ─► auth ─────► Caller ─► Own ─────────────► the answer
 //!            id,      or 404, 405  key → team, or 401    the team's own      JSON, also where it refuses
-//!            span,    in JSON                            sandbox, or 404
+//!            span,    in JSON      not too fast, or 429  sandbox, or 404
 //!            counts
 //! ```
 //!
@@ -14,6 +14,7 @@ mod access;
 mod agent;
 mod body;
 mod create;
+pub(crate) mod limit;
 mod list;
 mod logs;
 mod machine;
@@ -36,6 +37,8 @@ use tokio::sync::{Mutex, Semaphore};
 
 use crate::{ApiError, Gateway};
 use create::InFlight;
+
+use crate::rate::Rates;
 
 pub use not_served::{NOT_SERVED, NotServed};
 pub use openapi::openapi;
@@ -62,15 +65,24 @@ struct Control {
     ends: Mutex<()>,
     creates: InFlight,
     log_reads: Semaphore,
+    rates: Rates,
+    asked: limit::Asked,
 }
 
-/// The control API.
+/// The control API, for as many requests as come.
 pub fn router(gateway: Arc<Gateway>) -> Router {
+    router_within(gateway, Rates::UNLIMITED)
+}
+
+/// The control API within limits. Addresses are known where the requests come from [`crate::server`].
+pub fn router_within(gateway: Arc<Gateway>, rates: Rates) -> Router {
     let control = Arc::new(Control {
         gateway,
         ends: Mutex::new(()),
         creates: InFlight::default(),
         log_reads: Semaphore::new(LOG_READS),
+        rates,
+        asked: limit::Asked::default(),
     });
     let (mut keyed, mut open) = (Router::new(), Router::new());
     for route in SERVED {
@@ -82,7 +94,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
     }
     keyed
         .route_layer(from_fn_with_state(Arc::clone(&control), access::authenticate))
-        .merge(open)
+        .merge(open.route_layer(from_fn_with_state(Arc::clone(&control), limit::keyless)))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn(trace::limit_names))

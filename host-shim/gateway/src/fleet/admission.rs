@@ -200,7 +200,7 @@ mod tests {
 
     fn team(name: &str, sandboxes: u32) -> Team {
         let quota = Capacity { sandboxes, ..Capacity::UNLIMITED };
-        Team { id: TeamId(name.into()), name: name.into(), quota }
+        Team { id: TeamId(name.into()), name: name.into(), quota, rate: None }
     }
 
     fn machine(sandboxes: u32, wait: Duration) -> Arc<Admission> {

@@ -159,6 +159,11 @@ fn forwarded(headers: &mut HeaderMap, peer: IpAddr) {
     }
 }
 
+/// What [`to_sandbox`] says of the client's connection, unless the client or a proxy before it has said something else.
+pub(super) fn came_over_tls(headers: &mut HeaderMap) {
+    headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("https"));
+}
+
 /// Makes a sandbox's head one for the client.
 pub(super) fn to_client(status: StatusCode, headers: &mut HeaderMap) {
     let protocol = headers.get(header::UPGRADE).cloned();

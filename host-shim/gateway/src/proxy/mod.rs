@@ -51,6 +51,8 @@ pub const AGENT_PORT: u16 = envd_proto::CLIENT_PORT as u16;
 pub(crate) struct Client {
     /// Its other end.
     pub(crate) peer: SocketAddr,
+    /// Whether it is TLS.
+    pub(crate) secure: bool,
     /// Its place among the connections, until it and what it became have ended.
     pub(crate) _seat: Arc<OwnedSemaphorePermit>,
     /// What it becomes is tracked here.
@@ -97,6 +99,9 @@ impl Proxy {
         mut request: Request<Incoming>,
     ) -> Response {
         let upgrade = upgrade::of_request(&mut request);
+        if client.secure {
+            headers::came_over_tls(request.headers_mut());
+        }
         let peer = client.peer.ip();
         match forward::forward(gateway, &self.pool, sandbox, target, peer, request).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {

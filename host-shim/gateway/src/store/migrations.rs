@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Step n brings version n to n + 1.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "
     CREATE TABLE teams (
         id TEXT PRIMARY KEY,
@@ -41,6 +41,8 @@ const STEPS: [&str; 2] = [
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX creates_by_age ON creates (created_at);
 ",
+    // How fast its requests may come; NULL is the gateway's default.
+    "ALTER TABLE teams ADD COLUMN requests_per_second INTEGER;",
 ];
 
 /// Brings the schema up to date, each step in a transaction of its own.

@@ -2,6 +2,7 @@
 //!
 //! A call has happened when it returns: the transaction is on disk. A kill -9 at any moment leaves the last whole one.
 
+mod backup;
 mod creates;
 mod migrations;
 
@@ -19,7 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Capacity;
 use crate::identity::{KeyHash, TeamId, hex, random};
+use crate::rate::Rate;
 
+pub use backup::{BackupError, backup};
 pub use creates::KeptCreate;
 
 /// A team, and what it may have.
@@ -31,6 +34,8 @@ pub struct Team {
     pub name: String,
     /// What its sandboxes may take together.
     pub quota: Capacity,
+    /// How fast its requests may come, where that is not the default.
+    pub rate: Option<Rate>,
 }
 
 /// Where a sandbox is in its life, as far as the gateway has promised anything.
@@ -164,7 +169,7 @@ impl Store {
     /// Makes a team.
     pub async fn create_team(&self, name: &str, quota: Capacity) -> Result<Team, StoreError> {
         let id = random::<8>().map_err(|source| StoreError::Io { path: "getrandom(2)".into(), source })?;
-        let team = Team { id: TeamId(hex(&id)), name: name.to_owned(), quota };
+        let team = Team { id: TeamId(hex(&id)), name: name.to_owned(), quota, rate: None };
         let made = team.clone();
         self.with(move |db| {
             db.execute(
@@ -209,6 +214,19 @@ impl Store {
             let changed = db.execute(
                 "UPDATE teams SET sandboxes = ?, cpus = ?, memory_mib = ? WHERE id = ?",
                 params![quota.sandboxes, quota.cpus, quota.memory_mib as i64, id.0],
+            )?;
+            Ok(changed == 1)
+        })
+        .await
+    }
+
+    /// Changes how fast a team's requests may come; `None` is the default.
+    pub async fn set_rate(&self, id: &TeamId, rate: Option<Rate>) -> Result<bool, StoreError> {
+        let id = id.clone();
+        self.with(move |db| {
+            let changed = db.execute(
+                "UPDATE teams SET requests_per_second = ? WHERE id = ?",
+                params![rate.map(Rate::requests), id.0],
             )?;
             Ok(changed == 1)
         })
@@ -313,7 +331,8 @@ fn team(row: &Row<'_>) -> rusqlite::Result<Team> {
         cpus: row.get("cpus")?,
         memory_mib: row.get::<_, i64>("memory_mib")?.unsigned_abs(),
     };
-    Ok(Team { id: TeamId(row.get("id")?), name: row.get("name")?, quota })
+    let rate = row.get::<_, Option<u32>>("requests_per_second")?.map(Rate::per_second);
+    Ok(Team { id: TeamId(row.get("id")?), name: row.get("name")?, quota, rate })
 }
 
 fn timestamp(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {

@@ -3,7 +3,9 @@
 mod bad_input;
 mod ends;
 mod load;
+mod rates;
 mod requests;
 mod streams;
 mod support;
+mod tls;
 mod upgrades;

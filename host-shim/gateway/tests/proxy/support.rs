@@ -32,6 +32,7 @@ use tiffin_gateway::identity::{ApiKey, KeyHash, TeamId};
 use tiffin_gateway::metrics::Metrics;
 use tiffin_gateway::server::{self, Limits};
 use tiffin_gateway::store::{SandboxRecord, Stage, Store};
+use tiffin_gateway::tls::Tls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
@@ -277,8 +278,9 @@ fn envd() -> PathBuf {
 pub(crate) struct Front {
     pub(crate) address: SocketAddr,
     pub(crate) shutdown: CancellationToken,
-    store: Store,
+    pub(crate) store: Store,
     serving: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
+    _kept: Option<AbortOnDropHandle<()>>,
     _data: tempfile::TempDir,
 }
 
@@ -296,6 +298,11 @@ impl Front {
     }
 
     pub(crate) async fn within(limits: Limits, fakes: &[&Fake]) -> Self {
+        Self::with(None, limits, fakes).await
+    }
+
+    /// With that certificate, which is followed as the program does.
+    pub(crate) async fn with(tls: Option<Arc<Tls>>, limits: Limits, fakes: &[&Fake]) -> Self {
         let data = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -318,15 +325,22 @@ impl Front {
         }
         let gateway = Arc::new(Gateway { config, store: store.clone(), fleet, metrics: Metrics::default() });
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(server::serve_within(gateway, listener, shutdown.clone(), limits));
-        Self { address, shutdown, store, serving: Some(serving), _data: data }
+        let kept =
+            tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.keep(Arc::clone(&gateway)))));
+        let serving = tokio::spawn(server::serve_with(gateway, listener, tls, shutdown.clone(), limits));
+        Self { _kept: kept, address, shutdown, store, serving: Some(serving), _data: data }
     }
 
     /// A key of a fresh team.
     pub(crate) async fn key(&self) -> String {
+        self.key_of("red").await
+    }
+
+    /// A key of a fresh team of that name.
+    pub(crate) async fn key_of(&self, name: &str) -> String {
         let quota = Capacity { sandboxes: 1, cpus: 1, memory_mib: 512 };
         let (key, store) = (ApiKey::generate().unwrap(), &self.store);
-        let team = store.create_team("red", quota).await.unwrap();
+        let team = store.create_team(name, quota).await.unwrap();
         store.add_key(&team.id, &KeyHash::of(key.as_str()), "test", "").await.unwrap();
         key.as_str().to_owned()
     }

@@ -30,6 +30,7 @@ pub mod operator;
 pub mod proxy;
 pub mod server;
 pub mod store;
+pub mod tunnel;
 
 use std::sync::Arc;
 

@@ -231,7 +231,9 @@ impl Server {
             }
             Route::Control => {
                 let call = self.control_calls.token();
-                let mut response = match self.control.call(request.map(Body::new)).await {
+                let mut request = request.map(Body::new);
+                request.extensions_mut().insert(client.clone());
+                let mut response = match self.control.call(request).await {
                     Ok(response) => response,
                     Err(never) => match never {},
                 };

@@ -24,6 +24,7 @@ mod routes;
 mod sandbox;
 mod templates;
 mod trace;
+mod tunnel;
 mod types;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
 use tokio::sync::{Mutex, Semaphore};
 
+use crate::tunnel::Seats;
 use crate::{ApiError, Gateway};
 use create::InFlight;
 
@@ -62,6 +64,7 @@ struct Control {
     ends: Mutex<()>,
     creates: InFlight,
     log_reads: Semaphore,
+    tunnels: Seats,
 }
 
 /// The control API.
@@ -71,10 +74,11 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         ends: Mutex::new(()),
         creates: InFlight::default(),
         log_reads: Semaphore::new(LOG_READS),
+        tunnels: Seats::default(),
     });
     let (mut keyed, mut open) = (Router::new(), Router::new());
     for route in SERVED {
-        let router = if route.keyed { &mut keyed } else { &mut open };
+        let router = if route.keyed && !route.or_token { &mut keyed } else { &mut open };
         *router = std::mem::take(router).route(route.path, (route.answer)());
     }
     for route in NOT_SERVED {

@@ -88,7 +88,9 @@ pub(super) async fn close(
 ) {
     let closing = async {
         if let Some((code, mut reason)) = end.code() {
-            reason.truncate(reason.floor_char_boundary(MAX_REASON));
+            while reason.len() > MAX_REASON {
+                reason.pop();
+            }
             sink.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await?;
         }
         // This sends the answer to the client's own frame too.

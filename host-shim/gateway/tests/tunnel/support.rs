@@ -247,16 +247,16 @@ impl Tunnel {
         let inward = tokio::spawn(async move {
             let mut code = None;
             while let Some(Ok(message)) = messages.next().await {
-                match message {
-                    Message::Binary(bytes) => {
-                        if far_write.write_all(&bytes).await.is_err() {
-                            break;
-                        }
-                    }
+                let bytes = match message {
+                    Message::Binary(bytes) => bytes,
                     Message::Close(frame) => {
                         code = frame.map(|frame| (frame.code.into(), frame.reason.as_str().to_owned()));
+                        continue;
                     }
-                    _ => {}
+                    _ => continue,
+                };
+                if far_write.write_all(&bytes).await.is_err() {
+                    break;
                 }
             }
             // The other half of it is the other task's.

@@ -40,7 +40,7 @@ use session::{Session, Streams, WINDOW};
 /// The longest message of a client: the longest frame that a window allows fits twice.
 pub(crate) const MAX_MESSAGE: usize = 2 * WINDOW as usize;
 
-/// Tunnels to one sandbox at once. Each may hold a window for each of its streams, 16 MiB.
+/// Tunnels to one sandbox at once. Each may hold a window for each of its streams, 32 MiB.
 const MAX_TUNNELS: usize = 4;
 
 /// Time between pings: proxies cut a connection on which nothing happens, many after a minute.

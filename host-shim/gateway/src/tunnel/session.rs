@@ -24,8 +24,9 @@ pub const WINDOW: u32 = 256 << 10;
 /// Credit is given back once this much was taken; each costs a frame.
 const CREDIT_STEP: u32 = WINDOW / 2;
 
-/// Streams at once in one session. A client with more needs another session: the channel into a sandbox carries 256.
-pub const MAX_STREAMS: usize = 64;
+/// Streams at once in one session: twice what a client is told to keep to, since a stream that is through for the client may
+/// still count here. The channel into a sandbox carries 256.
+pub const MAX_STREAMS: usize = 128;
 
 /// What a client must not send. The session cannot go on: nobody knows any longer what the bytes mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -24,13 +24,14 @@ fn content(seed: u64, length: usize) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_streams_at_once_carry_their_own_bytes_and_their_places_are_free_again() {
     // More than a window, so that credit is needed.
-    const SIZE: usize = WINDOW as usize * 3 / 2;
+    const SIZE: usize = WINDOW as usize * 5 / 4;
+    const STREAMS: usize = MAX_STREAMS / 2;
     let front = Front::start().await;
     let sandbox = front.sandbox([(7, echo())]).await;
     let tunnel = Arc::new(front.tunnel(&sandbox.id).await);
-    for round in 0..2 {
+    for round in 0..3 {
         let mut streams = Vec::new();
-        for number in 0..MAX_STREAMS as u64 {
+        for number in 0..STREAMS as u64 {
             let stream = tunnel.connect(7).await;
             let sent = content(round * 1000 + number, SIZE);
             streams.push(tokio::spawn(async move {
@@ -51,10 +52,10 @@ async fn many_streams_at_once_carry_their_own_bytes_and_their_places_are_free_ag
         }
     }
     let text = front.metrics().await;
-    let bytes = 2 * MAX_STREAMS * SIZE;
+    let bytes = 3 * STREAMS * SIZE;
     for line in [
         r#"tiffin_open_streams{kind="Tunnel"} 1"#.to_owned(),
-        format!(r#"tiffin_streams_total{{kind="TunnelStream"}} {}"#, 2 * MAX_STREAMS),
+        format!(r#"tiffin_streams_total{{kind="TunnelStream"}} {}"#, 3 * STREAMS),
         format!(r#"tiffin_proxied_bytes_total{{direction="In"}} {bytes}"#),
         format!(r#"tiffin_proxied_bytes_total{{direction="Out"}} {bytes}"#),
     ] {

@@ -123,12 +123,12 @@ fn one_stream_too_many_is_refused_alone() {
     let (mut session, mut seen) = after(&opens).unwrap();
     assert_eq!(session.open_streams(), MAX_STREAMS);
     let refused: Vec<_> = seen.sent.iter().filter(|header| header.flags == RST).map(|h| h.stream).collect();
-    assert_eq!(refused, [129, 131, 133]);
-    session.receive(&data(129, 0, b"CONNECT 1\n"), &mut seen).unwrap();
+    assert_eq!(refused, [257, 259, 261]);
+    session.receive(&data(257, 0, b"CONNECT 1\n"), &mut seen).unwrap();
     assert!(seen.bytes.is_empty());
     session.release(1);
-    session.receive(&update(135, SYN, 0), &mut seen).unwrap();
-    assert_eq!(seen.events.last().unwrap(), "open 135");
+    session.receive(&update(263, SYN, 0), &mut seen).unwrap();
+    assert_eq!(seen.events.last().unwrap(), "open 263");
 }
 
 #[test]

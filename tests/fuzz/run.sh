@@ -15,7 +15,7 @@ export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
 # The flags are for the fuzzed code, not for build scripts, hence the target; the seeds need no instrumentation.
 RUSTFLAGS="" cargo run --locked --quiet -p seeds --target-dir "$target/seeds" -- "$target/seed"
 [ $# -gt 0 ] || set -- client connect dockerfile_expand dockerfile_ignore dockerfile_lexer dockerfile_parser ext4 json manifest merge path \
-    multipart records route rpc spawner tar
+    multipart records route rpc spawner tar tunnel
 build=()
 for name in "$@"; do build+=(--bin "$name"); done
 cargo build --locked --release -p fuzz --target "$host" --target-dir "$target" "${build[@]}"

@@ -15,6 +15,8 @@
 //!   store::Store   SQLite: teams, hashed keys, sandboxes
 //! ```
 //!
+//! [`tunnel`] is a WebSocket of the control API that carries many streams to one sandbox's ports.
+//!
 //! The gateway owns no VMM code: a sandbox is a `host-shim` process and its folder, and outlives the gateway.
 
 pub mod base;
@@ -32,6 +34,7 @@ pub mod rate;
 pub mod server;
 pub mod store;
 pub mod tls;
+pub mod tunnel;
 
 use std::sync::Arc;
 

@@ -56,6 +56,10 @@ pub enum StreamKind {
     Upgrade,
     /// A connection of the legacy JSON-RPC.
     Legacy,
+    /// A tunnel's WebSocket.
+    Tunnel,
+    /// A stream inside a tunnel that reached its port.
+    TunnelStream,
 }
 
 /// How a handshake of TLS ended.

@@ -292,6 +292,7 @@ impl Server {
                 let call = self.control_calls.token();
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(Peer(client.peer));
+                request.extensions_mut().insert(client.clone());
                 let mut response = match self.control.call(request).await {
                     Ok(response) => response,
                     Err(never) => match never {},

@@ -174,6 +174,28 @@ fn main() -> io::Result<()> {
     let heads = heads.iter().flat_map(|head| [1, 2].map(|version| with(&[version], head.as_bytes())));
     write("route", heads.chain([with(&[0], b"T/")]).collect())?;
 
+    // yamux: a stream that opens, asks, has credit and ends; one in a single frame; a reset; a ping; a leave.
+    let frame = |kind: u8, flags: u8, stream: u8, length: u32, body: &[u8]| {
+        [&[0, kind, 0, flags, 0, 0, 0, stream][..], &length.to_be_bytes(), body].concat()
+    };
+    let one = [
+        frame(1, 1, 1, 9, b""),
+        frame(0, 0, 1, 10, b"CONNECT 7\n"),
+        frame(1, 0, 1, 500, b""),
+        frame(0, 4, 1, 3, b"bye"),
+    ];
+    let more =
+        [frame(0, 5, 3, 2, b"hi"), frame(1, 8, 3, 0, b""), frame(2, 1, 0, 42, b""), frame(3, 0, 0, 0, b"")];
+    let opens = (0..70).map(|number| frame(1, 1, 2 * number + 1, 0, b""));
+    write(
+        "tunnel",
+        vec![
+            with(&[3, 0], &one.concat()),
+            with(&[40, 0xaa], &[one.concat(), more.concat(), one.concat()].concat()),
+            with(&[200, 0xff], &opens.flatten().collect::<Vec<_>>()),
+        ],
+    )?;
+
     dockerfiles(&write)?;
     write("manifest", manifests())?;
 

@@ -154,6 +154,16 @@ fn the_first_javascript_client_over_its_websocket() {
     gateway.run(of(), of());
 }
 
+#[test]
+fn the_tunnels_example_clients() {
+    let of = || {
+        let mut command = crate::python("tunnel.py");
+        command.arg(made("TIFFIN_NODE"));
+        command
+    };
+    Gateway::start().run(of(), of());
+}
+
 /// A template `base` of its own, with a start command and a snapshot.
 fn warmed(data: &Path) {
     let shared = made("TIFFIN_E2E_DATA").join("templates/base");

@@ -53,7 +53,7 @@ pub(super) async fn authenticate(
     }
 }
 
-async fn caller(control: &Control, headers: &HeaderMap) -> Result<Caller, ApiError> {
+pub(super) async fn caller(control: &Control, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let key = api_key(headers).ok_or_else(|| {
         ApiError::unauthorized(
             "authorization header is missing: send a key of `tiffin-gateway keys create` as X-API-KEY",
@@ -122,10 +122,15 @@ impl FromRequestParts<Arc<Control>> for OwnAnyStage {
 }
 
 impl Control {
-    /// The team's sandbox of that id. Clients of 1.x say `<id>-<client id>`.
+    /// The team's sandbox of that id.
     pub(super) fn own(&self, team: &TeamId, id: &str) -> Option<Arc<Sandbox>> {
+        self.find(id).filter(|sandbox| sandbox.record().team == *team)
+    }
+
+    /// The sandbox of that id, whosever it is. Clients of 1.x say `<id>-<client id>`.
+    pub(super) fn find(&self, id: &str) -> Option<Arc<Sandbox>> {
         let plain = id.strip_suffix(CLIENT_ID).and_then(|rest| rest.strip_suffix('-')).unwrap_or(id);
         let id: SandboxId = plain.parse().ok()?;
-        self.gateway.fleet.get(&id).filter(|sandbox| sandbox.record().team == *team)
+        self.gateway.fleet.get(&id)
     }
 }

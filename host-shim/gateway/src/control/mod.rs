@@ -25,6 +25,7 @@ mod routes;
 mod sandbox;
 mod templates;
 mod trace;
+mod tunnel;
 mod types;
 
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
 use tokio::sync::{Mutex, Semaphore};
 
+use crate::tunnel::Seats;
 use crate::{ApiError, Gateway};
 use create::InFlight;
 
@@ -67,6 +69,7 @@ struct Control {
     log_reads: Semaphore,
     rates: Rates,
     asked: limit::Asked,
+    tunnels: Seats,
 }
 
 /// The control API, for as many requests as come.
@@ -83,10 +86,11 @@ pub fn router_within(gateway: Arc<Gateway>, rates: Rates) -> Router {
         log_reads: Semaphore::new(LOG_READS),
         rates,
         asked: limit::Asked::default(),
+        tunnels: Seats::default(),
     });
     let (mut keyed, mut open) = (Router::new(), Router::new());
     for route in SERVED {
-        let router = if route.keyed { &mut keyed } else { &mut open };
+        let router = if route.keyed && !route.or_token { &mut keyed } else { &mut open };
         *router = std::mem::take(router).route(route.path, (route.answer)());
     }
     for route in NOT_SERVED {

@@ -7,7 +7,7 @@ use utoipa::openapi::{ContentBuilder, Ref, Required, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::types::ErrorBody;
-use super::{NOT_SERVED, create, list, logs, machine, metrics, sandbox, templates};
+use super::{NOT_SERVED, create, list, logs, machine, metrics, sandbox, templates, tunnel};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -31,6 +31,7 @@ use super::{NOT_SERVED, create, list, logs, machine, metrics, sandbox, templates
         metrics::of_sandboxes,
         logs::logs_v1,
         logs::logs_v2,
+        tunnel::open,
         machine::teams,
         templates::list,
         templates::alias,
@@ -59,6 +60,8 @@ impl Modify for Keys {
         components.add_security_scheme("ApiKeyAuth", key);
         let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
         components.add_security_scheme("BearerAuth", bearer);
+        let token = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-Access-Token")));
+        components.add_security_scheme("AccessTokenAuth", token);
     }
 }
 

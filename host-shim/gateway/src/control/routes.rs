@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::routing::{MethodRouter, delete, get, post};
 
-use super::{Control, create, list, logs, machine, metrics, sandbox, templates};
+use super::{Control, create, list, logs, machine, metrics, sandbox, templates, tunnel};
 
 /// A route that is served.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +15,8 @@ pub struct Route {
     pub path: &'static str,
     /// Whether it needs a team's key.
     pub keyed: bool,
+    /// Whether a sandbox's access token does as well. The answer then looks at both by itself.
+    pub or_token: bool,
     pub(super) answer: fn() -> MethodRouter<Arc<Control>>,
 }
 
@@ -24,12 +26,17 @@ const fn keyed(
     path: &'static str,
     answer: fn() -> MethodRouter<Arc<Control>>,
 ) -> Route {
-    Route { method, path, keyed: true, answer }
+    Route { method, path, keyed: true, or_token: false, answer }
 }
 
 /// A route for everybody.
 const fn open(path: &'static str, answer: fn() -> MethodRouter<Arc<Control>>) -> Route {
-    Route { method: "GET", path, keyed: false, answer }
+    Route { method: "GET", path, keyed: false, or_token: false, answer }
+}
+
+/// A route that needs a key, or the access token of the sandbox that it names.
+const fn keyed_or_token(path: &'static str, answer: fn() -> MethodRouter<Arc<Control>>) -> Route {
+    Route { method: "GET", path, keyed: true, or_token: true, answer }
 }
 
 /// Every route that is served.
@@ -48,6 +55,7 @@ pub const SERVED: &[Route] = &[
     keyed("GET", "/sandboxes/metrics", || get(metrics::of_sandboxes)),
     keyed("GET", "/sandboxes/{sandboxID}/logs", || get(logs::logs_v1)),
     keyed("GET", "/v2/sandboxes/{sandboxID}/logs", || get(logs::logs_v2)),
+    keyed_or_token("/v1/sandboxes/{sandboxID}/tunnel", || get(tunnel::open)),
     keyed("GET", "/teams", || get(machine::teams)),
     keyed("GET", "/templates", || get(templates::list)),
     keyed("GET", "/templates/aliases/{alias}", || get(templates::alias)),

@@ -29,6 +29,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, Request, StatusCode};
 use hyper::body::Incoming;
+use sandbox_folder::client::Stream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,6 +43,7 @@ use refusal::Refusal;
 use route::Target;
 
 pub(crate) use refusal::discard;
+pub(crate) use upstream::DialError;
 
 /// The agent's port.
 pub const AGENT_PORT: u16 = envd_proto::CLIENT_PORT as u16;
@@ -142,6 +144,11 @@ fn authorize(record: &SandboxRecord, port: u16, headers: &HeaderMap) -> Result<(
         Ok(given) if identity::same(given, token) => Ok(()),
         _ => Err(Refusal::WrongTrafficToken),
     }
+}
+
+/// Opens a stream to a port of `sandbox`, its agent's among them, with nothing in between.
+pub(crate) async fn open(sandbox: &Sandbox, port: u16) -> Result<Stream, DialError> {
+    upstream::open(sandbox, listener(port), port).await
 }
 
 fn listener(port: u16) -> ToPort {

@@ -22,7 +22,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
-use sandbox_folder::client::open_port;
+use sandbox_folder::client::{Stream, open_port};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::headers::ToPort;
@@ -111,7 +111,7 @@ enum Driver {
 
 /// A stream to the sandbox could not be opened.
 #[derive(Debug)]
-pub(super) enum DialError {
+pub(crate) enum DialError {
     /// The sandbox's socket does not answer: it is gone.
     Gone,
     /// Nobody listens on the port.
@@ -146,19 +146,7 @@ pub(super) enum SendError {
 impl Upstream {
     /// Connects to a port of `sandbox`.
     pub(super) async fn dial(sandbox: &Sandbox, to: ToPort, port: u16) -> Result<Self, DialError> {
-        let dial = async {
-            match to {
-                ToPort::Agent => sandbox.dial(CLIENT_PORT).await,
-                ToPort::Tenant => {
-                    let stream = sandbox.dial(PORTS_PORT).await?;
-                    open_port(stream, port).await
-                }
-            }
-        };
-        let stream = match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
-            Ok(dialled) => dialled.map_err(|error| DialError::of(&error))?,
-            Err(_) => return Err(DialError::Broken("the sandbox did not open a stream in time".into())),
-        };
+        let stream = open(sandbox, to, port).await?;
         let mut builder = http1::Builder::new();
         builder.max_headers(MAX_HEADERS);
         let (sender, connection) = builder
@@ -240,6 +228,23 @@ impl Driver {
             Self::Waiting(connection) => Self::Task(AbortOnDropHandle::new(tokio::spawn(connection))),
             other => other,
         };
+    }
+}
+
+/// Opens a stream to a port of `sandbox`.
+pub(super) async fn open(sandbox: &Sandbox, to: ToPort, port: u16) -> Result<Stream, DialError> {
+    let dial = async {
+        match to {
+            ToPort::Agent => sandbox.dial(CLIENT_PORT).await,
+            ToPort::Tenant => {
+                let stream = sandbox.dial(PORTS_PORT).await?;
+                open_port(stream, port).await
+            }
+        }
+    };
+    match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
+        Ok(dialled) => dialled.map_err(|error| DialError::of(&error)),
+        Err(_) => Err(DialError::Broken("the sandbox did not open a stream in time".into())),
     }
 }
 

@@ -9,4 +9,5 @@ mod document;
 mod gateway;
 mod life;
 mod listing;
+mod matrix;
 mod trace;

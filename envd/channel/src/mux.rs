@@ -11,20 +11,25 @@
 //! The host opens streams and the agent accepts them. The host keeps its streams below what the agent accepts, since
 //! yamux ends the whole session at one stream too many.
 
+mod guard;
+
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use envd_proto::limits::{MAX_MUX_BUFFER, MAX_MUX_STREAMS};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use tokio_util::task::AbortOnDropHandle;
 use yamux::{Config, Connection, Mode};
 
 use crate::preamble;
+
+pub use guard::MAX_UNREAD_FRAMES;
+use guard::{Guard, Ledger, Shared};
 
 /// Streams that the host keeps open; half of what the agent accepts, since a stream that the host has closed may
 /// still count on the agent's side.
@@ -33,14 +38,22 @@ pub const MAX_OPEN_STREAMS: usize = MAX_MUX_STREAMS / 2;
 /// Requests to open a stream that wait for the session's task.
 const OPEN_QUEUE: usize = 16;
 
-type Opened = io::Result<Compat<yamux::Stream>>;
+/// What the windows of a session's streams may grow beyond what each begins with, all together: yamux widens the window of a
+/// stream that is read fast, and never narrows it. A long way for a channel inside of one machine.
+const MAX_WINDOW_GROWTH: usize = 16 << 20;
+
+type Opened = io::Result<MuxStream>;
+
+/// Why a session has ended by itself; nothing while it goes on.
+pub type Broken = watch::Receiver<Option<String>>;
 
 /// The host's end of a session. Streams live at most as long as it does.
 #[derive(Debug)]
 pub struct Mux {
     open: mpsc::Sender<oneshot::Sender<Opened>>,
     slots: Arc<Semaphore>,
-    driver: AbortOnDropHandle<io::Result<()>>,
+    broken: Broken,
+    driver: AbortOnDropHandle<()>,
 }
 
 impl Mux {
@@ -50,10 +63,19 @@ impl Mux {
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let transport = exchange_preambles(transport, generation).await?;
+        let ledger = Arc::new(Mutex::new(Ledger::default()));
+        let transport = Guard::new(transport, Arc::clone(&ledger));
         let (open, requests) = mpsc::channel(OPEN_QUEUE);
-        let driver = Driver::new(transport, Mode::Client, requests, None);
-        let driver = AbortOnDropHandle::new(tokio::spawn(driver));
-        Ok(Self { open, slots: Arc::new(Semaphore::new(MAX_OPEN_STREAMS)), driver })
+        let driver = Driver::new(transport, Mode::Client, requests, None, Some(ledger));
+        let (end, broken) = watch::channel(None);
+        let driver = AbortOnDropHandle::new(tokio::spawn(async move {
+            let reason = match driver.await {
+                Ok(()) => "the guest closed it".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            end.send_replace(Some(reason));
+        }));
+        Ok(Self { open, slots: Arc::new(Semaphore::new(MAX_OPEN_STREAMS)), broken, driver })
     }
 
     /// Opens a stream to a port of the agent. Waits while [`MAX_OPEN_STREAMS`] are open.
@@ -61,8 +83,8 @@ impl Mux {
         let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| ended())?;
         let (reply, opened) = oneshot::channel();
         self.open.send(reply).await.map_err(|_| ended())?;
-        let stream = opened.await.map_err(|_| ended())??;
-        let mut stream = MuxStream { stream, _slot: Some(slot) };
+        let mut stream = opened.await.map_err(|_| ended())??;
+        stream.slot = Some(slot);
         stream.write_u32(port).await?;
         stream.flush().await?;
         Ok(stream)
@@ -75,6 +97,11 @@ impl Mux {
             // That it was aborted is what was asked for.
             let _ = (&mut self.driver).await;
         }
+    }
+
+    /// Tells when the session ends without having been [ended](Self::end), and why.
+    pub fn broken(&self) -> Broken {
+        self.broken.clone()
     }
 
     /// Whether the session is over.
@@ -99,14 +126,14 @@ impl MuxAcceptor {
         let transport = exchange_preambles(transport, generation).await?;
         let (deliver, incoming) = mpsc::channel(MAX_MUX_STREAMS);
         let (_, no_requests) = mpsc::channel(1);
-        let driver = Driver::new(transport, Mode::Server, no_requests, Some(deliver));
+        let driver = Driver::new(transport, Mode::Server, no_requests, Some(deliver), None);
         Ok(Self { incoming, driver: AbortOnDropHandle::new(tokio::spawn(driver)) })
     }
 
     /// The next stream, before its port was read; `None` at the end of the session. Cancel safe.
     pub async fn next(&mut self) -> Option<MuxStream> {
         let stream = self.incoming.recv().await?;
-        Some(MuxStream { stream, _slot: None })
+        Some(MuxStream { stream: Arc::new(Mutex::new(Some(stream))), counted: None, slot: None })
     }
 
     /// How the session ended.
@@ -118,8 +145,11 @@ impl MuxAcceptor {
 /// A stream of a session.
 #[derive(Debug)]
 pub struct MuxStream {
-    stream: Compat<yamux::Stream>,
-    _slot: Option<OwnedSemaphorePermit>,
+    /// Empty once it was cut.
+    stream: Shared,
+    /// The host counts what is not read of its streams.
+    counted: Option<(u32, Arc<Mutex<Ledger>>)>,
+    slot: Option<OwnedSemaphorePermit>,
 }
 
 impl MuxStream {
@@ -129,27 +159,49 @@ impl MuxStream {
     }
 }
 
+impl MuxStream {
+    fn with<R>(
+        &self,
+        act: impl FnOnce(Pin<&mut Compat<yamux::Stream>>) -> Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
+        match self.stream.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(stream) => act(Pin::new(stream)),
+            None => Poll::Ready(Err(cut())),
+        }
+    }
+}
+
 impl AsyncRead for MuxStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = self.with(|stream| stream.poll_read(cx, buf));
+        if let Some((id, ledger)) = &self.counted {
+            let count = buf.filled().len() - before;
+            ledger.lock().unwrap_or_else(PoisonError::into_inner).read(*id, count);
+        }
+        read
     }
 }
 
 impl AsyncWrite for MuxStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.with(|stream| stream.poll_write(cx, buf))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_flush(cx))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|stream| stream.poll_shutdown(cx))
+    }
+}
+
+impl Drop for MuxStream {
+    fn drop(&mut self) {
+        if let Some((id, ledger)) = &self.counted {
+            ledger.lock().unwrap_or_else(PoisonError::into_inner).close(*id);
+        }
     }
 }
 
@@ -169,10 +221,15 @@ fn ended() -> io::Error {
     io::Error::new(io::ErrorKind::NotConnected, "the mux session has ended")
 }
 
+fn cut() -> io::Error {
+    let reason = "the stream was cut: the guest has said much on it that nobody has read";
+    io::Error::new(io::ErrorKind::ConnectionReset, reason)
+}
+
 fn config() -> Config {
     let mut config = Config::default();
     config.set_max_num_streams(MAX_MUX_STREAMS);
-    config.set_max_connection_receive_window(Some(2 * MAX_MUX_BUFFER));
+    config.set_max_connection_receive_window(Some(MAX_MUX_BUFFER + MAX_WINDOW_GROWTH));
     config
 }
 
@@ -182,6 +239,7 @@ struct Driver<T> {
     requests: mpsc::Receiver<oneshot::Sender<Opened>>,
     opening: Option<oneshot::Sender<Opened>>,
     deliver: Option<mpsc::Sender<Compat<yamux::Stream>>>,
+    ledger: Option<Arc<Mutex<Ledger>>>,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
@@ -190,9 +248,21 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         mode: Mode,
         requests: mpsc::Receiver<oneshot::Sender<Opened>>,
         deliver: Option<mpsc::Sender<Compat<yamux::Stream>>>,
+        ledger: Option<Arc<Mutex<Ledger>>>,
     ) -> Self {
         let connection = Connection::new(transport.compat(), config(), mode);
-        Self { connection, requests, opening: None, deliver }
+        Self { connection, requests, opening: None, deliver, ledger }
+    }
+
+    /// A stream of ours, which is known before the other side can say anything on it.
+    fn opened(&self, stream: yamux::Stream) -> MuxStream {
+        let id = stream.id().val();
+        let stream = Arc::new(Mutex::new(Some(stream.compat())));
+        let counted = self.ledger.as_ref().map(|ledger| {
+            ledger.lock().unwrap_or_else(PoisonError::into_inner).open(id, Arc::clone(&stream));
+            (id, Arc::clone(ledger))
+        });
+        MuxStream { stream, counted, slot: None }
     }
 }
 
@@ -212,7 +282,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Driver<T> {
                 match this.connection.poll_new_outbound(cx) {
                     Poll::Ready(opened) => {
                         // A requester that went away drops the stream, which resets it.
-                        let _ = reply.send(opened.map(|stream| stream.compat()).map_err(io::Error::other));
+                        let opened = opened.map(|stream| this.opened(stream)).map_err(io::Error::other);
+                        let _ = reply.send(opened);
                         progress = true;
                     }
                     Poll::Pending => this.opening = Some(reply),

@@ -25,6 +25,7 @@ pub mod dir;
 pub mod doctor;
 mod error;
 pub mod log;
+pub mod notify;
 pub mod reaper;
 pub mod run;
 pub mod sandbox;

@@ -12,6 +12,7 @@ mod firecracker;
 mod fleet;
 mod init;
 mod isolation;
+mod orchestrators;
 mod own_image;
 mod processes;
 mod profile;

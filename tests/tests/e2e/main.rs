@@ -17,6 +17,7 @@ mod own_image;
 mod processes;
 mod profile;
 mod resume;
+mod rootless;
 mod snapshots;
 mod survival;
 mod transfer;

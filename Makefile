@@ -5,7 +5,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-# What takes long to make and does not depend on target/ is kept here, by content.
+# What takes long to make and does not depend on target/ is kept here, by content. `make CACHE=DIR ...` takes another one, which
+# may be somebody else's: what is there is only read.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tiffin
 TOOLS := $(CACHE)/tools
 GUEST := target/guest
@@ -22,7 +23,7 @@ PACKAGES := gcc libc6-dev libseccomp-dev pkg-config ca-certificates curl \
 	linux-source-6.1 make flex bison bc libelf-dev libssl-dev xz-utils \
 	qemu-system-x86 mmdebstrap nftables iproute2 passt \
 	buildah docker-registry containerd \
-	e2fsprogs skopeo umoci attr busybox-static cpio procps python3-venv qemu-utils strace uidmap
+	e2fsprogs skopeo umoci attr busybox-static cpio procps python3-venv qemu-utils strace systemd uidmap
 # Only for fuzzing and for benches.
 FUZZ_PACKAGES := g++
 BENCH_PACKAGES := openssh-server openssh-client
@@ -52,6 +53,8 @@ packages:
 	@missing=$$(for p in $(PACKAGES) $(MORE_PACKAGES); do \
 		[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null)" = installed ] || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
+		[ "$$(id -u)" = 0 ] || { \
+			echo "packages are missing, which only root can install: apt-get install" $$missing >&2; exit 1; }; \
 		echo "installing Debian packages:" $$missing; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
 	fi
@@ -88,6 +91,10 @@ dist: ## one tarball of what install puts down
 .PHONY: demo
 demo: ## from a Dockerfile to cowsay in a microVM, twice
 	@tests/demo.sh
+
+.PHONY: demo-run
+demo-run: ## the demo with what is installed in PREFIX; nothing is built
+	@tests/demo.sh $(PREFIX)
 
 .PHONY: demo-sdk
 demo-sdk: ## a gateway, and the published E2B clients run against it

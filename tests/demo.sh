@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # `make demo`: a Dockerfile becomes an image, a template with a snapshot, and a sandbox in which cowsay runs; then the same
 # template again. Both sandboxes are restored from the snapshot, which was booted once.
+#
+# demo.sh [PREFIX]: with what is installed in PREFIX, which is not built then. Neither way needs root, once the Debian packages
+# are there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 demo=$PWD/target/demo
+prefix=${1:-$demo}
 data=$demo/data
 example=image-builder/examples/cowsay
-export PATH=$demo/bin:$PATH
+export PATH=$prefix/bin:$PATH
 
 names=() times=()
 step() { # step NAME COMMAND...: runs it, says what it is doing, and remembers how long it took
@@ -42,10 +46,12 @@ second() {
     sandbox sh -c 'test ! -e note && cowsay "no note here: this sandbox is a new one"'
 }
 
-step 'packages' make --no-print-directory packages
-step 'build the workspace (release) and envd (static)' make --no-print-directory release agent
-step 'guest kernel' make --no-print-directory kernel
-step 'install' make --no-print-directory install "PREFIX=$demo"
+if [ $# -eq 0 ]; then
+    step 'packages' make --no-print-directory packages
+    step 'build the workspace (release) and envd (static)' make --no-print-directory release agent
+    step 'guest kernel' make --no-print-directory kernel
+    step 'install' make --no-print-directory install "PREFIX=$prefix"
+fi
 step 'base image' base_image
 step "image: $example/Dockerfile" image-builder --data-dir "$data" build --host-ca -t cowsay "$example"
 step 'template and snapshot' image-builder --data-dir "$data" template create cowsay --image cowsay

@@ -7,7 +7,7 @@
 //!   state.json    ours, replaced atomically
 //!   snapshot/     a paused sandbox, whole or absent; used up when it is resumed
 //!   api.sock  vsock.sock  vmm/  scratch.*  base/  gone when the sandbox has ended
-//!   console.log[.1]  shim.log  vmm.log             stay
+//!   console.log[.1]  shim.log[.1]  vmm.log         stay
 //! ```
 //!
 //! A lock that can be taken means that its shim is gone, and whoever takes it may sweep the folder.

@@ -26,6 +26,7 @@ pub mod doctor;
 mod error;
 pub mod log;
 pub mod network;
+pub mod notify;
 pub mod reaper;
 pub mod run;
 pub mod sandbox;

@@ -17,8 +17,8 @@ use host_shim::snapshot::SnapshotFolder;
 use host_shim::spec::CheckedSpec;
 use host_shim::warm::Choices;
 use host_shim::{Error, log, reaper, run, vmm, warm};
-use sandbox_folder::SPEC;
 use sandbox_folder::spec::SandboxSpec;
+use sandbox_folder::{SNAPSHOT, SPEC};
 
 use cli::{Cli, Command, Doctor, Run, Sweep, Template, TemplateCommand, VmmExec};
 
@@ -112,7 +112,11 @@ async fn serve(args: &Run) -> Result<u8, Error> {
     }
     let data = args.host.data.resolve()?;
     let interrupt = listen()?;
-    let (dir, spec, aim) = if args.resume { paused(args, folder)? } else { fresh(args, folder)? };
+    let (dir, spec, aim) = match &args.spec {
+        // Where there is a paused sandbox nothing else is needed to go on, neither the spec nor its template.
+        Some(file) if !(args.resume && is_paused(folder)) => fresh(args, file, folder)?,
+        _ => paused(args, folder)?,
+    };
     log::init(&dir.file("shim.log"))?;
     let watch = TerminalWatch::new(args.quiet);
     match run::serve(dir, spec, aim, &data.cache(), &interrupt, &watch).await? {
@@ -122,18 +126,29 @@ async fn serve(args: &Run) -> Result<u8, Error> {
             Ok(1)
         }
         Served::Paused => Ok(PAUSED),
+        Served::Withdrawn => {
+            eprintln!("host-shim: stopped before the sandbox was ready");
+            Ok(0)
+        }
     }
 }
 
+fn is_paused(folder: &Path) -> bool {
+    folder.join(SNAPSHOT).exists()
+}
+
 /// The sandbox that a spec describes.
-fn fresh(args: &Run, folder: &Path) -> Result<(SandboxDir, CheckedSpec, Aim), Error> {
-    let file = args.spec.as_deref().unwrap_or(folder);
+fn fresh(args: &Run, file: &Path, folder: &Path) -> Result<(SandboxDir, CheckedSpec, Aim), Error> {
     let mut spec = SandboxSpec::read(file)?;
     spec.kernel = spec.kernel.or_else(|| args.host.kernel.clone());
     spec.guest_image = spec.guest_image.or_else(|| args.host.guest_image.clone());
     let spec = CheckedSpec::new(spec)?;
     let dir = SandboxDir::adopt(folder)?;
-    if dir.snapshot().exists() {
+    if is_paused(folder) {
+        if args.resume {
+            // The shim that has paused it had the folder until now.
+            return go_on(args, dir, SandboxSpec::read(&folder.join(SPEC))?);
+        }
         let reason = format!("{} has a paused sandbox: resume it, or remove the folder", folder.display());
         return Err(Error::Invalid { what: "sandbox folder".to_owned(), reason });
     }
@@ -148,14 +163,20 @@ fn fresh(args: &Run, folder: &Path) -> Result<(SandboxDir, CheckedSpec, Aim), Er
 
 /// The sandbox that is paused in a folder.
 fn paused(args: &Run, folder: &Path) -> Result<(SandboxDir, CheckedSpec, Aim), Error> {
-    let file = folder.join(SPEC);
     // Before the folder is taken, which would make one that is not there.
-    let mut spec = SandboxSpec::read(&file)?;
+    let spec = SandboxSpec::read(&folder.join(SPEC))?;
+    go_on(args, SandboxDir::adopt(folder)?, spec)
+}
+
+fn go_on(
+    args: &Run,
+    dir: SandboxDir,
+    mut spec: SandboxSpec,
+) -> Result<(SandboxDir, CheckedSpec, Aim), Error> {
     if let Some(template) = &args.template {
         spec.template = args.template_path(template)?;
     }
     spec.kernel = args.host.kernel.clone().or(spec.kernel);
-    let dir = SandboxDir::adopt(folder)?;
     let snapshot = SnapshotFolder::open(&dir.snapshot())?;
     let spec = CheckedSpec::of_paused(spec, &snapshot)?;
     Ok((dir, spec, Aim::Resume(Arc::new(snapshot))))

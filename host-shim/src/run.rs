@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use envd_proto::process::{ProcessConfig, Signal, StartRequest};
 use sandbox_folder::client::{ClientError, Code, Exit, Output, Process, SandboxClient, Stdin};
-use sandbox_folder::{End, Lifecycle, Phase, SandboxId, State};
+use sandbox_folder::{End, Lifecycle, Phase, SandboxId, Start, State};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,7 +22,7 @@ use crate::dir::SandboxDir;
 use crate::sandbox::{Aim, GuestEnd, Sandbox, Watch};
 use crate::spec::CheckedSpec;
 
-use crate::Error;
+use crate::{Error, notify};
 
 /// How long a process may take to end after SIGTERM, as in `docker stop`.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -268,6 +268,8 @@ pub enum Served {
     Ended(GuestEnd),
     /// It is paused: its folder says how it goes on.
     Paused,
+    /// Its end was asked for before it was ready.
+    Withdrawn,
 }
 
 /// Runs a sandbox until it ends, or until its end is asked for.
@@ -279,8 +281,17 @@ pub async fn serve(
     interrupt: &Interrupt,
     watch: &dyn Watch,
 ) -> Result<Served, Error> {
-    let path = dir.path().to_owned();
-    let mut sandbox = Sandbox::start(dir, spec, aim, cache, &interrupt.first, watch).await?;
+    let (path, snapshot) = (dir.path().to_owned(), dir.snapshot());
+    let mut sandbox = match Sandbox::start(dir, spec, aim, cache, &interrupt.first, watch).await {
+        Ok(sandbox) => sandbox,
+        Err(Error::Interrupted) => {
+            watch.step("");
+            notify::stopping("stopped before it was ready");
+            // One that was to be resumed is as it was.
+            return Ok(if snapshot.exists() { Served::Paused } else { Served::Withdrawn });
+        }
+        Err(error) => return Err(error),
+    };
     watch.step("");
     tell_ready(&path, &mut sandbox);
     let mut stop = sandbox.stop_requested();
@@ -296,7 +307,15 @@ pub async fn serve(
                 break Err(GRACE);
             }
             Some(call) = calls.recv() => {
-                if carry_out(&mut sandbox, call, &mut end_of_life, watch).await {
+                let give_up = async {
+                    tokio::select! {
+                        () = interrupt.first.cancelled() => {}
+                        _ = asked(&mut stop, |_| true) => {}
+                    }
+                };
+                let work = carry_out(&mut sandbox, call, give_up, &mut end_of_life, watch);
+                if notify::patiently(work, &interrupt.first).await {
+                    notify::stopping("paused");
                     // Who is still waiting gets to know that it is too late.
                     drop(calls);
                     sandbox.finish_paused().await?;
@@ -306,6 +325,7 @@ pub async fn serve(
         }
     };
     drop(calls);
+    notify::stopping(if end.is_ok() { "the guest has ended" } else { "stopping" });
     match end {
         Err(Duration::ZERO) => {
             sandbox.finish(End::Stopped).await?;
@@ -333,19 +353,25 @@ pub async fn serve(
     }
 }
 
-/// Carries out one of the owner's calls. Whether the sandbox is paused by it.
+/// Carries out one of the owner's calls. Whether the sandbox is paused by it. A snapshot that was begun is finished, whoever
+/// gives up; the start of a tenant's programs, which can take minutes, is not.
 async fn carry_out(
     sandbox: &mut Sandbox,
     call: Call,
+    give_up: impl Future<Output = ()>,
     end_of_life: &mut Option<Instant>,
     watch: &dyn Watch,
 ) -> bool {
     let mut paused = false;
     let done = match call.request {
         Request::Configure(request) => {
-            let done = sandbox.configure(*request, watch).await;
+            let done = tokio::select! {
+                done = sandbox.configure(*request, watch) => done,
+                () = give_up => Err(Error::Interrupted),
+            };
             watch.step("");
             *end_of_life = self::end_of_life(sandbox);
+            notify::status(&status(sandbox));
             done.map(|()| serde_json::to_value(sandbox.state()))
         }
         Request::Pause => {
@@ -393,9 +419,15 @@ fn tell_ready(path: &Path, sandbox: &mut Sandbox) {
         // A caller that closed our stdout did not want to know; state.json says the same.
         tracing::warn!(%error, "cannot tell readiness on stdout");
     }
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::warn!(%error, "cannot tell readiness to the service manager");
-    }
+    notify::ready(&status(sandbox));
+}
+
+/// What a sandbox that is there is, in a line.
+fn status(sandbox: &Sandbox) -> String {
+    let State { id, phase, accelerator, start, .. } = sandbox.state();
+    let start = start.map_or("", Start::name);
+    let accelerator = accelerator.as_deref().unwrap_or_default();
+    format!("{id} is {}, {start} on {accelerator}", format!("{phase:?}").to_lowercase())
 }
 
 /// Waits until `api.sock` was asked for an end with a grace that `fits`.

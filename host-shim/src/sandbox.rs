@@ -581,7 +581,12 @@ async fn fail(ground: Ground, error: Error, resumed: bool) -> Error {
     let message = error.to_string();
     tracing::error!(message, "the sandbox did not start");
     let still_paused = resumed && ground.dir.snapshot().exists();
-    let last = if still_paused { Last::StillPaused } else { Last::Ended(End::Failed { message }) };
+    let last = match (still_paused, &error) {
+        (true, _) => Last::StillPaused,
+        // Nothing failed: somebody has asked for it.
+        (false, Error::Interrupted) => Last::Ended(End::Stopped),
+        (false, _) => Last::Ended(End::Failed { message }),
+    };
     match ground.finish(last).await {
         Ok(()) => error,
         Err(error) => error,

@@ -19,17 +19,28 @@ Examples:
   host-shim run alpine -- ls -l /               ENTRYPOINT stays, as with `docker run`; --entrypoint '' drops it
   host-shim run --memory 1g --cpus 2 -e A=1 -w /srv build -- make
   host-shim run --timings alpine -- true        where the time goes
-  host-shim run --spec spec.json --dir /run/s1  one JSON line on stdout (and sd_notify) when it is ready
+  host-shim run --spec spec.json --dir /run/s1           a sandbox for an orchestrator
+  host-shim run --resume --dir /run/s1                   the paused sandbox of that folder goes on
+  host-shim run --spec spec.json --resume --dir /run/s1  whichever of the two it is: for units that are started again
 
-The first Ctrl-C or SIGTERM asks the command (with --spec: the sandbox) to end, the second ends it at once.
+The first Ctrl-C or SIGTERM asks the command (with --dir: the sandbox) to end, the second ends it at once.
+
+With --dir it stays in the foreground and uses these:
+  stdout     one line of JSON when the sandbox is ready: `ready`, `dir`, `total_ms`, and all of state.json with the `phases`
+  sd_notify  READY=1 then; STOPPING=1 when it ends; EXTEND_TIMEOUT_USEC while an end waits for a snapshot under way
+  stderr     notes for people (not with --quiet), and why it failed; events are in DIR/shim.log, a line of JSON for each
+  SIGTERM    its processes get SIGTERM and have 10 s, then the machine has 10 s to power off; a snapshot under way is finished first
+  SIGKILL    its VMM dies with it; the next run on DIR, or `host-shim sweep`, cleans up what is left
+Units for systemd and other orchestrators: host-shim/examples/orchestrators.
 
 Exit codes of `run TEMPLATE`: the command's own; 128 + n when signal n ended it; 125 when host-shim or the VM failed,
 also for bad input behind valid usage; 126 when the command cannot be executed; 127 when it was not found.
-Exit codes of `run --spec` and `run --resume`: 0 stopped or powered off, 1 failed or crashed, 2 bad input, 3 paused.
+Exit codes with --dir: 0 stopped or powered off (also before it was ready), 1 failed or crashed, 2 bad input, or the folder
+is another shim's, 3 paused: it can be resumed.
 Wrong options are always 2.";
 
 #[derive(Debug, Args)]
-#[command(after_help = RUN_AFTER_HELP, group = ArgGroup::new("for_others").args(["spec", "resume"]))]
+#[command(after_help = RUN_AFTER_HELP, group = ArgGroup::new("for_others").args(["spec", "resume"]).multiple(true))]
 pub(crate) struct Run {
     /// Name of a template, or the path of a template's folder.
     #[arg(required_unless_present_any = ["spec", "resume"], conflicts_with = "spec", add = complete::templates())]
@@ -43,7 +54,8 @@ pub(crate) struct Run {
     #[arg(long, value_name = "FILE", requires = "dir", conflicts_with_all = ["Machine", "hostname"])]
     pub(crate) spec: Option<PathBuf>,
 
-    /// Let the paused sandbox in --dir go on; TEMPLATE is needed where its own is not at its place any more.
+    /// Let the paused sandbox in --dir go on; with --spec, run that where none is paused. TEMPLATE is needed where its own
+    /// is not at its place any more.
     #[arg(long, requires = "dir", conflicts_with_all = ["Machine", "hostname"])]
     pub(crate) resume: bool,
 
@@ -52,7 +64,7 @@ pub(crate) struct Run {
     pub(crate) dir: Option<PathBuf>,
 
     /// Restore the sandbox of --spec and hold it, until `POST /configure` on its api.sock makes it somebody's.
-    #[arg(long, requires = "spec")]
+    #[arg(long, requires = "spec", conflicts_with = "resume")]
     pub(crate) park: bool,
 
     /// Begin a session of its own: signals of the caller's terminal and process group do not come here.

@@ -56,7 +56,9 @@ pub(crate) async fn debug(args: &Debug) -> Result<u8, Error> {
         Part { file: "vmm-process.txt", text: process(sandbox.seen.vmm_pid) },
         Part { file: "doctor.txt", text: doctor },
     ];
-    for file in ["console.log.1", "console.log", "vmm.log", "shim.log", super::launch::SHIM_STDERR] {
+    for file in
+        ["console.log.1", "console.log", "vmm.log", "shim.log.1", "shim.log", super::launch::SHIM_STDERR]
+    {
         match end_of(&sandbox.dir.join(file), logs) {
             Ok(text) => parts.push(Part { file, text }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

@@ -31,7 +31,10 @@ pub(crate) async fn logs(args: &Logs) -> Result<u8, Error> {
     let shim = sandbox.shim();
     match (args.console, args.shim) {
         (true, _) => files(args, &sandbox, shim.as_ref(), &["console.log.1", "console.log"]).await?,
-        (_, true) => files(args, &sandbox, shim.as_ref(), &[super::launch::SHIM_STDERR, "shim.log"]).await?,
+        (_, true) => {
+            files(args, &sandbox, shim.as_ref(), &[super::launch::SHIM_STDERR, "shim.log.1", "shim.log"])
+                .await?
+        }
         _ => {
             if let Err(error) = command(args, &sandbox).await {
                 return Err(sandbox.explain(shim.as_ref(), error).await);

@@ -23,6 +23,9 @@ use cli::{Cli, Command, Env, Keys, Teams};
 /// What a team may have that nobody has said anything about: E2B's free tier has as many sandboxes.
 const DEFAULT_QUOTA: Capacity = Capacity { sandboxes: 20, cpus: 40, memory_mib: 20 << 10 };
 
+/// The same for what its paused sandboxes and snapshots take of the disk, in MiB.
+const DEFAULT_DISK_MIB: u64 = 50 << 10;
+
 /// The file that says where a gateway of the data folder last served.
 const URL_FILE: &str = "gateway.url";
 
@@ -143,6 +146,7 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
                 bail!(BadInput(format!("there is a team {name:?} already")));
             }
             let team = store.create_team(&name, limits.over(DEFAULT_QUOTA)).await?;
+            store.set_disk_quota(&team.id, limits.disk.map_or(DEFAULT_DISK_MIB, u64::from)).await?;
             print(&format!("{}\n", team.id))
         }
         Teams::List { json, data } => {
@@ -150,7 +154,7 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
             if json {
                 let list: Vec<_> = teams
                     .iter()
-                    .map(|team| json!({ "id": team.id, "name": team.name, "quota": team.quota }))
+                    .map(|team| json!({ "id": team.id, "name": team.name, "quota": team.quota, "disk_mib": team.disk_mib }))
                     .collect();
                 return print(&format!("{}\n", serde_json::to_string(&list)?));
             }
@@ -158,10 +162,15 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
                 true => "unlimited".to_owned(),
                 false => limit.to_string(),
             };
-            let mut text = format!("{:<16} {:>10} {:>10} {:>10}\n", "TEAM", "SANDBOXES", "CPUS", "MiB");
-            for Team { name, quota, .. } in teams {
-                let limits = [quota.sandboxes.into(), quota.cpus.into(), quota.memory_mib].map(shown);
-                writeln!(text, "{name:<16} {:>10} {:>10} {:>10}", limits[0], limits[1], limits[2])?;
+            let mut text = format!(
+                "{:<16} {:>10} {:>10} {:>10} {:>10}\n",
+                "TEAM", "SANDBOXES", "CPUS", "MiB", "DISK MiB"
+            );
+            for Team { name, quota, disk_mib, .. } in teams {
+                let limits =
+                    [quota.sandboxes.into(), quota.cpus.into(), quota.memory_mib, disk_mib].map(shown);
+                let [sandboxes, cpus, memory, disk] = limits;
+                writeln!(text, "{name:<16} {sandboxes:>10} {cpus:>10} {memory:>10} {disk:>10}")?;
             }
             print(&text)
         }
@@ -169,6 +178,7 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
             let store = operator::open_store(&data.resolve()?)?;
             let team = find_team(&store, &name).await?;
             store.set_quota(&team.id, limits.over(team.quota)).await?;
+            store.set_disk_quota(&team.id, limits.disk.map_or(team.disk_mib, u64::from)).await?;
             Ok(())
         }
     }

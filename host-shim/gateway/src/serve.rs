@@ -57,6 +57,7 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
             Err(error) => tracing::error!(%error, "there is no template `base`; the next start tries again"),
         }
     }
+    fleet.start_pools(&args.pool);
     let url = url_of(address);
     std::fs::write(data.path().join(URL_FILE), format!("{url}\n")).context("cannot write where it serves")?;
     print(&exports(&url, &data, &store).await?)?;

@@ -9,4 +9,6 @@ mod document;
 mod gateway;
 mod life;
 mod listing;
+mod sleep;
+mod snapshots_and_forks;
 mod trace;

@@ -208,6 +208,7 @@ fn record(
         traffic_token,
         started_at: Timestamp::now(),
         end_at: Timestamp::now(),
+        life: Default::default(),
     }
 }
 

@@ -264,6 +264,12 @@ bench-gateway: packages ## what the gateway costs a call and a stream, and its m
 	cargo build --locked --release -p envd -p tiffin-gateway --bins
 	cargo bench --locked -p tiffin-gateway --bench proxy
 
+.PHONY: bench-creates
+bench-creates: test-guest release python ## creates through the gateway, restored and from a pool, against host-shim start
+	mkdir -p target/tmp
+	$(E2E_ENV) TIFFIN_BIN=$(CURDIR)/target/release TIFFIN_BENCH_DIR=$(CURDIR)/target/tmp \
+		$(TOOLS)/python/bin/python tests/benches/creates.py
+
 .PHONY: soak
 soak: agent ## SOAK_CYCLES (default 10000) times start, reattach and kill
 	TIFFIN_AGENT=$(CURDIR)/$(AGENT) cargo bench --locked -p e2e --bench soak

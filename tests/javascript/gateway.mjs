@@ -363,14 +363,74 @@ check(both('Template.exists, Template.aliasExists'), async () => {
   assert.equal(await Template.aliasExists('no-such-template'), false)
 })
 
+const BOOT = 'cat /proc/sys/kernel/random/boot_id; cat ~/note'
+
+check(both('Sandbox.pause, Sandbox.betaPause'), async () => {
+  const own = await Sandbox.create({
+    timeoutMs: 1_200_000,
+    metadata: { run: `${run}p` },
+    lifecycle: { onTimeout: 'pause', autoResume: true },
+  })
+  try {
+    const before = (await own.commands.run(`echo kept > ~/note; ${BOOT}`)).stdout
+    assert.deepEqual((await own.getInfo()).lifecycle, { onTimeout: 'pause', autoResume: true })
+    assert.equal(await own.pause(), true)
+    assert.equal(await own.pause(), false, 'it is paused already')
+    const listed = await Sandbox.list({ query: { metadata: { run: `${run}p` }, state: ['paused'] } }).nextItems()
+    assert.deepEqual(listed.map(({ sandboxId, state }) => [sandboxId, state]), [[own.sandboxId, 'paused']])
+    await raises(e2b.SandboxError, () => own.setTimeout(60_000), '409')
+    const again = await Sandbox.connect(own.sandboxId, { timeoutMs: 1_200_000 })
+    assert.equal((await again.commands.run(BOOT)).stdout, before, 'the same machine goes on')
+    assert.equal(await again.betaPause(), true)
+    // Requests at once resume it, and share that.
+    const all = await Promise.all([1, 2, 3].map(() => own.commands.run(BOOT)))
+    for (const { stdout } of all) assert.equal(stdout, before)
+  } finally {
+    assert.equal(await own.kill(), true)
+  }
+  await raises(e2b.SandboxNotFoundError, () => Sandbox.pause(unknownId()))
+  await raises(e2b.SandboxNotFoundError, () => Sandbox.betaPause(unknownId()))
+})
+
+check(both('Sandbox.createSnapshot, Sandbox.listSnapshots, Sandbox.deleteSnapshot, SnapshotPaginator.nextItems'), async () => {
+  const name = `snap-${run.slice(0, 8)}`
+  await sandbox.files.write('note', 'of the snapshot')
+  const made = await sandbox.createSnapshot({ name })
+  assert.deepEqual(made.names, [`${name}:default`])
+  try {
+    const pages = sandbox.listSnapshots()
+    assert.deepEqual((await pages.nextItems()).map((one) => one.snapshotId), [made.snapshotId])
+    assert.equal(pages.hasNext, false)
+    await sandbox.files.write('note', 'later')
+    const own = await Sandbox.create(name, { timeoutMs: 1_200_000 })
+    try {
+      assert.equal(await own.files.read('note'), 'of the snapshot')
+    } finally {
+      await own.kill()
+    }
+  } finally {
+    assert.equal(await Sandbox.deleteSnapshot(made.snapshotId), true)
+  }
+  assert.equal(await Sandbox.deleteSnapshot(made.snapshotId), false)
+  await raises(e2b.SandboxNotFoundError, () => Sandbox.createSnapshot(unknownId()))
+  await raises(e2b.SandboxError, () => Sandbox.listSnapshots({ limit: 1000 }).nextItems(), '400')
+})
+
+check(both('Sandbox.fork'), async () => {
+  await sandbox.files.write('note', 'of the fork')
+  const [own] = await sandbox.fork({ timeoutMs: 1_200_000 })
+  try {
+    assert.notEqual(own.sandboxId, sandbox.sandboxId)
+    await sandbox.files.write('note', 'of the source')
+    assert.equal(await own.files.read('note'), 'of the fork')
+    assert.equal((await own.commands.run('echo $E2B_SANDBOX_ID')).stdout, `${own.sandboxId}\n`)
+  } finally {
+    await own.kill()
+  }
+  await raises(e2b.SandboxNotFoundError, () => Sandbox.fork(unknownId()))
+})
+
 const NOT_SERVED = {
-  'Sandbox.pause': () => sandbox.pause(),
-  'Sandbox.betaPause': () => sandbox.betaPause(),
-  'Sandbox.fork': () => sandbox.fork(),
-  'Sandbox.createSnapshot': () => sandbox.createSnapshot(),
-  'Sandbox.listSnapshots': () => sandbox.listSnapshots().nextItems(),
-  'SnapshotPaginator.nextItems': () => Sandbox.listSnapshots().nextItems(),
-  'Sandbox.deleteSnapshot': () => Sandbox.deleteSnapshot('x'),
   'Sandbox.updateNetwork': () => sandbox.updateNetwork({ denyOut: [] }),
   'Template.getTags': () => Template.getTags('base'),
   'Template.assignTags': () => Template.assignTags('base:x', 'y'),

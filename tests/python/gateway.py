@@ -545,14 +545,113 @@ async def templates():
     assert await do(Template.alias_exists("no-such-template")) is False
 
 
+BOOT = "cat /proc/sys/kernel/random/boot_id; cat ~/note; cat /tmp/counter"
+
+
+@check("Sandbox.pause normal", "Sandbox.beta_pause normal")
+async def pause():
+    own = await do(Sandbox.create(timeout=1200, metadata={"run": RUN + "p"}))
+    try:
+        await do(own.files.write("note", "kept\n"))
+        await do(own.commands.run("echo 1 > /tmp/counter"))
+        process = await do(own.commands.run("sleep 1000000", background=True))
+        before = (await do(own.commands.run(BOOT))).stdout
+        assert await do(own.pause()) is True
+        assert await do(own.pause()) is False, "it is paused already"
+        assert (await do(own.get_info())).state == e2b.SandboxState.PAUSED
+        assert not await do(own.is_running())
+        for state, expected in ((e2b.SandboxState.PAUSED, {own.sandbox_id}), (e2b.SandboxState.RUNNING, set())):
+            query = e2b.SandboxQuery(metadata={"run": RUN + "p"}, state=[state])
+            page = await do(Sandbox.list(query=query).next_items())
+            assert {one.sandbox_id for one in page} == expected, (state, page)
+        await raises(e2b.SandboxException, lambda: own.set_timeout(60), "409")
+        again = await do(Sandbox.connect(own.sandbox_id, timeout=1200))
+        assert (await do(again.commands.run(BOOT))).stdout == before, "the same machine goes on"
+        assert process.pid in {one.pid for one in await do(again.commands.list())}, "its processes too"
+        assert await do(again.beta_pause()) is True
+    finally:
+        assert await do(own.kill()), "a paused one can be killed"
+
+
+@check("Sandbox.pause error", "Sandbox.beta_pause error")
+async def pause_of_nobody():
+    await raises(e2b.SandboxNotFoundException, lambda: Sandbox.pause(unknown_id()))
+    await raises(e2b.SandboxNotFoundException, lambda: Sandbox.beta_pause(unknown_id()))
+    await raises(e2b.SandboxException, lambda: sandbox.pause(mode="filesystem"), "400")
+    assert await do(sandbox.is_running())
+
+
+@check("Sandbox.create normal")
+async def auto_pause_and_auto_resume():
+    own = await do(Sandbox.create(timeout=1200, lifecycle={"on_timeout": "pause", "auto_resume": True}))
+    try:
+        before = (await do(own.commands.run(f"echo a > note; echo 2 > /tmp/counter; {BOOT}"))).stdout
+        assert (await do(own.get_info())).lifecycle == {"on_timeout": "pause", "auto_resume": True}
+        await do(own.set_timeout(0))
+
+        async def is_paused():
+            return (await do(own.get_info())).state == e2b.SandboxState.PAUSED
+
+        await eventually(is_paused)
+        # Nobody asks for it but its own requests, several at once.
+        calls = [asyncio.to_thread(own.commands.run, BOOT) for _ in range(3)] if not IS_ASYNC else [own.commands.run(BOOT) for _ in range(3)]
+        for done in await asyncio.gather(*calls):
+            assert done.stdout == before
+        assert (await do(own.get_info())).state == e2b.SandboxState.RUNNING
+    finally:
+        assert await do(own.kill())
+
+
 @check(
-    "Sandbox.pause 501",
-    "Sandbox.beta_pause 501",
-    "Sandbox.fork 501",
-    "Sandbox.create_snapshot 501",
-    "Sandbox.list_snapshots 501",
-    "SnapshotPaginator.next_items 501",
-    "Sandbox.delete_snapshot 501",
+    *both("Sandbox", "create_snapshot", "list_snapshots", "delete_snapshot"),
+    "SnapshotPaginator.next_items normal",
+    "SnapshotPaginator.next_items error",
+    "SnapshotPaginator.has_next normal",
+    "SnapshotPaginator.next_token normal",
+)
+async def snapshots():
+    name = "snap-" + RUN[:12]
+    await do(sandbox.files.write("note", "of the snapshot\n"))
+    made = await do(sandbox.create_snapshot(name))
+    assert made.names == [f"{name}:default"], made
+    try:
+        assert await do(sandbox.is_running()), "it goes on"
+        pages = sandbox.list_snapshots()
+        assert pages.has_next and [one.snapshot_id for one in await do(pages.next_items())] == [made.snapshot_id]
+        assert not pages.has_next and pages.next_token is None
+        await do(sandbox.files.write("note", "later\n"))
+        own = await do(Sandbox.create(made.snapshot_id, timeout=1200))
+        try:
+            assert await do(own.files.read("note")) == "of the snapshot\n"
+            assert (await do(own.commands.run("echo $E2B_SANDBOX_ID"))).stdout.strip() == own.sandbox_id
+        finally:
+            await do(own.kill())
+    finally:
+        assert await do(Sandbox.delete_snapshot(made.snapshot_id)) is True
+    assert await do(Sandbox.delete_snapshot(made.snapshot_id)) is False
+    assert await do(Sandbox.list_snapshots(sandbox_id=sandbox.sandbox_id).next_items()) == []
+    await raises(e2b.SandboxException, lambda: Sandbox.create(made.snapshot_id), "404")
+    await raises(e2b.SandboxNotFoundException, lambda: Sandbox.create_snapshot(unknown_id()))
+    await raises(e2b.SandboxException, lambda: sandbox.create_snapshot("base"), "400")
+    await raises(e2b.SandboxException, lambda: Sandbox.list_snapshots(limit=1000).next_items(), "400")
+
+
+@check(*both("Sandbox", "fork"))
+async def fork():
+    await do(sandbox.files.write("note", "of the fork\n"))
+    (own,) = await do(sandbox.fork(timeout=1200))
+    try:
+        assert own.sandbox_id != sandbox.sandbox_id
+        await do(sandbox.files.write("note", "of the source\n"))
+        assert await do(own.files.read("note")) == "of the fork\n"
+        assert (await do(own.commands.run("echo $GREETING $E2B_SANDBOX_ID"))).stdout.split() == ["hello", own.sandbox_id]
+    finally:
+        await do(own.kill())
+    assert await do(sandbox.is_running())
+    await raises(e2b.SandboxNotFoundException, lambda: Sandbox.fork(unknown_id()))
+
+
+@check(
     "Sandbox.update_network 501",
     "Template.get_tags 501",
     "Template.assign_tags 501",
@@ -577,12 +676,6 @@ async def what_is_not_served():
     built = Template().from_image("debian")
     info = e2b.BuildInfo(alias="x", template_id="x", build_id="y", name="x", tags=[])
     for call in (
-        lambda: sandbox.pause(),
-        lambda: sandbox.beta_pause(),
-        lambda: sandbox.fork(),
-        lambda: sandbox.create_snapshot(),
-        lambda: sandbox.list_snapshots().next_items(),
-        lambda: Sandbox.delete_snapshot("x"),
         lambda: sandbox.update_network({"deny_out": []}),
         lambda: Template.get_tags("base"),
         lambda: Template.assign_tags("base:x", "y"),

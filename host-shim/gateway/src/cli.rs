@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sandbox_folder::spec::ChannelChoice;
 use template::DataDir;
 use tiffin_gateway::config::{Capacity, Config, DEFAULT_PORT};
+use tiffin_gateway::fleet::PoolSize;
 use tiffin_gateway::host::{self, HostError};
 use tiffin_gateway::operator::DEFAULT_TEAM;
 
@@ -101,6 +102,10 @@ pub(crate) struct Serve {
     /// RAM of all sandboxes together in MiB [default: this machine's without a tenth]
     #[arg(long, value_name = "MiB", value_parser = clap::value_parser!(u64).range(1..))]
     max_memory: Option<u64>,
+
+    /// Keep N sandboxes of a template ready for whoever creates one (may be given several times)
+    #[arg(long, value_name = "TEMPLATE=N")]
+    pub(crate) pool: Vec<PoolSize>,
 
     /// Do not make the template `base`
     #[arg(long)]
@@ -230,6 +235,9 @@ pub(crate) struct Limits {
     /// Requests of it to the control API in a second, `unlimited`, or `default` for what `serve` was told
     #[arg(long, value_name = "N", value_parser = front::team_rate)]
     pub(crate) requests: Option<TeamRate>,
+    /// Disk of paused sandboxes and snapshots in MiB, or `unlimited`
+    #[arg(long, value_name = "MiB", value_parser = limit)]
+    pub(crate) disk: Option<u32>,
 }
 
 impl Limits {

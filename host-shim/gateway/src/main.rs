@@ -25,6 +25,9 @@ use cli::{Cli, Command, Env, Keys, Teams};
 /// What a team may have that nobody has said anything about: E2B's free tier has as many sandboxes.
 const DEFAULT_QUOTA: Capacity = Capacity { sandboxes: 20, cpus: 40, memory_mib: 20 << 10 };
 
+/// The same for what its paused sandboxes and snapshots take of the disk, in MiB.
+const DEFAULT_DISK_MIB: u64 = 50 << 10;
+
 /// The file that says where a gateway of the data folder last served.
 const URL_FILE: &str = "gateway.url";
 
@@ -168,6 +171,7 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
             if let Some(rate) = limits.requests {
                 store.set_rate(&team.id, rate.0).await?;
             }
+            store.set_disk_quota(&team.id, limits.disk.map_or(DEFAULT_DISK_MIB, u64::from)).await?;
             print(&format!("{}\n", team.id))
         }
         Teams::List { json, data } => {
@@ -177,7 +181,9 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
                     .iter()
                     .map(|team| {
                         let rate = team.rate.map(Rate::requests);
-                        json!({ "id": team.id, "name": team.name, "quota": team.quota, "requests": rate })
+                        json!({
+                            "id": team.id, "name": team.name, "quota": team.quota, "disk_mib": team.disk_mib, "requests": rate,
+                        })
                     })
                     .collect();
                 return print(&format!("{}\n", serde_json::to_string(&list)?));
@@ -186,16 +192,16 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
                 true => "unlimited".to_owned(),
                 false => limit.to_string(),
             };
-            let heads = ["SANDBOXES", "CPUS", "MiB", "REQUESTS/s"].map(str::to_owned);
-            let line = |name: &str, rest: [String; 4]| {
+            let heads = ["SANDBOXES", "CPUS", "MiB", "DISK MiB", "REQUESTS/s"].map(str::to_owned);
+            let line = |name: &str, rest: [String; 5]| {
                 rest.into_iter().fold(format!("{name:<16}"), |line, cell| format!("{line} {cell:>10}")) + "\n"
             };
             let mut text = line("TEAM", heads);
-            for Team { name, quota, rate, .. } in teams {
-                let [sandboxes, cpus, memory] =
-                    [quota.sandboxes.into(), quota.cpus.into(), quota.memory_mib].map(shown);
+            for Team { name, quota, rate, disk_mib, .. } in teams {
+                let [sandboxes, cpus, memory, disk] =
+                    [quota.sandboxes.into(), quota.cpus.into(), quota.memory_mib, disk_mib].map(shown);
                 let rate = rate.map_or_else(|| "default".to_owned(), |rate| shown(rate.requests().into()));
-                text += &line(&name, [sandboxes, cpus, memory, rate]);
+                text += &line(&name, [sandboxes, cpus, memory, disk, rate]);
             }
             print(&text)
         }
@@ -206,6 +212,7 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
             if let Some(rate) = limits.requests {
                 store.set_rate(&team.id, rate.0).await?;
             }
+            store.set_disk_quota(&team.id, limits.disk.map_or(team.disk_mib, u64::from)).await?;
             Ok(())
         }
     }

@@ -4,6 +4,7 @@
 //! grow with what clients do.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -14,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::fleet::Came;
 use crate::store::Stage;
 
 /// The content type of [`Metrics::encode`]: OpenMetrics text.
@@ -121,12 +123,19 @@ struct StageLabels {
     stage: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StartLabels {
+    path: &'static str,
+}
+
 /// What is counted.
 pub struct Metrics {
     registry: Registry,
     sandboxes: Family<StageLabels, Gauge>,
     creates: Family<CreateLabels, Counter>,
     create_seconds: Histogram,
+    starts: Family<StartLabels, Counter>,
+    parked: Gauge,
     requests: Family<RequestLabels, Counter>,
     request_seconds: Histogram,
     bytes_in: Counter,
@@ -163,6 +172,10 @@ impl Default for Metrics {
             Unit::Seconds,
             create_seconds.clone(),
         );
+        let starts = Family::default();
+        registry.register("starts", "Sandboxes that came to run, by how they did", starts.clone());
+        let parked = Gauge::default();
+        registry.register("parked", "Sandboxes that wait in pools", parked.clone());
         let requests = Family::default();
         registry.register("requests", "Answered requests by route and status", requests.clone());
         let request_seconds = Histogram::new(REQUEST_SECONDS);
@@ -195,6 +208,8 @@ impl Default for Metrics {
             sandboxes,
             creates,
             create_seconds,
+            starts,
+            parked,
             requests,
             request_seconds,
             bytes_in,
@@ -215,6 +230,22 @@ impl Metrics {
         if outcome == Outcome::Created {
             self.create_seconds.observe(took.as_secs_f64());
         }
+    }
+
+    /// How many sandboxes came to run in each way so far, and how many wait in pools.
+    pub fn starts_are(&self, starts: impl IntoIterator<Item = (Came, u64)>, parked: usize) {
+        for (how, count) in starts {
+            let path = match how {
+                Came::FromPool => "pool",
+                Came::Restored => "restore",
+                Came::Booted => "boot",
+                Came::Forked => "fork",
+                Came::Resumed => "resume",
+            };
+            // The fleet counts; this shows.
+            self.starts.get_or_create(&StartLabels { path }).inner().store(count, Ordering::Relaxed);
+        }
+        self.parked.set(i64::try_from(parked).unwrap_or(i64::MAX));
     }
 
     /// A request of the control API was answered. `route` is the route's pattern, never the path.
@@ -271,12 +302,16 @@ impl Metrics {
 
     /// The text that Prometheus reads, with the stages of all sandboxes as they are now.
     pub fn encode(&self, stages: impl IntoIterator<Item = Stage>) -> Result<String, fmt::Error> {
-        let mut counts = [("starting", 0), ("running", 0), ("ending", 0)];
+        let stages_of_life = ["starting", "running", "pausing", "paused", "resuming", "ending"];
+        let mut counts = stages_of_life.map(|stage| (stage, 0));
         for stage in stages {
             let index = match stage {
                 Stage::Starting => 0,
                 Stage::Running => 1,
-                Stage::Ending => 2,
+                Stage::Pausing => 2,
+                Stage::Paused => 3,
+                Stage::Resuming => 4,
+                Stage::Ending => 5,
             };
             counts[index].1 += 1;
         }
@@ -329,10 +364,13 @@ mod tests {
         metrics.proxied(Direction::Out, 9);
         let open = metrics.stream_opened(StreamKind::Upgrade);
         drop(metrics.stream_opened(StreamKind::Upgrade));
+        metrics.starts_are([(Came::FromPool, 3), (Came::Booted, 1)], 2);
         let text = metrics.encode([Stage::Running, Stage::Running]).unwrap();
         for line in [
             r#"tiffin_sandboxes{stage="running"} 2"#,
             r#"tiffin_sandboxes{stage="starting"} 0"#,
+            r#"tiffin_starts_total{path="pool"} 3"#,
+            "tiffin_parked 2",
             r#"tiffin_creates_total{outcome="Created"} 1"#,
             r#"tiffin_creates_total{outcome="Full"} 1"#,
             r#"tiffin_create_seconds_bucket{le="0.05"} 1"#,

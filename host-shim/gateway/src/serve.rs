@@ -64,6 +64,7 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
             Err(error) => tracing::error!(%error, "there is no template `base`; the next start tries again"),
         }
     }
+    fleet.start_pools(&args.pool);
     let place = match &tls {
         None => url_of(address),
         Some(tls) => https_place(tls.source(), &config.domain, address),

@@ -16,6 +16,13 @@ use tiffin_gateway::config::{Capacity, Config};
 use tiffin_gateway::fleet::{Fleet, NewSandbox, OpenError, Sandbox};
 use tiffin_gateway::store::{Stage, Store, Team};
 
+#[path = "fleet/pool.rs"]
+mod pool;
+#[path = "fleet/sleep.rs"]
+mod sleep;
+#[path = "fleet/snapshots.rs"]
+mod snapshots;
+
 /// Long enough for the slowest machine; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -129,6 +136,7 @@ fn request(script: &[(&str, &str)]) -> NewSandbox {
         env: script.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         secure: true,
         public_traffic: true,
+        life: Default::default(),
     }
 }
 

@@ -340,7 +340,7 @@ fn keys_and_teams_are_made_listed_and_taken_back() {
     host.ok(&["teams", "create", "b", "--sandboxes", "2"]);
     assert_eq!(host.run(&["teams", "create", "b"]).0, 2);
     host.ok(&["keys", "create", "--team", "b"]);
-    host.ok(&["teams", "quota", "b", "--memory", "unlimited"]);
+    host.ok(&["teams", "quota", "b", "--memory", "unlimited", "--disk", "77"]);
     let teams: serde_json::Value = serde_json::from_str(&host.ok(&["teams", "list", "--json"])).unwrap();
     assert_eq!(teams[0]["name"], "b");
     assert_eq!(teams[0]["quota"], serde_json::json!({ "sandboxes": 2, "cpus": 40, "memory_mib": u32::MAX }));

@@ -234,6 +234,7 @@ fn record(number: usize) -> SandboxRecord {
         traffic_token: None,
         started_at: Timestamp::now(),
         end_at: Timestamp::now(),
+        life: Default::default(),
     }
 }
 

@@ -12,9 +12,9 @@ use sandbox_folder::SandboxId;
 
 use super::{CLIENT_ID, Control, body};
 use crate::ApiError;
-use crate::fleet::Sandbox;
+use crate::fleet::{Sandbox, must_run};
 use crate::identity::{KeyHash, TeamId};
-use crate::store::{Stage, Team};
+use crate::store::Team;
 
 /// The longest key that is looked up; ours have 44 characters.
 const MAX_KEY: usize = 256;
@@ -86,7 +86,7 @@ impl FromRequestParts<Arc<Control>> for Caller {
     }
 }
 
-/// The running sandbox that the path names, if it is the caller's.
+/// The running sandbox that the path names, if it is the caller's; 409 for one that is paused.
 #[derive(Debug)]
 pub(super) struct Own(pub(super) Arc<Sandbox>);
 
@@ -95,9 +95,23 @@ impl FromRequestParts<Arc<Control>> for Own {
 
     async fn from_request_parts(parts: &mut Parts, control: &Arc<Control>) -> Result<Self, ApiError> {
         let OwnAnyStage(sandbox) = OwnAnyStage::from_request_parts(parts, control).await?;
-        match sandbox.record().stage {
-            Stage::Running => Ok(Self(sandbox)),
-            Stage::Starting | Stage::Ending => Err(ApiError::no_sandbox(sandbox.record().id.as_str())),
+        must_run(&sandbox)?;
+        Ok(Self(sandbox))
+    }
+}
+
+/// The same, awake or asleep.
+#[derive(Debug)]
+pub(super) struct OwnAlive(pub(super) Arc<Sandbox>);
+
+impl FromRequestParts<Arc<Control>> for OwnAlive {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, control: &Arc<Control>) -> Result<Self, ApiError> {
+        let OwnAnyStage(sandbox) = OwnAnyStage::from_request_parts(parts, control).await?;
+        match sandbox.record().stage.is_alive() {
+            true => Ok(Self(sandbox)),
+            false => Err(ApiError::no_sandbox(sandbox.id().as_str())),
         }
     }
 }

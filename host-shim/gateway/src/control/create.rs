@@ -19,7 +19,7 @@ use crate::ApiError;
 use crate::fleet::{self, Sandbox};
 use crate::identity::{TeamId, hex};
 use crate::metrics::Outcome;
-use crate::store::{KeptCreate, Stage, Team};
+use crate::store::{KeptCreate, LifePolicy, OnTimeout, Team};
 
 /// Seconds that a sandbox has where the client does not say.
 const DEFAULT_TIMEOUT: u64 = 300;
@@ -130,7 +130,7 @@ impl Control {
                 return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message));
             }
             let known = self.gateway.fleet.get(&kept.sandbox);
-            if let Some(sandbox) = known.filter(|sandbox| sandbox.record().stage == Stage::Running) {
+            if let Some(sandbox) = known.filter(|sandbox| sandbox.record().stage.is_alive()) {
                 return Ok(sandbox);
             }
         }
@@ -157,9 +157,7 @@ impl NewSandbox {
     fn checked(self, v1: bool) -> Result<fleet::NewSandbox, ApiError> {
         let network = self.network.unwrap_or_default();
         let asked = [
-            ("autoPause", self.auto_pause == Some(true)),
             ("autoPauseMemory: false", self.auto_pause_memory == Some(false)),
-            ("autoResume", self.auto_resume.and_then(|resume| resume.enabled) == Some(true)),
             ("mcp", is_given(self.mcp.as_ref())),
             ("iam", is_given(self.iam.as_ref())),
             ("volumeMounts", is_given(self.volume_mounts.as_ref())),
@@ -191,8 +189,18 @@ impl NewSandbox {
             env: self.env_vars.unwrap_or_default(),
             secure: !v1 || self.secure == Some(true),
             public_traffic: network.allow_public_traffic != Some(false),
+            life: LifePolicy {
+                on_timeout: on_timeout(self.auto_pause == Some(true)),
+                auto_resume: self.auto_resume.and_then(|resume| resume.enabled) == Some(true),
+                timeout_s: 0,
+            },
         })
     }
+}
+
+/// What `autoPause` asks for.
+pub(super) fn on_timeout(auto_pause: bool) -> OnTimeout {
+    if auto_pause { OnTimeout::Pause } else { OnTimeout::Kill }
 }
 
 /// Whether an option says anything. What is empty asks for nothing.

@@ -17,16 +17,16 @@ use utoipa::IntoParams;
 use super::Control;
 use super::access::Caller;
 use super::body::{Params, shown};
-use super::types::{ErrorBody, ListedSandbox, to_millisecond};
+use super::types::{ErrorBody, ListedSandbox, SandboxState, to_millisecond};
 use crate::ApiError;
 use crate::identity::TeamId;
-use crate::store::{SandboxRecord, Stage};
+use crate::store::SandboxRecord;
 
 /// Sandboxes of a page, at most and by default (E2B's own limit).
-const MAX_PAGE: usize = 100;
+pub(super) const MAX_PAGE: usize = 100;
 
 /// Says where the next page begins; absent on the last one.
-const NEXT_TOKEN: &str = "x-next-token";
+pub(super) const NEXT_TOKEN: &str = "x-next-token";
 
 /// What a list asks for.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -68,7 +68,7 @@ pub(super) async fn list_v2(
     Params(query): Params<ListQuery>,
 ) -> Result<(HeaderMap, Json<Vec<ListedSandbox>>), ApiError> {
     let query = Query::parse(query)?;
-    let mut found = control.running_of(&caller.team.id);
+    let mut found = control.alive_of(&caller.team.id);
     found.retain(|sandbox| query.wants(sandbox));
     let more = query.page(&mut found);
     let mut headers = HeaderMap::new();
@@ -88,25 +88,25 @@ pub(super) async fn list_v1(
     Params(query): Params<OldListQuery>,
 ) -> Result<Json<Vec<ListedSandbox>>, ApiError> {
     let wanted = metadata(query.metadata.as_deref().unwrap_or_default())?;
-    let mut found = control.running_of(&caller.team.id);
-    found.retain(|sandbox| has(sandbox, &wanted));
+    let mut found = control.alive_of(&caller.team.id);
+    found.retain(|sandbox| SandboxState::of(sandbox.stage) == SandboxState::Running && has(sandbox, &wanted));
     found.sort_by_key(|sandbox| std::cmp::Reverse(Position::of(sandbox)));
     Ok(Json(found.into_iter().map(ListedSandbox::from).collect()))
 }
 
 impl Control {
-    fn running_of(&self, team: &TeamId) -> Vec<SandboxRecord> {
+    fn alive_of(&self, team: &TeamId) -> Vec<SandboxRecord> {
         let all = self.gateway.fleet.all();
         let records = all.iter().map(|sandbox| sandbox.record());
-        records.filter(|record| record.team == *team && record.stage == Stage::Running).collect()
+        records.filter(|record| record.team == *team && record.stage.is_alive()).collect()
     }
 }
 
 /// Where a sandbox is among all: its place never changes, so a page that begins behind it misses and repeats nothing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Position {
-    started_at: Timestamp,
-    id: SandboxId,
+pub(super) struct Position {
+    pub(super) started_at: Timestamp,
+    pub(super) id: SandboxId,
 }
 
 impl Position {
@@ -114,11 +114,11 @@ impl Position {
         Self { started_at: record.started_at, id: record.id.clone() }
     }
 
-    fn token(&self) -> String {
+    pub(super) fn token(&self) -> String {
         BASE64.encode(format!("{} {}", self.started_at, self.id))
     }
 
-    fn parse(token: &str) -> Option<Self> {
+    pub(super) fn parse(token: &str) -> Option<Self> {
         let text = String::from_utf8(BASE64.decode(token).ok()?).ok()?;
         let (started_at, id) = text.split_once(' ')?;
         Some(Self { started_at: started_at.parse().ok()?, id: id.parse().ok()? })
@@ -130,6 +130,7 @@ impl Position {
 struct Query {
     metadata: BTreeMap<String, String>,
     running: bool,
+    paused: bool,
     ascending: bool,
     started_after: Option<Timestamp>,
     template: Option<String>,
@@ -147,6 +148,7 @@ impl Query {
         if let Some(other) = states.iter().find(|state| !matches!(**state, "running" | "paused" | "")) {
             return Err(invalid("state", other, "`running`, `paused` or both with a comma between"));
         }
+        let any = states.iter().all(|state| state.is_empty());
         let started_after = query.started_after.as_deref().map(|text| {
             // A `+` that was not encoded comes as a space.
             text.replace(' ', "+").parse().map_err(|_| invalid("startedAfter", text, "a time as in RFC 3339"))
@@ -160,7 +162,8 @@ impl Query {
         }
         Ok(Self {
             metadata: metadata(query.metadata.as_deref().unwrap_or_default())?,
-            running: states.iter().all(|state| state.is_empty()) || states.contains(&"running"),
+            running: any || states.contains(&"running"),
+            paused: any || states.contains(&"paused"),
             ascending: match query.order.as_deref() {
                 None | Some("" | "desc") => false,
                 Some("asc") => true,
@@ -181,7 +184,11 @@ impl Query {
         };
         let position = Position::of(sandbox);
         let ahead = |last: &Position| if self.ascending { position > *last } else { position < *last };
-        self.running
+        let in_state = match SandboxState::of(sandbox.stage) {
+            SandboxState::Running => self.running,
+            SandboxState::Paused => self.paused,
+        };
+        in_state
             && has(sandbox, &self.metadata)
             && self.started_after.as_ref().is_none_or(later)
             && self.template.as_ref().is_none_or(named)

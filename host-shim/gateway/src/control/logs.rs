@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Control;
-use super::access::Own;
+use super::access::OwnAlive;
 use super::body::{Params, shown};
 use super::types::{ErrorBody, to_millisecond};
 use crate::ApiError;
@@ -113,7 +113,7 @@ pub(super) struct LogsV2Query {
     responses((status = 200, body = SandboxLogs), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn logs_v1(
     State(control): State<Arc<Control>>,
-    own: Own,
+    own: OwnAlive,
     Params(query): Params<LogsQuery>,
 ) -> Result<Json<SandboxLogs>, ApiError> {
     let filter = Filter { cursor: query.start, limit: limit(query.limit)?, ..Filter::default() };
@@ -129,7 +129,7 @@ pub(super) async fn logs_v1(
     responses((status = 200, body = SandboxLogsV2), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn logs_v2(
     State(control): State<Arc<Control>>,
-    own: Own,
+    own: OwnAlive,
     Params(query): Params<LogsV2Query>,
 ) -> Result<Json<SandboxLogsV2>, ApiError> {
     let filter = Filter {
@@ -164,7 +164,11 @@ fn limit(limit: Option<usize>) -> Result<usize, ApiError> {
 }
 
 impl Control {
-    async fn logs(&self, Own(sandbox): Own, filter: Filter) -> Result<Vec<SandboxLogEntry>, ApiError> {
+    async fn logs(
+        &self,
+        OwnAlive(sandbox): OwnAlive,
+        filter: Filter,
+    ) -> Result<Vec<SandboxLogEntry>, ApiError> {
         let _turn = self.log_reads.acquire().await.map_err(ApiError::internal)?;
         let read = move || read(&sandbox.dir, sandbox.record().started_at, &filter);
         tokio::task::spawn_blocking(read).await.map_err(ApiError::internal)?.map_err(ApiError::internal)

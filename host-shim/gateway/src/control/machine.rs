@@ -65,7 +65,9 @@ pub(super) async fn health(State(control): State<Arc<Control>>) -> Result<Json<H
 pub(super) async fn metrics(
     State(control): State<Arc<Control>>,
 ) -> Result<([(HeaderName, &'static str); 1], String), ApiError> {
-    let all = control.gateway.fleet.all();
+    let fleet = &control.gateway.fleet;
+    control.gateway.metrics.starts_are(fleet.starts(), fleet.parked());
+    let all = fleet.all();
     let stages = all.iter().map(|sandbox| sandbox.record().stage);
     let text = control.gateway.metrics.encode(stages).map_err(ApiError::internal)?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text))

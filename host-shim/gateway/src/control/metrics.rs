@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Control;
-use super::access::{Caller, Own};
+use super::access::{Caller, OwnAlive};
 use super::agent::{self, AgentMetrics};
 use super::body::Params;
 use super::types::ErrorBody;
@@ -73,12 +73,16 @@ pub(super) struct Span {
     responses((status = 200, body = Vec<SandboxMetric>), (status = "4XX", body = ErrorBody),
         (status = 502, body = ErrorBody, description = "the sandbox's agent did not answer")))]
 pub(super) async fn of_sandbox(
-    Own(sandbox): Own,
+    OwnAlive(sandbox): OwnAlive,
     Params(span): Params<Span>,
 ) -> Result<Json<Vec<SandboxMetric>>, ApiError> {
     let (start, end) = (span.start.unwrap_or(i64::MIN), span.end.unwrap_or(i64::MAX));
     if start > end {
         return Err(ApiError::bad_request(format!("invalid span: start {start} is after end {end}")));
+    }
+    if sandbox.record().stage != Stage::Running {
+        // It uses nothing.
+        return Ok(Json(Vec::new()));
     }
     let sample = agent::metrics(&sandbox).await.map_err(|error| {
         let message = format!("the agent of sandbox {} gave no metrics: {error}", sandbox.record().id);

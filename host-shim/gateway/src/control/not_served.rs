@@ -37,11 +37,6 @@ const fn not(method: &'static str, path: &'static str, what: &'static str) -> No
 
 /// Every route that is answered with 501.
 pub const NOT_SERVED: &[NotServed] = &[
-    not("POST", "/sandboxes/{sandboxID}/pause", "pausing a sandbox"),
-    not("POST", "/sandboxes/{sandboxID}/resume", "resuming a sandbox"),
-    not("POST", "/sandboxes/{sandboxID}/fork", "forking a sandbox"),
-    not("POST", "/sandboxes/{sandboxID}/snapshots", "making a snapshot of a sandbox"),
-    not("GET", "/snapshots", "listing snapshots"),
     not("PUT", "/sandboxes/{sandboxID}/network", "changing a sandbox's network"),
     not("POST", "/v3/templates", "building a template through the API"),
     not("POST", "/v2/templates", "building a template through the API"),
@@ -51,7 +46,6 @@ pub const NOT_SERVED: &[NotServed] = &[
     not("POST", "/v2/templates/{templateID}/builds/{buildID}", "building a template through the API"),
     not("GET", "/templates/{templateID}/builds/{buildID}/status", "building a template through the API"),
     not("GET", "/templates/{templateID}/files/{hash}", "building a template through the API"),
-    not("DELETE", "/templates/{templateID}", "deleting a template or snapshot through the API"),
     not("PATCH", "/templates/{templateID}", "publishing a template"),
     not("PATCH", "/v2/templates/{templateID}", "publishing a template"),
     not("GET", "/templates/{templateID}/tags", "tags of templates"),

@@ -7,7 +7,7 @@ use utoipa::openapi::{ContentBuilder, Ref, Required, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::types::ErrorBody;
-use super::{NOT_SERVED, create, list, logs, machine, metrics, sandbox, templates, tunnel};
+use super::{NOT_SERVED, create, fork, list, logs, machine, metrics, sandbox, snapshots, templates, tunnel};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -21,6 +21,12 @@ use super::{NOT_SERVED, create, list, logs, machine, metrics, sandbox, templates
         create::create_v1,
         sandbox::connect_v2,
         sandbox::connect_v1,
+        sandbox::pause,
+        sandbox::resume,
+        fork::fork,
+        snapshots::create,
+        snapshots::list,
+        snapshots::remove,
         list::list_v2,
         list::list_v1,
         sandbox::info,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::routing::{MethodRouter, delete, get, post};
 
-use super::{Control, create, list, logs, machine, metrics, sandbox, templates, tunnel};
+use super::{Control, create, fork, list, logs, machine, metrics, sandbox, snapshots, templates, tunnel};
 
 /// A route that is served.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,12 @@ pub const SERVED: &[Route] = &[
     keyed("POST", "/sandboxes", || post(create::create_v1)),
     keyed("POST", "/v2/sandboxes/{sandboxID}/connect", || post(sandbox::connect_v2)),
     keyed("POST", "/sandboxes/{sandboxID}/connect", || post(sandbox::connect_v1)),
+    keyed("POST", "/sandboxes/{sandboxID}/pause", || post(sandbox::pause)),
+    keyed("POST", "/sandboxes/{sandboxID}/resume", || post(sandbox::resume)),
+    keyed("POST", "/sandboxes/{sandboxID}/fork", || post(fork::fork)),
+    keyed("POST", "/sandboxes/{sandboxID}/snapshots", || post(snapshots::create)),
+    keyed("GET", "/snapshots", || get(snapshots::list)),
+    keyed("DELETE", "/templates/{templateID}", || delete(snapshots::remove)),
     keyed("GET", "/v2/sandboxes", || get(list::list_v2)),
     keyed("GET", "/sandboxes", || get(list::list_v1)),
     keyed("GET", "/sandboxes/{sandboxID}", || get(sandbox::info)),

@@ -8,7 +8,8 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{CLIENT_ID, ENVD_VERSION};
-use crate::store::SandboxRecord;
+use crate::ApiError;
+use crate::store::{OnTimeout, SandboxRecord, Stage};
 
 /// A refusal.
 #[derive(Debug, Serialize, ToSchema)]
@@ -19,8 +20,20 @@ pub(super) struct ErrorBody {
     /// What, where, expected and got, what to do.
     message: String,
     /// A name for programs, where one is defined.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     error_code: Option<String>,
+}
+
+impl ErrorBody {
+    /// A refusal as a part of an answer.
+    pub(super) fn of(error: &ApiError) -> Self {
+        Self {
+            code: error.status.as_u16(),
+            message: error.message.clone(),
+            error_code: error.error_code.map(str::to_owned),
+        }
+    }
 }
 
 /// What a create asks for.
@@ -30,7 +43,7 @@ pub(super) struct NewSandbox {
     /// A template's id or alias, also as `namespace/alias` or `alias:tag`.
     #[serde(rename = "templateID")]
     pub(super) template_id: String,
-    /// Seconds until it is ended: 300 by default, 15 on the older route.
+    /// Seconds until it is ended or paused: 300 by default, 15 on the older route.
     pub(super) timeout: Option<u64>,
     /// The client's own notes.
     pub(super) metadata: Option<BTreeMap<String, String>>,
@@ -44,11 +57,11 @@ pub(super) struct NewSandbox {
     pub(super) allow_internet_access: Option<bool>,
     /// Who may reach it, and whom it may reach.
     pub(super) network: Option<NewNetwork>,
-    /// Pause it at its end: not served yet, `true` is refused.
+    /// Pause it at its end, instead of ending it.
     pub(super) auto_pause: Option<bool>,
     /// Keep its memory when it is paused; `false` is refused.
     pub(super) auto_pause_memory: Option<bool>,
-    /// Resume it when it is asked for: not served yet, `enabled: true` is refused.
+    /// Resume it when a request comes for it while it is paused.
     pub(super) auto_resume: Option<AutoResume>,
     /// MCP servers: not served yet, refused.
     #[schema(value_type = Option<Object>)]
@@ -104,6 +117,47 @@ pub(super) struct ConnectSandbox {
     pub(super) timeout: Option<u64>,
     /// Whether a paused sandbox comes back with its memory; `false` is refused.
     pub(super) memory: Option<bool>,
+}
+
+/// What a resume of older clients asks for.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ResumeSandbox {
+    /// Seconds from now to its end; 15 by default.
+    pub(super) timeout: Option<u64>,
+    /// Whether it is paused at its end; as before where nothing is said.
+    pub(super) auto_pause: Option<bool>,
+    /// Whether it comes back with its memory; `false` is refused.
+    pub(super) memory: Option<bool>,
+}
+
+/// What a pause asks for.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PauseSandbox {
+    /// Whether its memory is kept; `false` is refused.
+    pub(super) memory: Option<bool>,
+    /// Accepted whatever it is: a sandbox whose agent does not answer is never paused.
+    #[expect(dead_code, reason = "its type is checked, and its place is in the document")]
+    pub(super) require_healthy_guest: Option<bool>,
+}
+
+/// What a snapshot asks for.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(super) struct NewSnapshot {
+    /// A name for it, `NAME` or `NAME:TAG`; another snapshot of the team that has it loses it.
+    pub(super) name: Option<String>,
+    /// Whether memory is in it; `false` is refused.
+    pub(super) memory: Option<bool>,
+}
+
+/// What a fork asks for.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(super) struct ForkSandbox {
+    /// Seconds until the forks are ended or paused; 15 by default.
+    pub(super) timeout: Option<u64>,
+    /// How many, 1 to 100; 1 by default.
+    pub(super) count: Option<u32>,
 }
 
 /// A new end of a sandbox.
@@ -168,9 +222,17 @@ impl CreatedSandbox {
 #[serde(rename_all = "lowercase")]
 pub(super) enum SandboxState {
     Running,
-    /// Not served yet.
-    #[expect(dead_code, reason = "clients may list by it")]
     Paused,
+}
+
+impl SandboxState {
+    /// What clients are told. One that is being resumed is there for them: a request waits for it.
+    pub(super) fn of(stage: Stage) -> Self {
+        match stage {
+            Stage::Pausing | Stage::Paused => Self::Paused,
+            Stage::Starting | Stage::Running | Stage::Resuming | Stage::Ending => Self::Running,
+        }
+    }
 }
 
 /// A sandbox in a list.
@@ -187,7 +249,7 @@ pub(super) struct ListedSandbox {
     /// When it was started.
     #[schema(value_type = String, format = DateTime)]
     started_at: Timestamp,
-    /// When it is ended.
+    /// When it is ended or paused; since when it is paused.
     #[schema(value_type = String, format = DateTime)]
     end_at: Timestamp,
     cpu_count: u32,
@@ -219,7 +281,7 @@ impl From<SandboxRecord> for ListedSandbox {
             cpu_count: record.cpus,
             memory_mb: record.memory_mib,
             disk_size_mb: record.disk_mib,
-            state: SandboxState::Running,
+            state: SandboxState::of(record.stage),
             envd_version: ENVD_VERSION,
             alias: record.alias,
             metadata: record.metadata,
@@ -258,18 +320,10 @@ struct SandboxNetwork {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct SandboxLifecycle {
+    /// Whether a request resumes it.
     auto_resume: bool,
+    #[schema(value_type = String)]
     on_timeout: OnTimeout,
-}
-
-/// What happens at a sandbox's end.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-enum OnTimeout {
-    Kill,
-    /// Not served yet.
-    #[expect(dead_code, reason = "clients know it")]
-    Pause,
 }
 
 impl SandboxDetail {
@@ -279,7 +333,10 @@ impl SandboxDetail {
             domain: Some(domain.to_owned()),
             allow_internet_access: Some(false),
             network: SandboxNetwork { allow_public_traffic: record.traffic_token.is_none() },
-            lifecycle: SandboxLifecycle { auto_resume: false, on_timeout: OnTimeout::Kill },
+            lifecycle: SandboxLifecycle {
+                auto_resume: record.life.auto_resume,
+                on_timeout: record.life.on_timeout,
+            },
             listed: record.into(),
         }
     }

@@ -121,6 +121,32 @@ impl Admission {
         }
     }
 
+    /// A place for a sandbox that is nobody's: only what is left, and never before who waits.
+    pub(super) fn spare(self: &Arc<Self>, need: Capacity) -> Option<Admitted> {
+        let mut book = self.book();
+        if !book.waiting.is_empty() || !book.used.plus(need).fits(self.machine) {
+            return None;
+        }
+        book.used = book.used.plus(need);
+        Some(self.charge(&mut book, &TeamId(String::new()), need, None))
+    }
+
+    /// Whether a team may have that much, and the machine has no room for it now.
+    pub(super) fn lacks(&self, team: &Team, need: Capacity) -> bool {
+        let book = self.book();
+        let used = book.teams.get(&team.id).copied().unwrap_or_default();
+        over(team, used, need).is_none()
+            && need.fits(self.machine)
+            && !book.used.plus(need).fits(self.machine)
+    }
+
+    /// Whether there is room for that much once `freed` is given back, for all that wait too.
+    pub(super) fn fits_without(&self, freed: Capacity, need: Capacity) -> bool {
+        let book = self.book();
+        let waiting = book.waiting.iter().fold(need, |sum, waiting| sum.plus(waiting.need));
+        book.used.minus(freed).plus(waiting).fits(self.machine)
+    }
+
     fn charge(
         self: &Arc<Self>,
         book: &mut Book,
@@ -143,6 +169,29 @@ impl Admission {
 
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Admitted {
+    /// Charges it to a team instead; back, and why, where that has no quota left.
+    pub(super) fn give(mut self, team: &Team) -> Result<Self, (Self, ApiError)> {
+        let admission = Arc::clone(&self.admission);
+        let mut book = admission.book();
+        let used = book.teams.get(&team.id).copied().unwrap_or_default();
+        if let Some(reason) = over(team, used, self.need) {
+            drop(book);
+            return Err((self, ApiError::new(StatusCode::TOO_MANY_REQUESTS, reason)));
+        }
+        if let Some(before) = book.teams.get_mut(&self.team) {
+            *before = before.minus(self.need);
+            if *before == Capacity::default() {
+                book.teams.remove(&self.team);
+            }
+        }
+        let used = book.teams.entry(team.id.clone()).or_default();
+        *used = used.plus(self.need);
+        self.team = team.id.clone();
+        Ok(self)
     }
 }
 
@@ -200,7 +249,7 @@ mod tests {
 
     fn team(name: &str, sandboxes: u32) -> Team {
         let quota = Capacity { sandboxes, ..Capacity::UNLIMITED };
-        Team { id: TeamId(name.into()), name: name.into(), quota, rate: None }
+        Team { id: TeamId(name.into()), name: name.into(), quota, rate: None, disk_mib: 0 }
     }
 
     fn machine(sandboxes: u32, wait: Duration) -> Arc<Admission> {

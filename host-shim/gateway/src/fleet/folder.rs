@@ -10,8 +10,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use sandbox_folder::SPEC;
 use sandbox_folder::spec::SandboxSpec;
+use sandbox_folder::{SNAPSHOT, SPEC};
 
 /// The file that a shim holds an flock(2) on for as long as it lives.
 const LOCK: &str = "lock";
@@ -29,6 +29,16 @@ pub(super) fn write(dir: &Path, spec: &SandboxSpec) -> io::Result<File> {
     let create = |name: &str| File::options().create_new(true).write(true).mode(0o600).open(dir.join(name));
     create(SPEC)?.write_all(&serde_json::to_vec(spec)?)?;
     create(SHIM_STDERR)
+}
+
+/// Whether a sandbox is paused in the folder, where no shim has it; what is there is whole.
+pub(super) fn is_paused(dir: &Path) -> bool {
+    dir.join(SNAPSHOT).is_dir()
+}
+
+/// A file for the standard error of a folder's next shim.
+pub(super) fn fresh_stderr(dir: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(true).write(true).mode(0o600).open(dir.join(SHIM_STDERR))
 }
 
 /// Whether the folder has a shim.

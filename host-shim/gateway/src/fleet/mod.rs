@@ -3,42 +3,59 @@
 //! Each is a `host-shim run --spec` process of its own session and its folder below `sandboxes/`; the gateway may die and
 //! come back without them noticing. The order of writes makes every moment one that a restart can go on from:
 //! a record is kept (`Starting`) before its shim is started, becomes `Running` before the client learns the id, `Ending`
-//! before its shim is told to end, and goes after the folder is gone.
+//! before its shim is told to end, and goes after the folder is gone. `Pausing` and `Resuming` are on disk before the shim
+//! hears of it, `Paused` after it is gone.
 
 mod admission;
+mod disk;
 mod folder;
+mod fork;
 mod keeper;
 pub(crate) mod lookup;
+mod orders;
+mod pool;
 mod shim;
+mod sleep;
+mod snapshots;
+mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use jiff::Timestamp;
+use sandbox_folder::api::ApiClient;
 use sandbox_folder::client::{SandboxClient, Stream, connect_hybrid};
 use sandbox_folder::spec::{AcceleratorChoice, SandboxSpec};
-use sandbox_folder::{SandboxId, Start, VSOCK_SOCKET};
+use sandbox_folder::{API_SOCKET, SandboxId, VSOCK_SOCKET};
 use tokio::process::ChildStdout;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::ApiError;
 use crate::config::{Capacity, Config};
-use crate::identity::generate_token;
-use crate::store::{SandboxRecord, Stage, Store, StoreError, Team};
+use crate::store::{LifePolicy, SandboxRecord, Stage, Store, StoreError, Team};
 
-use admission::Admission;
-use keeper::{Keeper, clear};
+use admission::{Admission, Admitted};
+use disk::{Disk, Held};
+use keeper::{Keeper, Life, Next, clear};
+use orders::Order;
+use pool::Pools;
 use shim::{Shim, StartError};
 
+pub use orders::Resume;
+pub(crate) use orders::must_run;
+pub use pool::PoolSize;
+pub(crate) use snapshots::parse_name as parse_snapshot_name;
+
 /// What a client asks for, checked as far as the request alone allows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct NewSandbox {
     /// A template's id, alias or name with a tag, as the client wrote it.
     pub template: String,
@@ -52,9 +69,31 @@ pub struct NewSandbox {
     pub secure: bool,
     /// Whether requests to its ports need no token.
     pub public_traffic: bool,
+    /// How it comes and goes. Its time is `timeout`.
+    pub life: LifePolicy,
 }
 
-/// A sandbox that runs.
+/// How a sandbox came to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// It was parked.
+    FromPool,
+    /// It is a clone of a template's or a team's snapshot.
+    Restored,
+    /// Its kernel was booted.
+    Booted,
+    /// It is a clone of a sandbox that ran.
+    Forked,
+    /// It went on where it was paused.
+    Resumed,
+}
+
+impl Came {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::FromPool, Self::Restored, Self::Booted, Self::Forked, Self::Resumed];
+}
+
+/// A sandbox, awake or asleep.
 #[derive(Debug)]
 pub struct Sandbox {
     /// Its folder.
@@ -70,11 +109,15 @@ pub struct Sandbox {
     moved: Notify,
     /// Held while its record is changed, on disk and here.
     changing: tokio::sync::Mutex<()>,
+    /// To its keeper, which takes the other end.
+    orders: mpsc::Sender<Order>,
+    received: Mutex<Option<mpsc::Receiver<Order>>>,
 }
 
 impl Sandbox {
     /// A sandbox in the folder `dir`.
     pub fn new(dir: PathBuf, record: SandboxRecord) -> Self {
+        let (orders, received) = mpsc::channel(orders::QUEUE);
         Self {
             dir,
             id: record.id.clone(),
@@ -84,6 +127,8 @@ impl Sandbox {
             kill: Notify::new(),
             moved: Notify::new(),
             changing: tokio::sync::Mutex::default(),
+            orders,
+            received: Mutex::new(Some(received)),
         }
     }
 
@@ -105,6 +150,11 @@ impl Sandbox {
     /// A client of its agent, with its token.
     pub fn client(&self) -> SandboxClient {
         client(&self.dir, &self.record())
+    }
+
+    /// A client of its shim.
+    fn api(&self) -> ApiClient {
+        ApiClient::unix(self.dir.join(API_SOCKET))
     }
 
     /// Returns once it is gone.
@@ -161,6 +211,12 @@ struct Shared {
     store: Store,
     sandboxes: Mutex<BTreeMap<SandboxId, Arc<Sandbox>>>,
     admission: Arc<Admission>,
+    disk: Arc<Disk>,
+    /// What teams' snapshots take of it.
+    snapshots: Mutex<BTreeMap<SandboxId, Held>>,
+    pools: Pools,
+    /// Sandboxes that came to run, by [`Came`].
+    starts: [AtomicU64; Came::ALL.len()],
     closing: CancellationToken,
 }
 
@@ -187,8 +243,8 @@ pub enum OpenError {
 }
 
 impl Fleet {
-    /// Finds the sandboxes of an earlier gateway again: running ones are adopted, those that were being started or ended
-    /// are ended, what is left of dead ones is removed.
+    /// Finds the sandboxes of an earlier gateway again: running and paused ones are adopted, those that were being started or
+    /// ended are ended, what is left of dead ones is removed.
     pub async fn open(config: Config, store: Store) -> Result<Arc<Self>, OpenError> {
         let lock = lock(&config)?;
         let closing = CancellationToken::new();
@@ -197,13 +253,25 @@ impl Fleet {
             config,
             store,
             sandboxes: Mutex::default(),
+            disk: Arc::default(),
+            snapshots: Mutex::default(),
+            pools: Pools::default(),
+            starts: Default::default(),
             closing: closing.clone(),
         });
         let records = shared.store.sandboxes().await?;
-        let known: BTreeSet<String> = records.iter().map(|record| record.id.to_string()).collect();
+        let parked = shared.store.parked().await?;
+        let known: BTreeSet<String> = records
+            .iter()
+            .map(|record| &record.id)
+            .chain(parked.iter().map(|parked| &parked.id))
+            .map(SandboxId::to_string)
+            .collect();
         let found = records.into_iter().map(|record| Arc::clone(&shared).recover(record));
         futures::future::join_all(found).await;
+        shared.recover_parked(parked).await;
 
+        shared.recover_snapshots().await?;
         let sandboxes = shared.config.data.sandboxes();
         let folder = sandboxes.clone();
         let swept =
@@ -244,6 +312,11 @@ impl Fleet {
     /// What sandboxes use, those that are being started or ended among them.
     pub fn used(&self) -> Capacity {
         self.shared.admission.used()
+    }
+
+    /// How many sandboxes came to run in each way, since this gateway began.
+    pub fn starts(&self) -> [(Came, u64); Came::ALL.len()] {
+        Came::ALL.map(|how| (how, self.shared.starts[how as usize].load(Ordering::Relaxed)))
     }
 
     /// Moves its end; it is kept when this returns. Whether there was such a sandbox.
@@ -291,6 +364,9 @@ impl Shared {
         let dir = self.config.data.sandboxes().join(id.as_str());
         let shim = match Shim::find(&dir).await {
             Ok(Some(shim)) => shim,
+            Ok(None) if stage.is_alive() && folder::is_paused(&dir) => {
+                return self.recover_paused(dir, record).await;
+            }
             Ok(None) => {
                 tracing::info!(sandbox = %id, ?stage, "forgetting a sandbox that is dead");
                 if let Err(error) = clear(&self.store, &dir, &id).await {
@@ -305,107 +381,66 @@ impl Shared {
         };
         let admitted = self.admission.count(&record.team, need(&record));
         let sandbox = Arc::new(Sandbox::new(dir, record));
-        let keeper = Keeper { shared: Arc::clone(&self), sandbox: Arc::clone(&sandbox), shim, admitted };
+        let life = Life::Awake { shim, _admitted: admitted };
+        let Some(keeper) = Keeper::new(Arc::clone(&self), Arc::clone(&sandbox), life) else { return };
         self.sandboxes().insert(id.clone(), Arc::clone(&sandbox));
-        if stage == Stage::Running {
-            tracing::info!(sandbox = %id, "found a running sandbox again");
-            tokio::spawn(keeper.run());
-            return;
-        }
-        tracing::info!(sandbox = %id, ?stage, "ending a sandbox that was left half-way");
-        tokio::spawn(keeper.finish());
-        // One that resists stays listed, and is tried again; it must not hold up the start.
-        let _ = sandbox.ended_or_failed().await;
+        let first = match stage {
+            Stage::Running => Next::Keep,
+            Stage::Pausing => Next::Pause(None),
+            Stage::Paused | Stage::Resuming => Next::Settle,
+            Stage::Starting | Stage::Ending => {
+                tracing::info!(sandbox = %id, ?stage, "ending a sandbox that was left half-way");
+                tokio::spawn(keeper.finish());
+                // One that resists stays listed, and is tried again; it must not hold up the start.
+                let _ = sandbox.ended_or_failed().await;
+                return;
+            }
+        };
+        tracing::info!(sandbox = %id, ?stage, "found a sandbox again");
+        tokio::spawn(keeper.run(first));
     }
 
-    async fn create(
-        self: Arc<Self>,
-        team: Team,
-        request: NewSandbox,
-        given_up: CancellationToken,
-    ) -> Result<Arc<Sandbox>, ApiError> {
-        check_env(&request.env)?;
-        let (data, wanted) = (self.config.data.clone(), request.template.clone());
-        let found = tokio::task::spawn_blocking(move || lookup::find(&data, &wanted)).await;
-        let (name, template) = found.map_err(ApiError::internal)??;
-        let machine = template.template().machine;
-        let need = Capacity { sandboxes: 1, cpus: machine.cpus, memory_mib: machine.memory_mib };
-        let admitted = tokio::select! {
-            admitted = self.admission.admit(&team, need) => admitted?,
-            () = given_up.cancelled() => return Err(nobody_waits()),
-        };
-        let token = || generate_token().map_err(ApiError::internal);
-        let now = Timestamp::now();
-        let mut record = SandboxRecord {
-            id: SandboxId::generate_here().map_err(ApiError::internal)?,
-            team: team.id,
-            stage: Stage::Starting,
-            template: name.to_string(),
-            alias: Some(name.to_string()),
-            metadata: request.metadata,
-            cpus: machine.cpus,
-            memory_mib: machine.memory_mib,
-            disk_mib: machine.disk_mib,
-            agent_version: String::new(),
-            access_token: request.secure.then(token).transpose()?,
-            traffic_token: (!request.public_traffic).then(token).transpose()?,
-            started_at: now,
-            end_at: end_after(now, request.timeout)?,
-        };
-        let id = record.id.clone();
-        let dir = self.config.data.sandboxes().join(id.as_str());
-        self.store.put_sandbox(&record).await.map_err(ApiError::internal)?;
-        let spec = self.spec(&record, template.path(), request.env);
-        let (mut shim, stdout) = match self.start(&dir, spec).await {
-            Ok(started) => started,
-            Err(error) => {
-                if let Err(error) = clear(&self.store, &dir, &id).await {
-                    tracing::error!(sandbox = %id, %error, "a sandbox that did not start cannot be forgotten");
-                }
-                return Err(did_not_start(&id, error));
-            }
-        };
-        let ready = tokio::select! {
-            ready = shim.ready(stdout) => ready.map_err(|error| did_not_start(&id, error)),
-            () = given_up.cancelled() => Err(nobody_waits()),
-        };
-        let kept = match ready {
-            Ok(ready) => {
-                let now = Timestamp::now();
-                let (start, why) = (ready.start.map(Start::name), ready.booted_because);
-                tracing::info!(sandbox = %id, template = %name, start, why, "a sandbox is ready");
-                record.stage = Stage::Running;
-                record.agent_version = ready.agent_version.unwrap_or_default();
-                record.started_at = now;
-                record.end_at = end_after(now, request.timeout).unwrap_or(record.end_at);
-                self.store.put_sandbox(&record).await.map_err(ApiError::internal)
-            }
-            Err(error) => Err(error),
-        };
+    /// Goes on with a paused sandbox, whatever it was on its way to.
+    async fn recover_paused(self: Arc<Self>, dir: PathBuf, record: SandboxRecord) {
+        let (id, stage) = (record.id.clone(), record.stage);
+        tracing::info!(sandbox = %id, ?stage, "found a paused sandbox again");
         let sandbox = Arc::new(Sandbox::new(dir, record));
-        let keeper = Keeper { shared: Arc::clone(&self), sandbox: Arc::clone(&sandbox), shim, admitted };
-        if let Err(error) = kept {
-            tokio::spawn(keeper.finish());
-            // The cause is told, whatever became of the cleaning up: that goes on.
-            let _ = sandbox.ended_or_failed().await;
-            return Err(error);
+        if stage != Stage::Paused {
+            let now = Timestamp::now();
+            let change = |record: &mut SandboxRecord| {
+                record.stage = Stage::Paused;
+                record.end_at = now;
+            };
+            if sandbox.change(&self, change).await.is_err() {
+                sandbox.set_stage(Stage::Paused);
+            }
         }
-        self.sandboxes().insert(id.clone(), Arc::clone(&sandbox));
-        tokio::spawn(keeper.run());
-        if given_up.is_cancelled() {
-            sandbox.kill.notify_one();
-        }
-        Ok(sandbox)
+        let held = self.disk.count(&sandbox.record().team, sleep::size(&sandbox).await);
+        let life = Life::Asleep { _held: held };
+        let Some(keeper) = Keeper::new(Arc::clone(&self), Arc::clone(&sandbox), life) else { return };
+        self.sandboxes().insert(id, sandbox);
+        tokio::spawn(keeper.run(Next::Keep));
     }
 
-    async fn start(&self, dir: &Path, spec: SandboxSpec) -> Result<(Shim, ChildStdout), StartError> {
+    /// Waits for room for a sandbox of a team; those that are parked give theirs.
+    async fn admit(&self, team: &Team, need: Capacity) -> Result<Admitted, ApiError> {
+        self.make_room(team, need);
+        self.admission.admit(team, need).await
+    }
+
+    async fn start(
+        &self,
+        dir: &Path,
+        spec: SandboxSpec,
+        park: bool,
+    ) -> Result<(Shim, ChildStdout), StartError> {
         let folder = dir.to_owned();
         let written = tokio::task::spawn_blocking(move || folder::write(&folder, &spec)).await;
         let stderr = written
             .map_err(io::Error::other)
             .flatten()
             .map_err(|source| StartError::Folder { path: dir.to_owned(), source })?;
-        Shim::start(&self.config, dir, stderr)
+        Shim::start(&self.config, dir, stderr, park)
             .map_err(|source| StartError::Spawn { program: self.config.host_shim.clone(), source })
     }
 
@@ -424,15 +459,19 @@ impl Shared {
         };
         spec.access_token = record.access_token.clone();
         spec.env = env;
-        for (name, value) in [
-            ("E2B_SANDBOX", "true"),
-            ("E2B_SANDBOX_ID", record.id.as_str()),
-            ("E2B_TEMPLATE_ID", &record.template),
-        ] {
-            spec.env.insert(name.to_owned(), value.to_owned());
-        }
+        spec.env.extend(own_env(record));
         spec
     }
+
+    fn came(&self, how: Came) {
+        self.starts[how as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What every sandbox has in its environment.
+fn own_env(record: &SandboxRecord) -> [(String, String); 3] {
+    [("E2B_SANDBOX", "true"), ("E2B_SANDBOX_ID", record.id.as_str()), ("E2B_TEMPLATE_ID", &record.template)]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
 }
 
 /// The client's variables, as bytes: they travel to the agent in one message, with the template's and some more.

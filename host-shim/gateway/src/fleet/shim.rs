@@ -105,11 +105,32 @@ pub(super) enum StartError {
 }
 
 impl Shim {
-    /// Starts the shim of a folder that has its spec; gives where it will say that it is ready.
-    pub(super) fn start(config: &Config, dir: &Path, stderr: fs::File) -> io::Result<(Self, ChildStdout)> {
-        let mut child = Command::new(&config.host_shim)
-            .args(["run", "--new-session", "--quiet", "--spec"])
-            .arg(dir.join(SPEC))
+    /// Starts the shim of a folder that has its spec; gives where it will say that it is ready. With `park` its sandbox waits
+    /// to be somebody's then.
+    pub(super) fn start(
+        config: &Config,
+        dir: &Path,
+        stderr: fs::File,
+        park: bool,
+    ) -> io::Result<(Self, ChildStdout)> {
+        Self::run(config, dir, stderr, |command| {
+            command.args(park.then_some("--park")).arg("--spec").arg(dir.join(SPEC))
+        })
+    }
+
+    /// Starts the shim of a folder with a paused sandbox, which goes on.
+    pub(super) fn resume(config: &Config, dir: &Path, stderr: fs::File) -> io::Result<(Self, ChildStdout)> {
+        Self::run(config, dir, stderr, |command| command.arg("--resume"))
+    }
+
+    fn run(
+        config: &Config,
+        dir: &Path,
+        stderr: fs::File,
+        aim: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> io::Result<(Self, ChildStdout)> {
+        let mut command = Command::new(&config.host_shim);
+        let mut child = aim(command.args(["run", "--new-session", "--quiet"]))
             .arg("--dir")
             .arg(dir)
             .arg("--data-dir")

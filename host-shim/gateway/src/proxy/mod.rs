@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::fleet::Sandbox;
-use crate::store::{SandboxRecord, Stage};
+use crate::store::SandboxRecord;
 use crate::{Gateway, identity, legacy};
 use headers::ToPort;
 use pool::Pool;
@@ -79,7 +79,7 @@ impl Proxy {
         request: Request<Incoming>,
     ) -> Response {
         let method = request.method().clone();
-        let response = match admit(gateway, target, request.headers()) {
+        let response = match admit(gateway, target, request.headers()).await {
             Err(refusal) => refusal.answer_to(target, request).await,
             Ok(sandbox) if target.port == legacy::PORT => {
                 legacy::serve(Arc::clone(gateway), sandbox, request.map(Body::new)).await
@@ -124,16 +124,22 @@ impl Proxy {
     }
 }
 
-/// The sandbox, where a request with those headers may reach the port.
-fn admit(gateway: &Gateway, target: &Target, headers: &HeaderMap) -> Result<Arc<Sandbox>, Refusal> {
+/// The sandbox, where a request with those headers may reach the port. One that is paused, and was created to be resumed by
+/// requests, goes on first; the agent's own token is checked by the agent only then.
+async fn admit(gateway: &Gateway, target: &Target, headers: &HeaderMap) -> Result<Arc<Sandbox>, Refusal> {
     let sandbox = gateway.fleet.get(&target.id).ok_or(Refusal::NotFound)?;
     let record = sandbox.record();
     // Before its Configure was acknowledged, and once its end was asked for, there is nobody to talk to.
-    if record.stage != Stage::Running {
+    if !record.stage.is_alive() {
         return Err(Refusal::NotFound);
     }
     authorize(&record, target.port, headers)?;
-    Ok(sandbox)
+    match gateway.fleet.wake(&sandbox).await {
+        Ok(true) => Ok(sandbox),
+        Ok(false) => Err(Refusal::NotFound),
+        Err(error) if error.status == StatusCode::NOT_FOUND => Err(Refusal::NotFound),
+        Err(error) => Err(Refusal::NotResumed(error.message)),
+    }
 }
 
 fn authorize(record: &SandboxRecord, port: u16, headers: &HeaderMap) -> Result<(), Refusal> {

@@ -32,6 +32,8 @@ pub(super) enum Refusal {
     PortNotOpen,
     /// The connection ended before there was an answer.
     Broken(String),
+    /// It is paused, and could not go on now.
+    NotResumed(String),
     /// It needs a traffic token, and there is none.
     NoTrafficToken,
     /// It needs another traffic token.
@@ -42,6 +44,7 @@ impl Refusal {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::NotFound | Self::PortNotOpen | Self::Broken(_) => StatusCode::BAD_GATEWAY,
+            Self::NotResumed(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoTrafficToken | Self::WrongTrafficToken => StatusCode::FORBIDDEN,
         }
     }
@@ -53,6 +56,7 @@ impl Refusal {
             Self::NotFound => "The sandbox was not found".into(),
             Self::PortNotOpen => "The sandbox is running but port is not open".into(),
             Self::Broken(why) => format!("The sandbox is running but the port gave no answer: {why}"),
+            Self::NotResumed(why) => format!("The sandbox is paused and could not be resumed: {why}"),
             Self::NoTrafficToken => format!("{secured} Token header '{header}' is missing"),
             Self::WrongTrafficToken => format!("{secured} Provided token in header '{header}' is invalid"),
         }

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Step n brings version n to n + 1.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     "
     CREATE TABLE teams (
         id TEXT PRIMARY KEY,
@@ -43,6 +43,23 @@ const STEPS: [&str; 3] = [
 ",
     // How fast its requests may come; NULL is the gateway's default.
     "ALTER TABLE teams ADD COLUMN requests_per_second INTEGER;",
+    "
+    -- For paused sandboxes and snapshots; a team that nobody has said anything about has no limit.
+    ALTER TABLE teams ADD COLUMN disk_mib INTEGER NOT NULL DEFAULT 4294967295;
+    -- Of two snapshots with one name, the later one has it. The record is JSON, as a sandbox's.
+    CREATE TABLE snapshots (
+        id TEXT PRIMARY KEY,
+        team TEXT NOT NULL REFERENCES teams (id),
+        name TEXT,
+        record TEXT NOT NULL,
+        UNIQUE (team, name)
+    ) STRICT;
+    -- Sandboxes of a pool, which are nobody's yet.
+    CREATE TABLE parked (
+        id TEXT PRIMARY KEY,
+        record TEXT NOT NULL
+    ) STRICT;
+",
 ];
 
 /// Brings the schema up to date, each step in a transaction of its own.

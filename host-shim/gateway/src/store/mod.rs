@@ -5,6 +5,8 @@
 mod backup;
 mod creates;
 mod migrations;
+mod parked;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,6 +26,8 @@ use crate::rate::Rate;
 
 pub use backup::{BackupError, backup};
 pub use creates::KeptCreate;
+pub use parked::ParkedRecord;
+pub use snapshots::SnapshotRecord;
 
 /// A team, and what it may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +40,8 @@ pub struct Team {
     pub quota: Capacity,
     /// How fast its requests may come, where that is not the default.
     pub rate: Option<Rate>,
+    /// What its paused sandboxes and snapshots may take of the disk together, in MiB.
+    pub disk_mib: u64,
 }
 
 /// Where a sandbox is in its life, as far as the gateway has promised anything.
@@ -46,8 +52,44 @@ pub enum Stage {
     Starting,
     /// It was given to its team.
     Running,
+    /// Its shim is told to pause it.
+    Pausing,
+    /// Nothing of it runs; its folder says how it goes on.
+    Paused,
+    /// Its shim is being started again.
+    Resuming,
     /// Its end was asked for.
     Ending,
+}
+
+impl Stage {
+    /// Whether its team has it, awake or not.
+    pub fn is_alive(self) -> bool {
+        matches!(self, Self::Running | Self::Pausing | Self::Paused | Self::Resuming)
+    }
+}
+
+/// What happens to a sandbox when its time is up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// It is ended.
+    #[default]
+    Kill,
+    /// It is paused.
+    Pause,
+}
+
+/// How a sandbox comes and goes beside being created and killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LifePolicy {
+    /// What happens when its time is up.
+    pub on_timeout: OnTimeout,
+    /// Whether a request to it resumes it.
+    pub auto_resume: bool,
+    /// Seconds that it was created for; what a request that resumes it gives.
+    pub timeout_s: u64,
 }
 
 /// A sandbox as it is kept.
@@ -79,8 +121,11 @@ pub struct SandboxRecord {
     pub traffic_token: Option<String>,
     /// When it was started.
     pub started_at: Timestamp,
-    /// When it is ended.
+    /// When it is ended, or paused; of a paused one, since when it is.
     pub end_at: Timestamp,
+    /// How it comes and goes.
+    #[serde(default)]
+    pub life: LifePolicy,
 }
 
 /// A key as its team may see it.
@@ -127,6 +172,9 @@ pub enum StoreError {
     Corrupt(String),
 }
 
+/// More than any machine has; the limit of a team that nobody has said anything about.
+pub const UNLIMITED_DISK_MIB: u64 = u32::MAX as u64;
+
 /// How long another process (`tiffin-gateway keys create`) may hold the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -169,7 +217,13 @@ impl Store {
     /// Makes a team.
     pub async fn create_team(&self, name: &str, quota: Capacity) -> Result<Team, StoreError> {
         let id = random::<8>().map_err(|source| StoreError::Io { path: "getrandom(2)".into(), source })?;
-        let team = Team { id: TeamId(hex(&id)), name: name.to_owned(), quota, rate: None };
+        let team = Team {
+            id: TeamId(hex(&id)),
+            name: name.to_owned(),
+            quota,
+            rate: None,
+            disk_mib: UNLIMITED_DISK_MIB,
+        };
         let made = team.clone();
         self.with(move |db| {
             db.execute(
@@ -193,6 +247,26 @@ impl Store {
         self.with(move |db| {
             let found = db.query_row("SELECT * FROM teams WHERE name = ?", [name], team);
             Ok(found.optional()?)
+        })
+        .await
+    }
+
+    /// The team of that id.
+    pub async fn team(&self, id: &TeamId) -> Result<Option<Team>, StoreError> {
+        let id = id.clone();
+        self.with(move |db| {
+            let mut query = db.prepare_cached("SELECT * FROM teams WHERE id = ?")?;
+            Ok(query.query_row([id.0], team).optional()?)
+        })
+        .await
+    }
+
+    /// Changes what a team's paused sandboxes and snapshots may take of the disk, in MiB.
+    pub async fn set_disk_quota(&self, id: &TeamId, mib: u64) -> Result<bool, StoreError> {
+        let id = id.clone();
+        self.with(move |db| {
+            let mib = i64::try_from(mib).unwrap_or(i64::MAX);
+            Ok(db.execute("UPDATE teams SET disk_mib = ? WHERE id = ?", params![mib, id.0])? == 1)
         })
         .await
     }
@@ -332,7 +406,8 @@ fn team(row: &Row<'_>) -> rusqlite::Result<Team> {
         memory_mib: row.get::<_, i64>("memory_mib")?.unsigned_abs(),
     };
     let rate = row.get::<_, Option<u32>>("requests_per_second")?.map(Rate::per_second);
-    Ok(Team { id: TeamId(row.get("id")?), name: row.get("name")?, quota, rate })
+    let disk_mib = row.get::<_, i64>("disk_mib")?.unsigned_abs();
+    Ok(Team { id: TeamId(row.get("id")?), name: row.get("name")?, quota, rate, disk_mib })
 }
 
 fn timestamp(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {

@@ -62,9 +62,7 @@ async fn bodies_that_are_no_json_or_of_wrong_types() {
 async fn what_is_not_served_is_refused_and_never_left_out() {
     let gateway = TestGateway::start().await;
     for (option, name) in [
-        (json!({ "autoPause": true }), "autoPause"),
         (json!({ "autoPauseMemory": false }), "autoPauseMemory"),
-        (json!({ "autoResume": { "enabled": true } }), "autoResume"),
         (json!({ "mcp": { "browser": {} } }), "mcp"),
         (json!({ "iam": { "tokens": {} } }), "iam"),
         (json!({ "volumeMounts": [{ "name": "v", "path": "/v" }] }), "volumeMounts"),
@@ -84,15 +82,37 @@ async fn what_is_not_served_is_refused_and_never_left_out() {
     }
     let id = gateway.create(json!({})).await;
     let connect = format!("/v2/sandboxes/{id}/connect");
-    gateway.post(&connect, json!({ "memory": false })).await.refuses(400, "memory: false is not supported");
+    for call in [&connect, &format!("/sandboxes/{id}/pause"), &format!("/sandboxes/{id}/resume")] {
+        gateway.post(call, json!({ "memory": false })).await.refuses(400, "memory: false is not supported");
+    }
     for route in tiffin_gateway::control::NOT_SERVED {
         let target = route.path.replace("{sandboxID}", &id).replace(['{', '}'], "");
         let answer = gateway.call(&gateway.ours, route.method.parse().unwrap(), &target, Value::Null).await;
         answer.refuses(501, "is not served by this gateway yet");
         assert!(answer.text.contains(route.what), "{answer:?}");
     }
-    // A snapshot's id has slashes and colons, percent-encoded.
-    gateway.delete("/templates/team%2Fname%3Av1").await.refuses(501, "not served");
+    for call in ["fork", "snapshots"] {
+        let target = format!("/sandboxes/{id}/{call}");
+        gateway.post(&target, json!({ "memory": false, "count": 0 })).await.is(400);
+    }
+    gateway
+        .post(&format!("/sandboxes/{id}/snapshots"), json!({ "name": "A b" }))
+        .await
+        .refuses(400, "invalid name");
+    gateway
+        .post(&format!("/sandboxes/{id}/snapshots"), json!({ "name": "base:v2" }))
+        .await
+        .refuses(400, "of a template");
+    gateway
+        .post(&format!("/sandboxes/{id}/fork"), json!({ "count": 101 }))
+        .await
+        .refuses(400, "expected 1 to 100");
+    for query in ["limit=0", "limit=101", "nextToken=x", "name=A%20b"] {
+        gateway.get(&format!("/snapshots?{query}")).await.is(400);
+    }
+    // A snapshot's id may have slashes and colons, percent-encoded.
+    gateway.delete("/templates/team%2Fname%3Av1").await.refuses(404, "Snapshot \"team/name:v1\" not found");
+    gateway.delete("/templates/base").await.refuses(403, "its operator deletes it");
 }
 
 #[tokio::test]

@@ -10,4 +10,6 @@ mod gateway;
 mod life;
 mod listing;
 mod matrix;
+mod sleep;
+mod snapshots_and_forks;
 mod trace;

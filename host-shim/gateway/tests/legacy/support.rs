@@ -137,6 +137,7 @@ fn record(token: Option<&str>) -> SandboxRecord {
         traffic_token: None,
         started_at: Timestamp::UNIX_EPOCH,
         end_at: Timestamp::UNIX_EPOCH,
+        life: Default::default(),
     }
 }
 

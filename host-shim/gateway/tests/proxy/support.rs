@@ -209,6 +209,7 @@ fn record(
         traffic_token,
         started_at: Timestamp::now(),
         end_at: Timestamp::now(),
+        life: Default::default(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod builds;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -9,6 +11,8 @@ use template::DataDir;
 use tiffin_gateway::config::{Capacity, Config, DEFAULT_PORT};
 use tiffin_gateway::host::{self, HostError};
 use tiffin_gateway::operator::DEFAULT_TEAM;
+
+use builds::{BuildArgs, BuildLimitArgs};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -70,6 +74,9 @@ pub(crate) struct Serve {
     /// Domain of sandboxes' host names, `<port>-<id>.<domain>`
     #[arg(long, value_name = "DOMAIN", env = "TIFFIN_DOMAIN", default_value = "localhost")]
     domain: String,
+
+    #[command(flatten)]
+    builds: BuildArgs,
 
     #[command(flatten)]
     data: Data,
@@ -189,6 +196,14 @@ pub(crate) enum Teams {
         #[command(flatten)]
         data: Data,
     },
+    /// Change what the builds of a team may take, and print it; what is not named stays.
+    Builds {
+        name: String,
+        #[command(flatten)]
+        limits: BuildLimitArgs,
+        #[command(flatten)]
+        data: Data,
+    },
     /// Change what a team may have; what is not named stays.
     Quota {
         name: String,
@@ -271,12 +286,13 @@ impl Serve {
                 cpus: self.max_cpus.unwrap_or(machine.cpus),
                 memory_mib: self.max_memory.unwrap_or(machine.memory_mib),
             },
+            builds: self.builds.config(),
         })
     }
 
     fn image_builder(&self) -> Result<PathBuf, HostError> {
         match host::program(self.image_builder.as_deref(), "image-builder", "--image-builder") {
-            // Only `base` needs it, and says so then.
+            // Only `base` and builds need it, and say so then.
             Err(HostError::NoProgram { program, .. }) => Ok(program.into()),
             other => other,
         }

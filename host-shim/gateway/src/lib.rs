@@ -12,12 +12,15 @@
 //!   fleet::Fleet ──────────► Sandbox ── vsock.sock ── the agent
 //!        │  starts host-shim processes, finds them again, ends them
 //!        ▼
-//!   store::Store   SQLite: teams, hashed keys, sandboxes
+//!   store::Store   SQLite: teams, hashed keys, sandboxes, templates and builds
+//!
+//!   builds::Builds   starts image-builder processes: from a client's steps to a template
 //! ```
 //!
 //! The gateway owns no VMM code: a sandbox is a `host-shim` process and its folder, and outlives the gateway.
 
 pub mod base;
+pub mod builds;
 pub mod config;
 pub mod control;
 mod error;
@@ -35,6 +38,7 @@ use std::sync::Arc;
 
 pub use error::ApiError;
 
+use builds::Builds;
 use config::Config;
 use fleet::Fleet;
 use metrics::Metrics;
@@ -49,6 +53,8 @@ pub struct Gateway {
     pub store: Store,
     /// The sandboxes of this machine.
     pub fleet: Arc<Fleet>,
+    /// The builds of templates.
+    pub builds: Builds,
     /// What is counted.
     pub metrics: Metrics,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tiffin_gateway::base::{self, BaseError};
+use tiffin_gateway::builds::Builds;
 use tiffin_gateway::fleet::Fleet;
 use tiffin_gateway::metrics::Metrics;
 use tiffin_gateway::{Gateway, host, operator, server};
@@ -57,16 +58,18 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
             Err(error) => tracing::error!(%error, "there is no template `base`; the next start tries again"),
         }
     }
+    let builds = Builds::open(config.clone(), store.clone()).await?;
     let url = url_of(address);
     std::fs::write(data.path().join(URL_FILE), format!("{url}\n")).context("cannot write where it serves")?;
     print(&exports(&url, &data, &store).await?)?;
 
-    let gateway = Arc::new(Gateway { config, store, fleet, metrics: Metrics::default() });
+    let gateway = Arc::new(Gateway { config, store, fleet, builds, metrics: Metrics::default() });
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!(%error, "cannot tell readiness to the service manager");
     }
     tracing::info!(%address, sandboxes = gateway.fleet.all().len(), "serving");
     server::serve(Arc::clone(&gateway), listener, stop).await.context("the server failed")?;
+    gateway.builds.close().await;
     tracing::info!(sandboxes = gateway.fleet.all().len(), "stopped; the sandboxes go on");
     Ok(())
 }

@@ -7,7 +7,10 @@ use utoipa::openapi::{ContentBuilder, Ref, Required, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::types::ErrorBody;
-use super::{NOT_SERVED, create, list, logs, machine, metrics, sandbox, templates};
+use super::{
+    NOT_SERVED, create, list, logs, machine, metrics, sandbox, template_builds, template_files,
+    template_tags, templates,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -34,6 +37,17 @@ use super::{NOT_SERVED, create, list, logs, machine, metrics, sandbox, templates
         machine::teams,
         templates::list,
         templates::alias,
+        template_builds::request_v3,
+        template_builds::request_v2,
+        template_builds::start,
+        template_builds::status,
+        template_builds::cancel,
+        template_files::link,
+        template_files::receive,
+        template_tags::assign,
+        template_tags::remove,
+        template_tags::list,
+        template_tags::delete,
         machine::health,
         machine::metrics,
         machine::document,

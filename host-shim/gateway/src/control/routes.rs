@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 
-use super::{Control, create, list, logs, machine, metrics, sandbox, templates};
+use super::{
+    Control, create, list, logs, machine, metrics, sandbox, template_builds, template_files, template_tags,
+    templates,
+};
 
 /// A route that is served.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +54,23 @@ pub const SERVED: &[Route] = &[
     keyed("GET", "/teams", || get(machine::teams)),
     keyed("GET", "/templates", || get(templates::list)),
     keyed("GET", "/templates/aliases/{alias}", || get(templates::alias)),
+    keyed("POST", "/v3/templates", || post(template_builds::request_v3)),
+    keyed("POST", "/v2/templates", || post(template_builds::request_v2)),
+    keyed("POST", "/v2/templates/{templateID}/builds/{buildID}", || post(template_builds::start)),
+    keyed("GET", "/templates/{templateID}/builds/{buildID}/status", || get(template_builds::status)),
+    keyed("DELETE", "/templates/{templateID}/builds/{buildID}", || delete(template_builds::cancel)),
+    keyed("GET", "/templates/{templateID}/files/{hash}", || get(template_files::link)),
+    keyed("DELETE", "/templates/{templateID}", || delete(template_tags::delete)),
+    keyed("GET", "/templates/{templateID}/tags", || get(template_tags::list)),
+    keyed("POST", "/templates/tags", || post(template_tags::assign)),
+    keyed("DELETE", "/templates/tags", || delete(template_tags::remove)),
+    // Signed in its query: the clients send no key with it.
+    Route {
+        method: "PUT",
+        path: "/uploads/{teamID}/{hash}",
+        keyed: false,
+        answer: || put(template_files::receive),
+    },
     open("/health", || get(machine::health)),
     open("/metrics", || get(machine::metrics)),
     open("/openapi.json", || get(machine::document)),

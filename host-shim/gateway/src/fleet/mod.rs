@@ -325,9 +325,8 @@ impl Shared {
         given_up: CancellationToken,
     ) -> Result<Arc<Sandbox>, ApiError> {
         check_env(&request.env)?;
-        let (data, wanted) = (self.config.data.clone(), request.template.clone());
-        let found = tokio::task::spawn_blocking(move || lookup::find(&data, &wanted)).await;
-        let (name, template) = found.map_err(ApiError::internal)??;
+        let found = lookup::find(&self.config, &self.store, &team, &request.template).await?;
+        let lookup::Found { id: name, alias, folder: template } = found;
         let machine = template.template().machine;
         let need = Capacity { sandboxes: 1, cpus: machine.cpus, memory_mib: machine.memory_mib };
         let admitted = tokio::select! {
@@ -340,8 +339,8 @@ impl Shared {
             id: SandboxId::generate_here().map_err(ApiError::internal)?,
             team: team.id,
             stage: Stage::Starting,
-            template: name.to_string(),
-            alias: Some(name.to_string()),
+            template: name.clone(),
+            alias: Some(alias),
             metadata: request.metadata,
             cpus: machine.cpus,
             memory_mib: machine.memory_mib,

@@ -4,6 +4,7 @@
 
 mod creates;
 mod migrations;
+mod templates;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,6 +22,9 @@ use crate::config::Capacity;
 use crate::identity::{KeyHash, TeamId, hex, random};
 
 pub use creates::KeptCreate;
+pub use templates::{
+    BuildReason, BuildRecord, BuildStage, Requested, TagRecord, TemplateRecord, TemplateSummary,
+};
 
 /// A team, and what it may have.
 #[derive(Clone, Debug, PartialEq, Eq)]

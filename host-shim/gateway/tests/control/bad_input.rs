@@ -92,7 +92,7 @@ async fn what_is_not_served_is_refused_and_never_left_out() {
         assert!(answer.text.contains(route.what), "{answer:?}");
     }
     // A snapshot's id has slashes and colons, percent-encoded.
-    gateway.delete("/templates/team%2Fname%3Av1").await.refuses(501, "not served");
+    gateway.delete("/templates/team%2Fname%3Av1").await.refuses(404, "team/name:v1");
 }
 
 #[tokio::test]

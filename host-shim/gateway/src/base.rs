@@ -106,8 +106,7 @@ pub async fn ensure(
     let context = Context::new(config.data.path().join(format!(".base-{}", std::process::id())))?;
     let folder = context.0.as_os_str();
     let mut build = ["build", "-t", IMAGE].map(OsStr::new).to_vec();
-    if std::env::var_os("SSL_CERT_FILE").is_some() || CA_BUNDLES.iter().any(|file| Path::new(file).is_file())
-    {
+    if lends_certificates() {
         build.push("--host-ca".as_ref());
     }
     build.push(folder);
@@ -127,6 +126,11 @@ pub async fn ensure(
     builder.must(create).await?;
     say("the template `base` is there");
     Ok(true)
+}
+
+/// Whether this machine has a bundle of certificates that RUN steps can be lent.
+pub(crate) fn lends_certificates() -> bool {
+    std::env::var_os("SSL_CERT_FILE").is_some() || CA_BUNDLES.iter().any(|file| Path::new(file).is_file())
 }
 
 /// Waits its turn; the kernel gives the lock back with the process.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod builds;
 mod front;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use tiffin_gateway::fleet::PoolSize;
 use tiffin_gateway::host::{self, HostError};
 use tiffin_gateway::operator::DEFAULT_TEAM;
 
+use builds::{BuildArgs, BuildLimitArgs};
 pub(crate) use front::{Backup, Ca, DomainAt, Front, TeamRate};
 
 const AFTER_HELP: &str = "\
@@ -87,6 +89,9 @@ pub(crate) struct Serve {
 
     #[command(flatten)]
     pub(crate) front: Front,
+
+    #[command(flatten)]
+    builds: BuildArgs,
 
     #[command(flatten)]
     data: Data,
@@ -210,6 +215,14 @@ pub(crate) enum Teams {
         #[command(flatten)]
         data: Data,
     },
+    /// Change what the builds of a team may take, and print it; what is not named stays.
+    Builds {
+        name: String,
+        #[command(flatten)]
+        limits: BuildLimitArgs,
+        #[command(flatten)]
+        data: Data,
+    },
     /// Change what a team may have; what is not named stays.
     Quota {
         name: String,
@@ -292,12 +305,13 @@ impl Serve {
                 cpus: self.max_cpus.unwrap_or(machine.cpus),
                 memory_mib: self.max_memory.unwrap_or(machine.memory_mib),
             },
+            builds: self.builds.config(),
         })
     }
 
     fn image_builder(&self) -> Result<PathBuf, HostError> {
         match host::program(self.image_builder.as_deref(), "image-builder", "--image-builder") {
-            // Only `base` needs it, and says so then.
+            // Only `base` and builds need it, and say so then.
             Err(HostError::NoProgram { program, .. }) => Ok(program.into()),
             other => other,
         }

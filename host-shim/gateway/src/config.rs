@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use template::DataDir;
 
+use crate::builds::BuildsConfig;
+
 /// The port that the SDKs' debug mode expects.
 pub const DEFAULT_PORT: u16 = 3000;
 
@@ -20,7 +22,7 @@ pub struct Config {
     pub data: DataDir,
     /// The program `host-shim`.
     pub host_shim: PathBuf,
-    /// The program `image-builder`, for the template `base`.
+    /// The program `image-builder`, for the template `base` and for builds.
     pub image_builder: PathBuf,
     /// The guest kernel, where it is not the installed one.
     pub kernel: Option<PathBuf>,
@@ -32,6 +34,8 @@ pub struct Config {
     pub allow_emulation: bool,
     /// What the machine gives to sandboxes, all together.
     pub capacity: Capacity,
+    /// How templates are built for teams.
+    pub builds: BuildsConfig,
 }
 
 impl Config {

@@ -12,7 +12,9 @@
 //!   fleet::Fleet ──────────► Sandbox ── vsock.sock ── the agent
 //!        │  starts host-shim processes, finds them again, ends them
 //!        ▼
-//!   store::Store   SQLite: teams, hashed keys, sandboxes
+//!   store::Store   SQLite: teams, hashed keys, sandboxes, templates and builds
+//!
+//!   builds::Builds   starts image-builder processes: from a client's steps to a template
 //! ```
 //!
 //! [`tunnel`] is a WebSocket of the control API that carries many streams to one sandbox's ports.
@@ -20,6 +22,7 @@
 //! The gateway owns no VMM code: a sandbox is a `host-shim` process and its folder, and outlives the gateway.
 
 pub mod base;
+pub mod builds;
 pub mod config;
 pub mod control;
 mod error;
@@ -40,6 +43,7 @@ use std::sync::Arc;
 
 pub use error::ApiError;
 
+use builds::Builds;
 use config::Config;
 use fleet::Fleet;
 use metrics::Metrics;
@@ -54,6 +58,8 @@ pub struct Gateway {
     pub store: Store,
     /// The sandboxes of this machine.
     pub fleet: Arc<Fleet>,
+    /// The builds of templates.
+    pub builds: Builds,
     /// What is counted.
     pub metrics: Metrics,
 }

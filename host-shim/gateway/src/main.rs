@@ -205,6 +205,13 @@ async fn teams(command: Teams) -> anyhow::Result<()> {
             }
             print(&text)
         }
+        Teams::Builds { name, limits, data } => {
+            let store = operator::open_store(&data.resolve()?)?;
+            let team = find_team(&store, &name).await?;
+            let changed = limits.over(store.build_limits(&team.id).await?);
+            store.set_build_limits(&team.id, changed).await?;
+            print(&format!("{}\n", serde_json::to_string(&changed)?))
+        }
         Teams::Quota { name, limits, data } => {
             let store = operator::open_store(&data.resolve()?)?;
             let team = find_team(&store, &name).await?;

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tiffin_gateway::base::{self, BaseError};
+use tiffin_gateway::builds::Builds;
 use tiffin_gateway::fleet::Fleet;
 use tiffin_gateway::metrics::Metrics;
 use tiffin_gateway::tls::{Source, Tls};
@@ -65,6 +66,7 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
         }
     }
     fleet.start_pools(&args.pool);
+    let builds = Builds::open(config.clone(), store.clone()).await?;
     let place = match &tls {
         None => url_of(address),
         Some(tls) => https_place(tls.source(), &config.domain, address),
@@ -73,7 +75,7 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
         .context("cannot write where it serves")?;
     print(&exports(&place, &data, &store).await?)?;
 
-    let gateway = Arc::new(Gateway { config, store, fleet, metrics: Metrics::default() });
+    let gateway = Arc::new(Gateway { config, store, fleet, builds, metrics: Metrics::default() });
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!(%error, "cannot tell readiness to the service manager");
     }
@@ -84,6 +86,7 @@ pub(crate) async fn serve(args: &Serve) -> anyhow::Result<()> {
         .await
         .context("the server failed")?;
     drop(kept);
+    gateway.builds.close().await;
     tracing::info!(sandboxes = gateway.fleet.all().len(), "stopped; the sandboxes go on");
     Ok(())
 }

@@ -267,6 +267,7 @@ fn config_of(host: &Host) -> Config {
         channel: Default::default(),
         allow_emulation: true,
         capacity: host.capacity,
+        builds: Default::default(),
     }
 }
 

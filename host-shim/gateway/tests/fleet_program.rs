@@ -134,6 +134,7 @@ impl Host {
             channel: Default::default(),
             allow_emulation: true,
             capacity: Capacity::UNLIMITED,
+            builds: Default::default(),
         }
     }
 

@@ -6,7 +6,8 @@
 //!
 //! Texts of steps are literal: nothing in them is expanded, so they are escaped here. What a step does beyond its
 //! instruction of the same name is written out: a `USER` that is not there is made, a `RUN` of another user switches to it
-//! and back. Errors name the step as the line.
+//! and back. Errors name the step as the line. `user` and `workdir` say who the steps begin as, and where; by default root and
+//! where the base says.
 
 use serde::Deserialize;
 
@@ -69,6 +70,9 @@ pub struct StepFiles {
 struct Request {
     from_image: Option<String>,
     from_template: Option<String>,
+    /// Not of the clients: who the steps begin as, and where. Whoever serves the clients knows what the base has.
+    user: Option<String>,
+    workdir: Option<String>,
     #[serde(default)]
     steps: Vec<Step>,
     start_cmd: Option<String>,
@@ -115,6 +119,13 @@ impl TemplateBuild {
             }
         };
         let mut builder = Builder { statements: Vec::new(), files: Vec::new(), user: FIRST_USER.to_owned() };
+        if let Some(user) = filled(request.user) {
+            builder.set_user(start, &user);
+            builder.user = user;
+        }
+        if let Some(path) = filled(request.workdir) {
+            builder.push(start, format!("WORKDIR {path}"), Instruction::Workdir(literal(&path, start)));
+        }
         let mut lines = Vec::new();
         for (step, number) in request.steps.iter().zip(1..) {
             lines.push(format!("{} {}", step.kind, step.args.join(" ")).replace(['\n', '\r'], " "));
@@ -324,6 +335,19 @@ mod tests {
         let Instruction::Env(env) = &build.dockerfile.stages[0].statements[4].instruction else { panic!() };
         let none = |_: &str| -> Option<&'static str> { None };
         assert_eq!(expand(&env.pairs[0].value.text, '\\', &none).as_deref(), Ok("$B 'c'"));
+    }
+
+    #[test]
+    fn steps_begin_as_somebody_and_somewhere() {
+        let json = r#"{"fromTemplate": "a", "user": "ada", "workdir": "/home/ada", "steps": [
+            {"type": "COPY", "args": ["a", "b"], "filesHash": "abc"}, {"type": "RUN", "args": ["x", "root"]},
+            {"type": "RUN", "args": ["y", "ada"]}]}"#;
+        let build = TemplateBuild::parse("template", json.as_bytes()).unwrap();
+        let texts: Vec<_> = build.dockerfile.stages[0].statements.iter().map(|s| s.text.as_str()).collect();
+        let expected =
+            ["USER ada", "WORKDIR /home/ada", "COPY a b", "USER root", "RUN x", "USER ada", "RUN y"];
+        assert_eq!(texts, expected);
+        assert_eq!(build.files, [StepFiles { statement: 2, step: 1, hash: Some("abc".into()) }]);
     }
 
     #[test]

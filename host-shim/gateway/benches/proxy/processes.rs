@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sandbox_folder::VSOCK_SOCKET;
 use tiffin_gateway::Gateway as State;
+use tiffin_gateway::builds::Builds;
 use tiffin_gateway::config::{Capacity, Config};
 use tiffin_gateway::fleet::{Fleet, Sandbox};
 use tiffin_gateway::identity::TeamId;
@@ -201,6 +202,7 @@ pub(crate) fn gateway(folder: &Path) {
             channel: Default::default(),
             allow_emulation: true,
             capacity: Capacity::default(),
+            builds: Default::default(),
         };
         let store = Store::open(&data.join("gateway.db")).unwrap();
         let fleet = Fleet::open(config.clone(), store.clone()).await.unwrap();
@@ -211,7 +213,8 @@ pub(crate) fn gateway(folder: &Path) {
             }
             fleet.hold(Arc::new(Sandbox::new(dir, record(number))));
         }
-        let gateway = Arc::new(State { config, store, fleet, metrics: Metrics::default() });
+        let builds = Builds::open(config.clone(), store.clone()).await.unwrap();
+        let gateway = Arc::new(State { config, store, fleet, builds, metrics: Metrics::default() });
         println!("{address}");
         let limits = Limits { rates: Rates::UNLIMITED, ..Limits::default() };
         server::serve_within(gateway, listener, CancellationToken::new(), limits).await.unwrap();

@@ -25,6 +25,9 @@ mod openapi;
 mod routes;
 mod sandbox;
 mod snapshots;
+mod template_builds;
+mod template_files;
+mod template_tags;
 mod templates;
 mod trace;
 mod tunnel;
@@ -54,6 +57,10 @@ pub const CLIENT_ID: &str = "6532622b";
 /// The version of E2B's envd whose features the agent has. Clients ask for nothing that is newer; the newest that they ask
 /// for is of 0.6.4 (watching network mounts). Later ones have calls that the agent has not (`/files/compose`).
 pub const ENVD_VERSION: &str = "0.6.4";
+
+/// Marks a request that came over TLS: addresses in its answer begin with https.
+#[derive(Clone, Copy, Debug)]
+pub struct OverTls;
 
 /// How far away a sandbox's end may be.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);

@@ -35,22 +35,18 @@ const fn not(method: &'static str, path: &'static str, what: &'static str) -> No
     NotServed { method, path, what }
 }
 
+/// The first way to build templates, which needs a registry of the gateway's own and Docker at the client's.
+const DOCKER_PUSH: &str =
+    "building a template by docker push (use Template.build of the SDKs, or `e2b template create`)";
+
 /// Every route that is answered with 501.
 pub const NOT_SERVED: &[NotServed] = &[
     not("PUT", "/sandboxes/{sandboxID}/network", "changing a sandbox's network"),
-    not("POST", "/v3/templates", "building a template through the API"),
-    not("POST", "/v2/templates", "building a template through the API"),
-    not("POST", "/templates", "building a template by docker push"),
-    not("POST", "/templates/{templateID}", "building a template by docker push"),
-    not("POST", "/templates/{templateID}/builds/{buildID}", "building a template by docker push"),
-    not("POST", "/v2/templates/{templateID}/builds/{buildID}", "building a template through the API"),
-    not("GET", "/templates/{templateID}/builds/{buildID}/status", "building a template through the API"),
-    not("GET", "/templates/{templateID}/files/{hash}", "building a template through the API"),
+    not("POST", "/templates", DOCKER_PUSH),
+    not("POST", "/templates/{templateID}", DOCKER_PUSH),
+    not("POST", "/templates/{templateID}/builds/{buildID}", DOCKER_PUSH),
     not("PATCH", "/templates/{templateID}", "publishing a template"),
     not("PATCH", "/v2/templates/{templateID}", "publishing a template"),
-    not("GET", "/templates/{templateID}/tags", "tags of templates"),
-    not("POST", "/templates/tags", "tags of templates"),
-    not("DELETE", "/templates/tags", "tags of templates"),
     not("GET", "/volumes", "volumes"),
     not("POST", "/volumes", "volumes"),
     not("GET", "/volumes/{volumeID}", "volumes"),

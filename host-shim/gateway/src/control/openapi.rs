@@ -7,7 +7,10 @@ use utoipa::openapi::{ContentBuilder, Ref, Required, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::types::ErrorBody;
-use super::{NOT_SERVED, create, fork, list, logs, machine, metrics, sandbox, snapshots, templates, tunnel};
+use super::{
+    NOT_SERVED, create, fork, list, logs, machine, metrics, sandbox, snapshots, template_builds,
+    template_files, template_tags, templates, tunnel,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -26,7 +29,6 @@ use super::{NOT_SERVED, create, fork, list, logs, machine, metrics, sandbox, sna
         fork::fork,
         snapshots::create,
         snapshots::list,
-        snapshots::remove,
         list::list_v2,
         list::list_v1,
         sandbox::info,
@@ -41,6 +43,17 @@ use super::{NOT_SERVED, create, fork, list, logs, machine, metrics, sandbox, sna
         machine::teams,
         templates::list,
         templates::alias,
+        template_builds::request_v3,
+        template_builds::request_v2,
+        template_builds::start,
+        template_builds::status,
+        template_builds::cancel,
+        template_files::link,
+        template_files::receive,
+        template_tags::assign,
+        template_tags::remove,
+        template_tags::list,
+        template_tags::delete,
         machine::health,
         machine::metrics,
         machine::document,

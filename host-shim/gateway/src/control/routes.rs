@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 
-use super::{Control, create, fork, list, logs, machine, metrics, sandbox, snapshots, templates, tunnel};
+use super::{
+    Control, create, fork, list, logs, machine, metrics, sandbox, snapshots, template_builds, template_files,
+    template_tags, templates, tunnel,
+};
 
 /// A route that is served.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +53,6 @@ pub const SERVED: &[Route] = &[
     keyed("POST", "/sandboxes/{sandboxID}/fork", || post(fork::fork)),
     keyed("POST", "/sandboxes/{sandboxID}/snapshots", || post(snapshots::create)),
     keyed("GET", "/snapshots", || get(snapshots::list)),
-    keyed("DELETE", "/templates/{templateID}", || delete(snapshots::remove)),
     keyed("GET", "/v2/sandboxes", || get(list::list_v2)),
     keyed("GET", "/sandboxes", || get(list::list_v1)),
     keyed("GET", "/sandboxes/{sandboxID}", || get(sandbox::info)),
@@ -65,6 +67,24 @@ pub const SERVED: &[Route] = &[
     keyed("GET", "/teams", || get(machine::teams)),
     keyed("GET", "/templates", || get(templates::list)),
     keyed("GET", "/templates/aliases/{alias}", || get(templates::alias)),
+    keyed("POST", "/v3/templates", || post(template_builds::request_v3)),
+    keyed("POST", "/v2/templates", || post(template_builds::request_v2)),
+    keyed("POST", "/v2/templates/{templateID}/builds/{buildID}", || post(template_builds::start)),
+    keyed("GET", "/templates/{templateID}/builds/{buildID}/status", || get(template_builds::status)),
+    keyed("DELETE", "/templates/{templateID}/builds/{buildID}", || delete(template_builds::cancel)),
+    keyed("GET", "/templates/{templateID}/files/{hash}", || get(template_files::link)),
+    keyed("DELETE", "/templates/{templateID}", || delete(template_tags::delete)),
+    keyed("GET", "/templates/{templateID}/tags", || get(template_tags::list)),
+    keyed("POST", "/templates/tags", || post(template_tags::assign)),
+    keyed("DELETE", "/templates/tags", || delete(template_tags::remove)),
+    // Signed in its query: the clients send no key with it.
+    Route {
+        method: "PUT",
+        path: "/uploads/{teamID}/{hash}",
+        keyed: false,
+        or_token: false,
+        answer: || put(template_files::receive),
+    },
     open("/health", || get(machine::health)),
     open("/metrics", || get(machine::metrics)),
     open("/openapi.json", || get(machine::document)),

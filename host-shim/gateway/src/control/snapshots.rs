@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -16,7 +15,7 @@ use super::list::{MAX_PAGE, NEXT_TOKEN, Position};
 use super::sandbox::with_memory;
 use super::types::{ErrorBody, NewSnapshot};
 use crate::ApiError;
-use crate::fleet::{lookup, parse_snapshot_name};
+use crate::fleet::parse_snapshot_name;
 use crate::store::SnapshotRecord;
 
 /// A snapshot.
@@ -105,28 +104,4 @@ pub(super) async fn list(
         }
     }
     Ok((headers, Json(found.into_iter().map(SnapshotInfo::from).collect())))
-}
-
-/// Deletes a snapshot, by its id or name. What was created from it goes on. The machine's templates are its operator's.
-#[utoipa::path(delete, path = "/templates/{templateID}", tag = "snapshots", params(("templateID" = String, Path)),
-    responses((status = 204), (status = 403, body = ErrorBody, description = "a template of the machine"),
-        (status = "4XX", body = ErrorBody)))]
-pub(super) async fn remove(
-    State(control): State<Arc<Control>>,
-    caller: Caller,
-    id: Result<Path<String>, PathRejection>,
-) -> Result<StatusCode, ApiError> {
-    let Path(id) = id.map_err(|rejection| ApiError::not_found(rejection.body_text()))?;
-    if control.gateway.fleet.delete_snapshot(&caller.team.id, &id).await? {
-        return Ok(StatusCode::NO_CONTENT);
-    }
-    let (data, wanted) = (control.gateway.config.data.clone(), id.clone());
-    let template = tokio::task::spawn_blocking(move || lookup::find(&data, &wanted)).await;
-    match template.map_err(ApiError::internal)? {
-        Ok(_) => {
-            let message = format!("{:?} is a template of this machine: its operator deletes it", shown(&id));
-            Err(ApiError::new(StatusCode::FORBIDDEN, message))
-        }
-        Err(_) => Err(ApiError::not_found(format!("Snapshot {:?} not found", shown(&id)))),
-    }
 }

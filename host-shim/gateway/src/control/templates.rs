@@ -1,4 +1,4 @@
-//! The machine's templates. They belong to no team: whoever has a key may start them.
+//! Templates: the machine's, which belong to no team, so that whoever has a key may start them; and the team's own.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,18 +16,20 @@ use super::access::Caller;
 use super::types::{ErrorBody, to_millisecond};
 use super::{Control, ENVD_VERSION};
 use crate::ApiError;
+use crate::builds::{Wanted, of_folder};
 use crate::fleet::lookup;
+use crate::store::TemplateSummary;
 
 /// A template.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Template {
-    /// Its name.
+    /// Its id; of one of the machine its name.
     #[serde(rename = "templateID")]
     template_id: String,
-    /// Made of its root file system's digest.
+    /// Of one of the machine made of its root file system's digest.
     #[serde(rename = "buildID")]
-    build_id: String,
+    pub(super) build_id: String,
     cpu_count: u32,
     #[serde(rename = "memoryMB")]
     memory_mb: u64,
@@ -39,7 +41,7 @@ pub(super) struct Template {
     names: Vec<String>,
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
-    /// A template is replaced, never changed.
+    /// When its build came to its end.
     #[schema(value_type = String, format = DateTime)]
     updated_at: Timestamp,
     /// Nobody is known.
@@ -56,11 +58,15 @@ pub(super) struct Template {
     build_status: BuildStatus,
 }
 
-/// A template is whole or absent.
+/// How far a template's build is.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-enum BuildStatus {
+pub(super) enum BuildStatus {
+    /// For its files, or its turn.
+    Waiting,
+    Building,
     Ready,
+    Error,
 }
 
 /// What an alias stands for.
@@ -72,7 +78,7 @@ pub(super) struct TemplateAlias {
     public: bool,
 }
 
-/// The templates of this machine.
+/// The templates that the caller may start, and those that it builds.
 #[utoipa::path(get, path = "/templates", tag = "templates", responses((status = 200, body = Vec<Template>)))]
 pub(super) async fn list(
     State(control): State<Arc<Control>>,
@@ -81,6 +87,7 @@ pub(super) async fn list(
     let folder = control.gateway.config.data.templates();
     let mut templates =
         tokio::task::spawn_blocking(move || read(folder)).await.map_err(ApiError::internal)??;
+    templates.extend(control.gateway.store.templates(&caller.team.id).await?.iter().map(of_team));
     for sandbox in control.gateway.fleet.all() {
         let record = sandbox.record();
         let own = record.team == caller.team.id;
@@ -96,7 +103,8 @@ pub(super) async fn list(
 
 fn read(folder: PathBuf) -> Result<Vec<Template>, ApiError> {
     let names = TemplateFolder::list(&folder).map_err(ApiError::internal)?;
-    Ok(names.iter().filter_map(|name| describe(&folder, name)).collect())
+    let of_machine = names.iter().filter(|name| of_folder(name.as_str()).is_none());
+    Ok(of_machine.filter_map(|name| describe(&folder, name)).collect())
 }
 
 /// `None` for one that cannot be used, or is being replaced just now.
@@ -129,6 +137,30 @@ fn describe(folder: &std::path::Path, name: &TemplateName) -> Option<Template> {
     })
 }
 
+/// A template of a team.
+pub(super) fn of_team(summary: &TemplateSummary) -> Template {
+    let TemplateSummary { template, build, builds } = summary;
+    let name = template.name.to_string();
+    Template {
+        template_id: template.id.to_string(),
+        build_id: build.id.to_string(),
+        cpu_count: build.cpus,
+        memory_mb: build.memory_mib,
+        disk_size_mb: build.disk_mib,
+        public: false,
+        aliases: vec![name.clone()],
+        names: vec![name],
+        created_at: to_millisecond(template.created_at),
+        updated_at: to_millisecond(build.finished_at.unwrap_or(build.requested_at)),
+        created_by: None,
+        last_spawned_at: None,
+        spawn_count: 0,
+        build_count: *builds,
+        envd_version: ENVD_VERSION,
+        build_status: build.stage.into(),
+    }
+}
+
 /// Clients expect the shape of a UUID.
 fn build_id(digest: &str) -> String {
     let mut id = String::new();
@@ -146,11 +178,19 @@ fn build_id(digest: &str) -> String {
     responses((status = 200, body = TemplateAlias), (status = 404, body = ErrorBody)))]
 pub(super) async fn alias(
     State(control): State<Arc<Control>>,
+    caller: Caller,
     alias: Result<Path<String>, PathRejection>,
 ) -> Result<Json<TemplateAlias>, ApiError> {
     let Path(alias) = alias.map_err(|rejection| ApiError::not_found(rejection.body_text()))?;
-    let data = control.gateway.config.data.clone();
-    let found = tokio::task::spawn_blocking(move || lookup::find(&data, &alias)).await;
+    let gateway = &control.gateway;
+    if let Some(wanted) = Wanted::parse(&caller.team, &alias) {
+        let tagged = gateway.store.tagged(&caller.team.id, wanted.name.as_str(), wanted.tag()).await?;
+        if let Some((template, _)) = tagged {
+            return Ok(Json(TemplateAlias { template_id: template.id.to_string(), public: false }));
+        }
+    }
+    let data = gateway.config.data.clone();
+    let found = tokio::task::spawn_blocking(move || lookup::of_machine(&data, &alias)).await;
     let (name, _) = found.map_err(ApiError::internal)??;
     Ok(Json(TemplateAlias { template_id: name.to_string(), public: true }))
 }

@@ -212,8 +212,8 @@ impl Shared {
     async fn template(&self, name: &str) -> Result<Source, ApiError> {
         let (config, wanted) = (self.config.clone(), name.to_owned());
         let find = move || {
-            let (name, folder) = lookup::find(&config.data, &wanted)?;
-            Source::of_template(&config, &name, &folder)
+            let (name, folder) = lookup::of_machine(&config.data, &wanted)?;
+            Source::of_template(&config, name.to_string(), name.to_string(), &folder)
         };
         tokio::task::spawn_blocking(find).await.map_err(ApiError::internal)?
     }

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use jiff::Timestamp;
 use sandbox_folder::spec::SandboxSpec;
 use sandbox_folder::{SandboxId, Start};
-use template::{Machine, TemplateFolder, TemplateName};
+use template::{Machine, TemplateFolder};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Admitted;
@@ -39,12 +39,13 @@ impl Source {
     /// A template of the machine.
     pub(super) fn of_template(
         config: &Config,
-        name: &TemplateName,
+        id: String,
+        alias: String,
         folder: &TemplateFolder,
     ) -> Result<Self, ApiError> {
         Ok(Self {
-            id: name.to_string(),
-            alias: name.to_string(),
+            id,
+            alias,
             path: folder.path().to_owned(),
             machine: folder.template().machine,
             stamp: pool::stamp(config, folder.path()).map_err(ApiError::internal)?,
@@ -68,24 +69,24 @@ impl Shared {
     /// What a team calls so: a snapshot of its own, or a template of the machine.
     pub(super) async fn source(&self, team: &Team, wanted: &str) -> Result<Source, ApiError> {
         let kept = self.store.snapshot(&team.id, wanted, &snapshots::with_tag(wanted)).await?;
-        let (config, wanted) = (self.config.clone(), wanted.to_owned());
-        let path = kept.as_ref().map(|snapshot| self.snapshot_folder(&snapshot.id));
-        let find = move || match path {
-            None => {
-                let (name, folder) = lookup::find(&config.data, &wanted)?;
-                Source::of_template(&config, &name, &folder)
+        let Some(path) = kept.as_ref().map(|snapshot| self.snapshot_folder(&snapshot.id)) else {
+            let lookup::Found { id, alias, folder } =
+                lookup::find(&self.config, &self.store, team, wanted).await?;
+            let config = self.config.clone();
+            let look = move || Source::of_template(&config, id, alias, &folder);
+            return tokio::task::spawn_blocking(look).await.map_err(ApiError::internal)?;
+        };
+        let wanted = wanted.to_owned();
+        let find = move || match TemplateFolder::open(&path) {
+            Ok(folder) => {
+                let machine = folder.template().machine;
+                Ok(Source { id: file_name(&path), alias: wanted, path, machine, stamp: String::new() })
             }
-            Some(path) => match TemplateFolder::open(&path) {
-                Ok(folder) => {
-                    let machine = folder.template().machine;
-                    Ok(Source { id: file_name(&path), alias: wanted, path, machine, stamp: String::new() })
-                }
-                Err(template::Error::Missing { .. }) => {
-                    let message = format!("the snapshot {wanted:?} was deleted just now");
-                    Err(ApiError::new(StatusCode::NOT_FOUND, message))
-                }
-                Err(error) => Err(ApiError::internal(error)),
-            },
+            Err(template::Error::Missing { .. }) => {
+                let message = format!("the snapshot {wanted:?} was deleted just now");
+                Err(ApiError::new(StatusCode::NOT_FOUND, message))
+            }
+            Err(error) => Err(ApiError::internal(error)),
         };
         tokio::task::spawn_blocking(find).await.map_err(ApiError::internal)?
     }

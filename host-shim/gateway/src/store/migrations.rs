@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::StoreError;
 
 /// Step n brings version n to n + 1.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     "
     CREATE TABLE teams (
         id TEXT PRIMARY KEY,
@@ -60,7 +60,45 @@ const STEPS: [&str; 4] = [
         record TEXT NOT NULL
     ) STRICT;
 ",
+    BUILDS,
 ];
+
+/// Templates of teams and their builds.
+const BUILDS: &str = "
+    CREATE TABLE templates (
+        id TEXT PRIMARY KEY,
+        team TEXT NOT NULL REFERENCES teams (id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        UNIQUE (team, name)
+    ) STRICT;
+    -- The record is JSON; what queries need of it stands beside it.
+    CREATE TABLE builds (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        template TEXT NOT NULL REFERENCES templates (id) ON DELETE CASCADE,
+        stage TEXT NOT NULL,
+        record TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX builds_of_template ON builds (template, stage);
+    CREATE TABLE template_tags (
+        template TEXT NOT NULL REFERENCES templates (id) ON DELETE CASCADE,
+        tag TEXT NOT NULL,
+        build TEXT NOT NULL REFERENCES builds (id) ON DELETE CASCADE,
+        created_at TEXT NOT NULL,
+        PRIMARY KEY (template, tag)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX template_tags_of_build ON template_tags (build);
+    -- A team without a row has the defaults.
+    CREATE TABLE build_limits (
+        team TEXT PRIMARY KEY REFERENCES teams (id) ON DELETE CASCADE,
+        at_once INTEGER NOT NULL,
+        queued INTEGER NOT NULL,
+        templates INTEGER NOT NULL,
+        uploads_mib INTEGER NOT NULL,
+        minutes INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+";
 
 /// Brings the schema up to date, each step in a transaction of its own.
 pub(super) fn run(connection: &mut Connection) -> Result<(), StoreError> {

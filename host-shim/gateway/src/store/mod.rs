@@ -7,6 +7,7 @@ mod creates;
 mod migrations;
 mod parked;
 mod snapshots;
+mod templates;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,6 +29,9 @@ pub use backup::{BackupError, backup};
 pub use creates::KeptCreate;
 pub use parked::ParkedRecord;
 pub use snapshots::SnapshotRecord;
+pub use templates::{
+    BuildReason, BuildRecord, BuildStage, Requested, TagRecord, TemplateRecord, TemplateSummary,
+};
 
 /// A team, and what it may have.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -69,5 +69,5 @@ async fn a_database_of_a_later_version_is_left_alone() {
     drop(Store::open(&path).unwrap());
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
     let error = Store::open(&path).unwrap_err().to_string();
-    assert!(error.contains("schema version 99, this program knows 4"), "{error}");
+    assert!(error.contains("schema version 99, this program knows 5"), "{error}");
 }

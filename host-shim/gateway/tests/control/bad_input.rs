@@ -111,8 +111,8 @@ async fn what_is_not_served_is_refused_and_never_left_out() {
         gateway.get(&format!("/snapshots?{query}")).await.is(400);
     }
     // A snapshot's id may have slashes and colons, percent-encoded.
-    gateway.delete("/templates/team%2Fname%3Av1").await.refuses(404, "Snapshot \"team/name:v1\" not found");
-    gateway.delete("/templates/base").await.refuses(403, "its operator deletes it");
+    gateway.delete("/templates/team%2Fname%3Av1").await.refuses(404, "team/name:v1");
+    gateway.delete("/templates/base").await.refuses(403, "its operator's to delete");
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use sandbox_folder::VSOCK_SOCKET;
 use tiffin_gateway::Gateway;
+use tiffin_gateway::builds::Builds;
 use tiffin_gateway::config::{Capacity, Config};
 use tiffin_gateway::fleet::{Fleet, Sandbox};
 use tiffin_gateway::identity::{ApiKey, KeyHash, TeamId};
@@ -318,13 +319,16 @@ impl Front {
             channel: Default::default(),
             allow_emulation: true,
             capacity: Capacity::default(),
+            builds: Default::default(),
         };
         let store = Store::open(&data.path().join("gateway.db")).unwrap();
         let fleet = Fleet::open(config.clone(), store.clone()).await.unwrap();
         for fake in fakes {
             fleet.hold(Arc::clone(&fake.sandbox));
         }
-        let gateway = Arc::new(Gateway { config, store: store.clone(), fleet, metrics: Metrics::default() });
+        let builds = Builds::open(config.clone(), store.clone()).await.unwrap();
+        let gateway =
+            Arc::new(Gateway { config, store: store.clone(), fleet, builds, metrics: Metrics::default() });
         let shutdown = CancellationToken::new();
         let kept =
             tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.keep(Arc::clone(&gateway)))));

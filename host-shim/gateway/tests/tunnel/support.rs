@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use template::{DataDir, Machine, NewTemplate, Rootfs, RuntimeConfig, SCHEMA_VERSION, SourceImage, Template};
 use tiffin_gateway::Gateway;
+use tiffin_gateway::builds::Builds;
 use tiffin_gateway::config::{Capacity, Config};
 use tiffin_gateway::fleet::Fleet;
 use tiffin_gateway::identity::{ApiKey, KeyHash};
@@ -97,10 +98,12 @@ impl Front {
             guest_image: None,
             channel: Default::default(),
             allow_emulation: true,
+            builds: Default::default(),
             capacity: Capacity::UNLIMITED,
         };
         let fleet = Fleet::open(config.clone(), store.clone()).await.unwrap();
-        let gateway = Arc::new(Gateway { config, store, fleet, metrics: Metrics::default() });
+        let builds = Builds::open(config.clone(), store.clone()).await.unwrap();
+        let gateway = Arc::new(Gateway { config, store, fleet, builds, metrics: Metrics::default() });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();

@@ -54,7 +54,7 @@ ends() {
 inside() { host-shim exec "$dir/" -- "$@"; }
 
 install -d -m 700 "$dir"
-# The hash of a template, an id, memory_mib, env, labels, timeout_s: `host-shim spec --schema` has all that can be said.
+# An id, memory_mib, env, timeout_s and more: `host-shim spec --schema` has all that can be said.
 printf '{"schema_version": 1, "template": "%s", "labels": {"owner": "sandbox.sh"}}\n' "$template" > "$dir/spec.json"
 
 run --spec "$dir/spec.json"

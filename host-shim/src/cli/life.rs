@@ -119,7 +119,8 @@ Example:
   host-shim pause web && host-shim resume web
 
 The id is printed once the snapshot is whole and the memory free. Processes, open files and output that nobody has
-read are there again after `resume`. Exit codes: 0 all of them are paused, 1 one of them is not.")]
+read are there again after `resume`. Its network is made afresh then: what it has of TCP connections to the outside is reset.
+Exit codes: 0 all of them are paused, 1 one of them is not.")]
 pub(crate) struct Pause {
     #[command(flatten)]
     pub(crate) given: Sandboxes,
@@ -177,7 +178,8 @@ Examples:
   host-shim fork web                         prints the id of a sandbox that goes on from where `web` is
   host-shim fork web -n 10 -e WORKER=1       ten of them, an id on each line as they become ready
 
-Each has its own identity, disk and random numbers; `web` goes on. When some do not start, the others stay.
+Each has its own identity, disk and random numbers; `web` goes on. When some do not start, the others stay. Each has a network
+of its own with the rules of `web`, made afresh: what it has of TCP connections to the outside is reset, those of `web` go on.
 Exit codes: 0 ok, 1 one or more did not start.")]
 pub(crate) struct Fork {
     /// The sandbox.

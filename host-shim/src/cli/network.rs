@@ -23,7 +23,8 @@ pub(crate) struct NetworkOptions {
 /// What may be changed of a network.
 #[derive(Debug, Args)]
 pub(crate) struct NetworkRules {
-    /// Open this address or range, as 10.1.0.0/16; the longest prefix decides.
+    /// Open this address or range, as 10.1.0.0/16. Of all that have an address, these, the denied and those that are closed
+    /// by themselves, the longest prefix decides; an address of this host is opened by itself only.
     #[arg(long, value_name = "CIDR")]
     allow_cidr: Vec<String>,
 
@@ -31,11 +32,13 @@ pub(crate) struct NetworkRules {
     #[arg(long, value_name = "CIDR")]
     deny_cidr: Vec<String>,
 
-    /// Limit the bytes per second, as 500k or 10m, in both directions or in one: in=10m, out=1m. 0 for no limit.
+    /// Limit the bytes per second, as 500k or 10m, in both directions or in one: in=10m, out=1m; the last one given of a
+    /// direction holds. 0 for no limit.
     #[arg(long, value_name = "[in=|out=]RATE")]
     net_rate: Vec<NetRate>,
 
-    /// Ask this resolver, which may be in a private network [default: the host's]
+    /// Ask this resolver, which may be in a private network; up to 3 [default: the host's, or those that a resolver on its
+    /// loopback asks]
     #[arg(long, value_name = "ADDRESS")]
     dns: Vec<String>,
 }
@@ -115,7 +118,8 @@ Examples:
   host-shim network web --clear --net-rate out=1m    all other rules go
 
 What is given takes the place of what the sandbox has of that kind; what is not given stays. The change holds until the
-sandbox ends, also over a pause. Exit codes: 0 ok, 1 failure, 2 bad rules.")]
+sandbox ends, also over a pause, and for forks of it. A fork, a resume and a clone have a network made afresh, with counters
+from 0: TCP connections to the outside that their guests still have are reset. Exit codes: 0 ok, 1 failure, 2 bad rules.")]
 pub(crate) struct NetworkVerb {
     /// A sandbox with --network user or tap.
     #[arg(add = complete::ids())]

@@ -3,6 +3,8 @@
 //! The rules themselves are tested beside `sandbox-network`, packet by packet. Here it is real guests: addresses that their
 //! agent configured, a resolver, a resume, a fork.
 
+mod lives;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, UdpSocket};
@@ -84,7 +86,7 @@ fn a_guest_reaches_the_internet_and_not_its_host(mode: &'static str) {
 struct Host {
     mode: &'static str,
     namespace: File,
-    _internet: File,
+    internet: File,
     /// The templates.
     data: TestData,
     /// What its user may write.
@@ -122,7 +124,7 @@ impl Host {
             let user = USER.parse().ok();
             std::os::unix::fs::chown(own.path(), user, user).unwrap();
         }
-        Some(Self { mode, namespace, _internet: internet, data, own, tun })
+        Some(Self { mode, namespace, internet, data, own, tun })
     }
 
     /// Runs host-shim in the host, as root or as the ordinary user.
@@ -171,6 +173,15 @@ impl Host {
         move |name| {
             let counters = report["counters"].as_array().unwrap();
             counters.iter().find(|counter| counter["name"] == name).unwrap()["packets"].as_u64().unwrap()
+        }
+    }
+
+    /// Waits for what comes in its own time.
+    fn until(&self, mut done: impl FnMut() -> bool) {
+        let begin = Instant::now();
+        while !done() {
+            assert!(begin.elapsed() < DEADLINE, "it did not come");
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 

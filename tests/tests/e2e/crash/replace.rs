@@ -130,8 +130,8 @@ fn a_snapshot_that_is_not_what_was_written_is_refused_and_stays() {
         assert!(said.contains(expected), "{expected}: {said}");
         assert_eq!(paused.settle(false), Phase::Paused);
     };
-    rewrite(&text.replacen("\"schema_version\": 1", "\"schema_version\": 2", 1));
-    refused("schema version 2");
+    rewrite(&text.replacen("\"schema_version\": 2", "\"schema_version\": 99", 1));
+    refused("schema version 99");
     rewrite(&text[..text.len() / 2]);
     refused("manifest.json");
     rewrite(&" ".repeat(1 << 20));

@@ -49,9 +49,10 @@ async fn session() -> Session {
     guest.write_all(&preamble::encode(GENERATION)).await.unwrap();
     let mux = Mux::connect(host, GENERATION).await.unwrap();
     let (mut read, write) = tokio::io::split(guest);
-    let host_says = tokio::spawn(async move {
-        tokio::io::copy(&mut read, &mut tokio::io::sink()).await.unwrap_or_default()
-    });
+    let host_says =
+        tokio::spawn(
+            async move { tokio::io::copy(&mut read, &mut tokio::io::sink()).await.unwrap_or_default() },
+        );
     Session { mux, guest: write, host_says }
 }
 

@@ -150,7 +150,15 @@ impl Said {
 
 impl<T> Guard<T> {
     pub(super) fn new(transport: T, ledger: Arc<Mutex<Ledger>>) -> Self {
-        Self { transport, ledger, header: [0; HEADER_SIZE], read: 0, given: 0, body: 0, said: Said::default() }
+        Self {
+            transport,
+            ledger,
+            header: [0; HEADER_SIZE],
+            read: 0,
+            given: 0,
+            body: 0,
+            said: Said::default(),
+        }
     }
 
     /// Judges a header that is whole.

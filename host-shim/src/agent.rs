@@ -5,6 +5,7 @@
 //! to the shim's log, a bounded number of them in each second.
 
 mod news;
+mod pace;
 
 use std::collections::HashMap;
 use std::io;
@@ -26,6 +27,7 @@ use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use news::News;
+use pace::Paced;
 
 /// The longest text of the agent that is shown.
 const MAX_TEXT: usize = 2 << 10;
@@ -99,7 +101,10 @@ pub enum AgentError {
 const FIRST_OF_RECORD: u8 = 0x89;
 
 /// What the agent says, with what was read of it to see how it says it.
-type Said = Chain<io::Cursor<Vec<u8>>, ReadHalf<Stream>>;
+type Said = Chain<io::Cursor<Vec<u8>>, Paced<ReadHalf<Stream>>>;
+
+/// Messages of another generation in a row: what a serial port has held since an earlier one.
+const MAX_STALE: u32 = 1024;
 
 /// A ready agent, or one that was restored and does not know it yet.
 pub struct Agent {
@@ -138,8 +143,10 @@ impl Agent {
             begin.push(read.read_u8().await.map_err(ended)?);
         }
         let framing = if begin == [FIRST_OF_RECORD] { Framing::Records } else { framing };
-        let mut reader = ControlReader::<Said, FromAgent>::new(io::Cursor::new(begin).chain(read), framing);
-        let (got, message) = reader.receive().await?.ok_or(AgentError::Ended)?;
+        let mut reader =
+            ControlReader::<Said, FromAgent>::new(io::Cursor::new(begin).chain(Paced::new(read)), framing);
+        let received = reader.receive().await.map_err(tell)?;
+        let (got, message) = received.ok_or(AgentError::Ended)?;
         let hello = match message.message {
             Some(Message::Hello(hello)) => hello,
             Some(Message::Failed(failed)) => {
@@ -160,7 +167,8 @@ impl Agent {
     /// An agent of a machine that was restored from `generation`, on a serial port: it says nothing before [`Agent::resume`].
     pub fn restored(stream: Stream, generation: u64) -> Self {
         let (read, write) = tokio::io::split(stream);
-        let reader = ControlReader::new(io::Cursor::new(Vec::new()).chain(read), Framing::Records);
+        let reader =
+            ControlReader::new(io::Cursor::new(Vec::new()).chain(Paced::new(read)), Framing::Records);
         Self::new(reader, write, Framing::Records, generation)
     }
 
@@ -321,13 +329,19 @@ async fn route(
     end: watch::Sender<Option<String>>,
 ) {
     let mut news = News::default();
+    let mut stale = 0;
     let reason = loop {
         let message = match reader.receive().await {
             Ok(Some((got, message))) if got == session.generation.load(Ordering::Relaxed) => message.message,
-            Ok(Some(_)) => continue,
+            Ok(Some(_)) if stale < MAX_STALE => {
+                stale += 1;
+                continue;
+            }
+            Ok(Some((got, _))) => break format!("more than {MAX_STALE} messages of generation {got}"),
             Ok(None) => break "the agent closed it".to_owned(),
-            Err(error) => break error.to_string(),
+            Err(error) => break printable(&error.to_string()),
         };
+        stale = 0;
         match message {
             Some(Message::Response(response)) => {
                 let waiting =
@@ -370,12 +384,17 @@ fn ended(error: io::Error) -> AgentError {
     }
 }
 
+/// An error may quote the guest.
+fn tell(error: io::Error) -> AgentError {
+    AgentError::Io(io::Error::new(error.kind(), printable(&error.to_string())))
+}
+
 fn protocol(expected: &'static str, got: &str) -> AgentError {
     AgentError::Protocol { expected, got: got.to_owned() }
 }
 
 /// The guest's text without what would act on a terminal, and not without end.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|&c| c == '\n' || !c.is_control()).take(MAX_TEXT).collect()
 }
 

@@ -59,6 +59,10 @@ const SPACE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long what opens a stream is waited for before a sandbox is held still.
 const HOLD_DEADLINE: Duration = Duration::from_secs(1);
 
+/// How long a stream to the agent may take to be opened. A busy machine takes seconds; a hostile one takes for ever, and a
+/// call that changes the channel would wait as long.
+const DIAL_DEADLINE: Duration = Duration::from_secs(60);
+
 /// Calls on `api.sock` that wait for the one before them.
 const CALL_QUEUE: usize = 8;
 
@@ -181,7 +185,7 @@ impl Sandbox {
                 let client = client(&self.channel, self.spec.access_token.as_deref());
                 let started = tokio::select! {
                     started = startup::run(&client, &runtime) => started.map_err(Error::from),
-                    end = ended(&mut self.ground, &self.agent) => Err(match end {
+                    end = ended(&mut self.ground, &self.agent, &self.channel) => Err(match end {
                         GuestEnd::PoweredOff => Error::Ended { reason: "the guest powered off before it was ready".to_owned() },
                         GuestEnd::Crashed(reason) => Error::Ended { reason },
                     }),
@@ -232,9 +236,9 @@ impl Sandbox {
         self.calls.take()
     }
 
-    /// Waits for the VM's end, or the agent's, and says how it came. Cancel safe.
+    /// Waits for the VM's end, or the agent's, or that of the channel to it, and says how it came. Cancel safe.
     pub async fn ended(&mut self) -> GuestEnd {
-        ended(&mut self.ground, &self.agent).await
+        ended(&mut self.ground, &self.agent, &self.channel).await
     }
 
     /// Makes a parked sandbox somebody's.
@@ -593,13 +597,14 @@ async fn fail(ground: Ground, error: Error, resumed: bool) -> Error {
     }
 }
 
-async fn ended(ground: &mut Ground, agent: &Agent) -> GuestEnd {
+async fn ended(ground: &mut Ground, agent: &Agent, channel: &RwLock<Channel>) -> GuestEnd {
     let Some(vmm) = &mut ground.vmm else { return GuestEnd::Crashed("the VM is gone".to_owned()) };
     let mut stalled = vmm.stalled();
     let reason = loop {
         tokio::select! {
             status = vmm.wait() => return describe_end(status, vmm).await,
-            reason = agent.ended() => break reason,
+            reason = agent.ended() => break format!("the agent is gone: {reason}"),
+            reason = broken(channel) => break format!("the channel to the agent broke: {reason}"),
             () = wait_stalled(&mut stalled) => {
                 tracing::warn!("the sandbox stands still: there is no space for what it writes");
                 if let Err(error) = vmm.resume().await {
@@ -611,8 +616,20 @@ async fn ended(ground: &mut Ground, agent: &Agent) -> GuestEnd {
     // A machine that ends closes its connection first: the VMM's status says more.
     match tokio::time::timeout(LAST_WORDS_DEADLINE, vmm.wait()).await {
         Ok(status) => describe_end(status, vmm).await,
-        Err(_) => GuestEnd::Crashed(format!("the agent is gone: {reason}")),
+        Err(_) => GuestEnd::Crashed(reason),
     }
+}
+
+/// Returns when no client can reach the agent any more.
+async fn broken(channel: &RwLock<Channel>) -> String {
+    let broken = channel.read().await.broken();
+    if let Some(mut broken) = broken
+        && let Ok(reason) = broken.wait_for(Option::is_some).await
+    {
+        return reason.clone().unwrap_or_default();
+    }
+    // It was ended, or cannot break as a whole.
+    std::future::pending().await
 }
 
 /// Returns when it is time to try whether there is space again for a machine that stands still for want of it.
@@ -625,7 +642,11 @@ fn dial(channel: &Arc<RwLock<Channel>>) -> Dial {
     let channel = Arc::clone(channel);
     Arc::new(move |port| {
         let channel = Arc::clone(&channel);
-        Box::pin(async move { channel.read().await.dial(port).await })
+        Box::pin(async move {
+            let channel = channel.read().await;
+            let late = || io::Error::new(io::ErrorKind::TimedOut, "the agent did not take the stream");
+            tokio::time::timeout(DIAL_DEADLINE, channel.dial(port)).await.unwrap_or_else(|_| Err(late()))
+        })
     })
 }
 

@@ -3,11 +3,16 @@
 use std::io;
 use std::marker::PhantomData;
 
+use envd_proto::limits::MAX_CONTROL_LINE;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{line, record};
+
+/// Bytes that may come without a whole message among them: what a host that is gone has left on a serial port, and the
+/// longest message. More is from somebody who has nothing to say.
+const MAX_MEANINGLESS: usize = 2 * MAX_CONTROL_LINE;
 
 /// How messages are told apart on a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +29,8 @@ pub struct ControlReader<R, M> {
     stream: R,
     decoder: Decoder,
     buffer: Box<[u8]>,
+    /// Bytes since the last message.
+    meaningless: usize,
     message: PhantomData<fn() -> M>,
 }
 
@@ -45,22 +52,27 @@ where
             Framing::Records => Decoder::Records(record::Decoder::default()),
             Framing::Lines => Decoder::Lines(line::Decoder::default()),
         };
-        Self { stream, decoder, buffer, message: PhantomData }
+        Self { stream, decoder, buffer, meaningless: 0, message: PhantomData }
     }
 
     /// The next message; `None` when the stream ended. What is whole but no message of this type is an error of the
-    /// kind `InvalidData`.
+    /// kind `InvalidData`, and so is garbage that does not end.
     ///
     /// Cancel safe: what was read stays for the next call.
     pub async fn receive(&mut self) -> io::Result<Option<(u64, M)>> {
         loop {
             if let Some(message) = self.decoder.message()? {
+                self.meaningless = 0;
                 return Ok(Some(message));
+            }
+            if self.meaningless > MAX_MEANINGLESS {
+                return Err(invalid(format!("more than {MAX_MEANINGLESS} bytes without a control message")));
             }
             let count = self.stream.read(&mut self.buffer).await?;
             if count == 0 {
                 return Ok(None);
             }
+            self.meaningless += count;
             self.decoder.push(&self.buffer[..count]);
         }
     }
@@ -166,5 +178,27 @@ mod tests {
         drop(near);
         let error = ControlReader::<_, FromHost>::new(far, Framing::Lines).receive().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn what_never_becomes_a_message_is_given_up() {
+        let mut encoder = record::Encoder::default();
+        let long = encoder.encode(1, &[7; 2 * record::RECORD_PAYLOAD]).unwrap();
+        let never_whole = &long[..record::RECORD_SIZE];
+        for (framing, garbage) in [
+            (Framing::Records, &[0x89; 1024][..]),
+            (Framing::Records, &b"\x89TFNCTL\n".repeat(128)),
+            (Framing::Records, never_whole),
+            (Framing::Lines, &[b'\n'; 1024]),
+        ] {
+            let (mut near, far) = tokio::io::duplex(4096);
+            let garbage = garbage.to_vec();
+            let flood = tokio::spawn(async move { while near.write_all(&garbage).await.is_ok() {} });
+            let mut reader = ControlReader::<_, FromHost>::new(far, framing);
+            let error = reader.receive().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            drop(reader);
+            flood.await.unwrap();
+        }
     }
 }

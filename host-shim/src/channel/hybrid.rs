@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 /// Attempts to reach a port, each after twice the wait of the one before: 10 ms to 5 s together. A guest that is
@@ -33,7 +33,11 @@ pub(super) async fn dial(socket: &Path, port: u32) -> io::Result<UnixStream> {
 }
 
 pub(super) async fn dial_once(socket: &Path, port: u32) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(socket).await?;
+    ask(UnixStream::connect(socket).await?, port).await
+}
+
+/// Asks for a port of the guest on a connection to the VMM's socket; what follows the answer is the stream's.
+pub async fn ask<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, port: u32) -> io::Result<S> {
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
     // Byte by byte: what follows the line is the stream's.
     let mut answer = Vec::new();

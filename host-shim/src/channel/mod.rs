@@ -6,7 +6,7 @@
 //!
 //! Everything that must be there before the guest runs is made by `prepare`: sockets, listeners, a daemon.
 
-mod hybrid;
+pub mod hybrid;
 mod serial;
 mod vhost_user_vsock;
 mod vhost_vsock;
@@ -20,6 +20,7 @@ use std::path::Path;
 
 use command_fds::FdMapping;
 use envd_channel::control::Framing;
+use envd_channel::mux::Broken;
 use sandbox_folder::client::Stream;
 use sandbox_folder::spec::ChannelChoice;
 use tokio::process::Child;
@@ -139,6 +140,15 @@ impl Channel {
         match &mut self.0 {
             Opened::Serial(channel) => channel.reopen(generation).await,
             Opened::VhostVsock(_) | Opened::VhostUserVsock(_) | Opened::VmmVsock(_) => Ok(()),
+        }
+    }
+
+    /// Tells when all of its streams are over before it was [ended](Self::end), and why; `None` where each is a connection of
+    /// its own.
+    pub fn broken(&self) -> Option<Broken> {
+        match &self.0 {
+            Opened::Serial(channel) => Some(channel.broken()),
+            Opened::VhostVsock(_) | Opened::VhostUserVsock(_) | Opened::VmmVsock(_) => None,
         }
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use command_fds::FdMapping;
-use envd_channel::mux::Mux;
+use envd_channel::mux::{Broken, Mux};
 use sandbox_folder::client::Stream;
 use tokio::net::UnixStream;
 
@@ -58,6 +58,10 @@ impl Serial {
     pub(super) async fn reopen(&mut self, generation: u64) -> io::Result<()> {
         self.mux = connect(&self.port, generation).await?;
         Ok(())
+    }
+
+    pub(super) fn broken(&self) -> Broken {
+        self.mux.broken()
     }
 
     pub(super) async fn dial(&self, port: u32) -> io::Result<Stream> {

@@ -16,7 +16,7 @@ use template::ROOTFS_FILE;
 use super::Watch;
 use super::ground::{Ground, Origin};
 use super::host::Host;
-use crate::agent::{Agent, AgentError};
+use crate::agent::{Agent, AgentError, printable};
 use crate::channel::{self, Channel};
 use crate::dir::{BASE, SCRATCH, SCRATCH_OVERLAY, VMM, VMM_LOG};
 use crate::snapshot::{self, FileName, GuestMemory, SnapshotFolder};
@@ -28,6 +28,9 @@ use crate::{Error, network, scratch};
 
 /// Random bytes for the guest's kernel: as many as its pool takes at once.
 const SEED_BYTES: usize = 64;
+
+/// Parts and hooks of a Resume that are looked at. There are a dozen parts; of more hooks than that the agent's log tells.
+const MAX_PARTS: usize = 64;
 
 /// Parts of a Resume without which a clone must not run: it would draw its source's random numbers, or serve its clients.
 const VITAL_PARTS: [&str; 4] = ["seed", "session", "network", "scratch"];
@@ -430,19 +433,21 @@ fn resume(kind: Kind, configure: Option<Configure>) -> Result<Resume, Error> {
 
 /// What failed in a Resume: told, and where the sandbox would not be its own, an error.
 fn check(resumed: &Resumed) -> Result<(), Error> {
-    for part in &resumed.parts {
-        tracing::debug!(part = part.name, us = part.duration_us, "a part of the Resume is done");
+    for part in resumed.parts.iter().take(MAX_PARTS) {
+        let (name, error) = (printable(&part.name), printable(&part.error));
+        tracing::debug!(part = name, us = part.duration_us, "a part of the Resume is done");
         if part.error.is_empty() {
             continue;
         }
-        tracing::warn!(part = part.name, error = part.error, "a part of the Resume failed");
-        if VITAL_PARTS.contains(&part.name.as_str()) {
-            let reason = format!("its {} could not be renewed: {}", part.name, part.error);
+        tracing::warn!(part = name, error, "a part of the Resume failed");
+        if VITAL_PARTS.contains(&name.as_str()) {
+            let reason = format!("its {name} could not be renewed: {error}");
             return Err(Error::Boot { reason, console: String::new() });
         }
     }
-    for hook in resumed.hooks.iter().filter(|hook| !hook.error.is_empty()) {
-        tracing::warn!(hook = hook.name, error = hook.error, "a hook of the image failed");
+    for hook in resumed.hooks.iter().filter(|hook| !hook.error.is_empty()).take(MAX_PARTS) {
+        let (hook, error) = (printable(&hook.name), printable(&hook.error));
+        tracing::warn!(hook, error, "a hook of the image failed");
     }
     Ok(())
 }

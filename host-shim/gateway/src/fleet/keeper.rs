@@ -52,6 +52,10 @@ pub(super) struct Keeper {
 
 /// Whether a sandbox runs.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each sandbox, and a box would save nothing while it is awake"
+)]
 pub(super) enum Life {
     /// It has a shim, and room on the machine.
     Awake { shim: Shim, _admitted: Admitted },

@@ -273,13 +273,15 @@ impl Shared {
         tokio::spawn(async move {
             let closing = shared.closing.clone();
             tokio::select! {
-                taker = taken => match taker {
-                    Ok(taker) => match taker.send(given) {
-                        Ok(()) => return,
-                        Err(back) => given = back,
-                    },
-                    Err(_) => {}
-                },
+                taker = taken => {
+                    // Without one it is not wanted any more.
+                    if let Ok(taker) = taker {
+                        match taker.send(given) {
+                            Ok(()) => return,
+                            Err(back) => given = back,
+                        }
+                    }
+                }
                 how = given.shim.ended() => {
                     tracing::warn!(sandbox = %id, how, "a parked sandbox ended by itself");
                     let template = {

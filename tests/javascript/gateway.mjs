@@ -11,6 +11,8 @@ import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 
+import { register } from './template-checks.mjs'
+
 const require = createRequire(join(process.env.TIFFIN_JAVASCRIPT, 'package.json'))
 const e2b = require('e2b')
 const { Sandbox, Template, Volume, Secret } = e2b
@@ -363,6 +365,10 @@ check(both('Template.exists, Template.aliasExists'), async () => {
   assert.equal(await Template.aliasExists('no-such-template'), false)
 })
 
+register({ e2b, check, both, raises, deadline: DEADLINE_MS })
+
+check('Sandbox.deleteSnapshot normal', async () => assert.equal(await Sandbox.deleteSnapshot(unknownId()), false))
+
 const NOT_SERVED = {
   'Sandbox.pause': () => sandbox.pause(),
   'Sandbox.betaPause': () => sandbox.betaPause(),
@@ -370,14 +376,7 @@ const NOT_SERVED = {
   'Sandbox.createSnapshot': () => sandbox.createSnapshot(),
   'Sandbox.listSnapshots': () => sandbox.listSnapshots().nextItems(),
   'SnapshotPaginator.nextItems': () => Sandbox.listSnapshots().nextItems(),
-  'Sandbox.deleteSnapshot': () => Sandbox.deleteSnapshot('x'),
   'Sandbox.updateNetwork': () => sandbox.updateNetwork({ denyOut: [] }),
-  'Template.getTags': () => Template.getTags('base'),
-  'Template.assignTags': () => Template.assignTags('base:x', 'y'),
-  'Template.removeTags': () => Template.removeTags('base', 'y'),
-  'Template.build': () => Template.build(Template().fromImage('debian'), 'x'),
-  'Template.buildInBackground': () => Template.buildInBackground(Template().fromImage('debian'), 'x'),
-  'Template.getBuildStatus': () => Template.getBuildStatus({ templateId: 'x', buildId: 'y' }),
   'Volume.list': () => Volume.list(),
   'Volume.create': () => Volume.create('x'),
   'Volume.connect': () => Volume.connect('x'),

@@ -14,22 +14,33 @@ use rustix::process::{Pid, Signal, kill_process};
 const DOMAIN: &str = "tiffin.test";
 
 /// A gateway on a free port with a data folder of its own.
-struct Gateway {
+pub(crate) struct Gateway {
     child: Child,
-    data: tempfile::TempDir,
+    pub(crate) data: tempfile::TempDir,
     variables: Vec<(String, String)>,
 }
 
 impl Gateway {
     /// One with the template `base` of all tests.
     fn start() -> Self {
-        let data = Self::data();
-        share("templates", data.path());
-        Self::start_on(data)
+        Self::start_on(Self::data_to_build_in())
+    }
+
+    /// A data folder of its own in all, with `base` and the image that it is made of: builds leave templates and caches.
+    pub(crate) fn data_to_build_in() -> tempfile::TempDir {
+        let data = tempfile::Builder::new().prefix("gateway").tempdir_in("/tmp").unwrap();
+        base(data.path(), |_| {});
+        let mut load = Command::new(binary("image-builder"));
+        let images = made("TIFFIN_E2E_DATA").join("images");
+        load.arg("--data-dir").arg(data.path()).args(["load", "-t", "e2e-base"]);
+        load.arg(format!("oci:{}:docker.io/library/e2e-base:latest", images.display()));
+        let load = load.output().unwrap();
+        assert!(load.status.success(), "{}", String::from_utf8_lossy(&load.stderr));
+        data
     }
 
     /// A data folder without templates.
-    fn data() -> tempfile::TempDir {
+    pub(crate) fn data() -> tempfile::TempDir {
         let data = tempfile::Builder::new().prefix("gateway").tempdir_in("/tmp").unwrap();
         // What was found out about this machine is shared.
         share("cache", data.path());
@@ -37,9 +48,14 @@ impl Gateway {
     }
 
     fn start_on(data: tempfile::TempDir) -> Self {
+        Self::start_with(data, &[])
+    }
+
+    pub(crate) fn start_with(data: tempfile::TempDir, more: &[&str]) -> Self {
         let mut child = Command::new(binary("tiffin-gateway"))
             .args(["serve", "--listen", "127.0.0.1:0", "--domain", DOMAIN, "--allow-emulation", "--data-dir"])
             .arg(data.path())
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -61,7 +77,7 @@ impl Gateway {
     }
 
     /// Runs a client's program, which says `ok CASE` for each case that its `--checks` names.
-    fn run(&self, mut program: Command, mut listing: Command) {
+    pub(crate) fn run(&self, mut program: Command, mut listing: Command) {
         let listed = listing.arg("--checks").output().unwrap();
         assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
         let expected = String::from_utf8(listed.stdout).unwrap();
@@ -142,8 +158,8 @@ fn the_first_javascript_client_over_its_websocket() {
     gateway.run(of(), of());
 }
 
-/// A template `base` of its own, with a start command and a snapshot.
-fn warmed(data: &Path) {
+/// A template `base` of its own, changed.
+fn base(data: &Path, change: impl FnOnce(&mut serde_json::Value)) {
     let shared = made("TIFFIN_E2E_DATA").join("templates/base");
     let own = data.join("templates/base");
     std::fs::create_dir_all(&own).unwrap();
@@ -153,9 +169,16 @@ fn warmed(data: &Path) {
     }
     let mut template: serde_json::Value =
         serde_json::from_slice(&std::fs::read(shared.join("template.json")).unwrap()).unwrap();
-    template["runtime"]["start_command"] = "echo started >> ~/starts; exec sleep 1000000".into();
-    template["runtime"]["ready_command"] = "test -s ~/starts".into();
+    change(&mut template);
     std::fs::write(own.join("template.json"), template.to_string()).unwrap();
+}
+
+/// One with a start command and a snapshot.
+fn warmed(data: &Path) {
+    base(data, |template| {
+        template["runtime"]["start_command"] = "echo started >> ~/starts; exec sleep 1000000".into();
+        template["runtime"]["ready_command"] = "test -s ~/starts".into();
+    });
     let mut warm = Command::new(binary("host-shim"));
     warm.args(["template", "warm", "base", "--quiet", "--data-dir"]).arg(data);
     let warm = warm.output().unwrap();

@@ -11,6 +11,8 @@ import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 
+import { register } from './template-checks.mjs'
+
 const require = createRequire(join(process.env.TIFFIN_JAVASCRIPT, 'package.json'))
 const e2b = require('e2b')
 const { Sandbox, Template, Volume, Secret } = e2b
@@ -363,6 +365,8 @@ check(both('Template.exists, Template.aliasExists'), async () => {
   assert.equal(await Template.aliasExists('no-such-template'), false)
 })
 
+register({ e2b, check, both, raises, deadline: DEADLINE_MS })
+
 const BOOT = 'cat /proc/sys/kernel/random/boot_id; cat ~/note'
 
 check(both('Sandbox.pause, Sandbox.betaPause'), async () => {
@@ -432,12 +436,6 @@ check(both('Sandbox.fork'), async () => {
 
 const NOT_SERVED = {
   'Sandbox.updateNetwork': () => sandbox.updateNetwork({ denyOut: [] }),
-  'Template.getTags': () => Template.getTags('base'),
-  'Template.assignTags': () => Template.assignTags('base:x', 'y'),
-  'Template.removeTags': () => Template.removeTags('base', 'y'),
-  'Template.build': () => Template.build(Template().fromImage('debian'), 'x'),
-  'Template.buildInBackground': () => Template.buildInBackground(Template().fromImage('debian'), 'x'),
-  'Template.getBuildStatus': () => Template.getBuildStatus({ templateId: 'x', buildId: 'y' }),
   'Volume.list': () => Volume.list(),
   'Volume.create': () => Volume.create('x'),
   'Volume.connect': () => Volume.connect('x'),

@@ -40,6 +40,7 @@ impl Host {
             guest_image: Some(made("TIFFIN_GUEST_IMAGE")),
             channel: Default::default(),
             allow_emulation: true,
+            builds: Default::default(),
             capacity: Capacity::UNLIMITED,
         };
         Fleet::open(config, operator::open_store(&self.data()).unwrap()).await.unwrap()
@@ -54,6 +55,7 @@ impl Host {
             env: [("A".to_owned(), "1".to_owned())].into(),
             secure: true,
             public_traffic: true,
+            life: Default::default(),
         };
         fleet.create(&team, request).await.unwrap()
     }

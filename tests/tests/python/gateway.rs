@@ -23,9 +23,20 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// One with the template `base` of all tests.
     fn start() -> Self {
-        let data = Self::data();
-        share("templates", data.path());
-        Self::start_on(data)
+        Self::start_on(Self::data_to_build_in())
+    }
+
+    /// A data folder of its own in all, with `base` and the image that it is made of: builds leave templates and caches.
+    pub(crate) fn data_to_build_in() -> tempfile::TempDir {
+        let data = tempfile::Builder::new().prefix("gateway").tempdir_in("/tmp").unwrap();
+        base(data.path(), |_| {});
+        let mut load = Command::new(binary("image-builder"));
+        let images = made("TIFFIN_E2E_DATA").join("images");
+        load.arg("--data-dir").arg(data.path()).args(["load", "-t", "e2e-base"]);
+        load.arg(format!("oci:{}:docker.io/library/e2e-base:latest", images.display()));
+        let load = load.output().unwrap();
+        assert!(load.status.success(), "{}", String::from_utf8_lossy(&load.stderr));
+        data
     }
 
     /// A data folder without templates.
@@ -67,7 +78,7 @@ impl Gateway {
     }
 
     /// Runs a client's program, which says `ok CASE` for each case that its `--checks` names.
-    fn run(&self, program: Command, listing: Command) {
+    pub(crate) fn run(&self, program: Command, listing: Command) {
         let all: Vec<&str> = self.variables.iter().map(|(name, _)| name.as_str()).collect();
         self.run_with(program, listing, &all);
     }
@@ -164,8 +175,8 @@ fn the_tunnels_example_clients() {
     Gateway::start().run(of(), of());
 }
 
-/// A template `base` of its own, with a start command and a snapshot.
-fn warmed(data: &Path) {
+/// A template `base` of its own, changed.
+fn base(data: &Path, change: impl FnOnce(&mut serde_json::Value)) {
     let shared = made("TIFFIN_E2E_DATA").join("templates/base");
     let own = data.join("templates/base");
     std::fs::create_dir_all(&own).unwrap();
@@ -175,9 +186,16 @@ fn warmed(data: &Path) {
     }
     let mut template: serde_json::Value =
         serde_json::from_slice(&std::fs::read(shared.join("template.json")).unwrap()).unwrap();
-    template["runtime"]["start_command"] = "echo started >> ~/starts; exec sleep 1000000".into();
-    template["runtime"]["ready_command"] = "test -s ~/starts".into();
+    change(&mut template);
     std::fs::write(own.join("template.json"), template.to_string()).unwrap();
+}
+
+/// One with a start command and a snapshot.
+fn warmed(data: &Path) {
+    base(data, |template| {
+        template["runtime"]["start_command"] = "echo started >> ~/starts; exec sleep 1000000".into();
+        template["runtime"]["ready_command"] = "test -s ~/starts".into();
+    });
     let mut warm = Command::new(binary("host-shim"));
     warm.args(["template", "warm", "base", "--quiet", "--data-dir"]).arg(data);
     let warm = warm.output().unwrap();

@@ -5,6 +5,7 @@
 mod gateway;
 mod methods;
 mod protojson;
+mod registry;
 mod sdk;
 mod tls;
 

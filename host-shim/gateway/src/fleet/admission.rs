@@ -131,6 +131,15 @@ impl Admission {
         Some(self.charge(&mut book, &TeamId(String::new()), need, None))
     }
 
+    /// Refuses what a team has no quota for.
+    pub(super) fn check(&self, team: &Team, need: Capacity) -> Result<(), ApiError> {
+        let used = self.book().teams.get(&team.id).copied().unwrap_or_default();
+        match over(team, used, need) {
+            Some(reason) => Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, reason)),
+            None => Ok(()),
+        }
+    }
+
     /// Whether a team may have that much, and the machine has no room for it now.
     pub(super) fn lacks(&self, team: &Team, need: Capacity) -> bool {
         let book = self.book();

@@ -323,6 +323,10 @@ impl Shared {
         request: &NewSandbox,
         given_up: &CancellationToken,
     ) -> Result<Option<Arc<Sandbox>>, ApiError> {
+        let need =
+            Capacity { sandboxes: 1, cpus: source.machine.cpus, memory_mib: source.machine.memory_mib };
+        // Before one is taken out, whose place is filled at once.
+        self.admission.check(team, need)?;
         while let Some(Parked { record, take }) = self.pools.pop(&source.id, &source.stamp) {
             let (taker, given) = oneshot::channel();
             // Its task may have ended it just now.

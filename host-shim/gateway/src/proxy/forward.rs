@@ -107,10 +107,6 @@ async fn send(
     let mut upstream = match Upstream::dial(sandbox, to, target.port).await {
         Ok(upstream) => upstream,
         Err(DialError::Gone) => return Err((Refusal::NotFound, Some(request))),
-        // The shim that serves the socket may outlive the machine by a moment: is it this port alone?
-        Err(DialError::Closed) if to == ToPort::Tenant && !upstream::is_there(sandbox).await => {
-            return Err((Refusal::NotFound, Some(request)));
-        }
         Err(DialError::Closed) => return Err((Refusal::PortNotOpen, Some(request))),
         Err(DialError::Broken(why)) => return Err((Refusal::Broken(why), Some(request))),
     };

@@ -243,7 +243,12 @@ pub(super) async fn open(sandbox: &Sandbox, to: ToPort, port: u16) -> Result<Str
         }
     };
     match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
-        Ok(dialled) => dialled.map_err(|error| DialError::of(&error)),
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => match DialError::of(&error) {
+            // The shim that serves the socket may outlive the machine by a moment: is it this stream alone?
+            DialError::Closed | DialError::Broken(_) if !is_there(sandbox).await => Err(DialError::Gone),
+            error => Err(error),
+        },
         Err(_) => Err(DialError::Broken("the sandbox did not open a stream in time".into())),
     }
 }

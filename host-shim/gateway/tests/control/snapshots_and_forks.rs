@@ -58,13 +58,13 @@ async fn snapshots_are_made_listed_started_and_deleted() {
         let body = json!({ "templateID": wanted });
         theirs(Method::POST, "/v2/sandboxes", body).await.refuses(404, "not found");
         let target = format!("/templates/{wanted}");
-        theirs(Method::DELETE, &target, Value::Null).await.refuses(404, "not found");
+        theirs(Method::DELETE, &target, Value::Null).await.refuses(404, "doesn't exist");
     }
 
     let folder = |id: &str| gateway.gateway.config.data.path().join("snapshots").join(id);
     gateway.delete("/templates/first%3Av2").await.is(204);
     gateway.delete(&format!("/templates/{}", made[1])).await.is(204);
-    gateway.delete(&format!("/templates/{}", made[1])).await.refuses(404, "not found");
+    gateway.delete(&format!("/templates/{}", made[1])).await.refuses(404, "doesn't exist");
     assert!(folder(&made[2]).exists() && !folder(&made[1]).exists() && !folder(&made[0]).exists());
     assert_eq!(snapshot_ids(&gateway.get("/snapshots").await.is(200)), made[2..]);
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use e2e::process::timely;
 use e2e::{TestData, TestSandbox};
+use host_shim::network::GUEST_MAC;
 use serde_json::{Value, json};
 
 use super::{Mapped, many, spread};
@@ -87,6 +88,10 @@ async fn fifty_clones_at_once_have_nothing_in_common_that_must_be_ones_own() {
     let mut all: Vec<Drawn> = clones.iter().map(|(_, (drawn, ..))| drawn.clone()).collect();
     for (clone, drawn) in clones.iter().zip(&all) {
         assert_eq!(clone.0.state()["id"], drawn["hostname"]);
+    }
+    // Each is alone with its gateway on its network, where this address is part of the snapshot.
+    for drawn in all.iter_mut().chain(later.iter_mut().map(|(_, of_template)| of_template)) {
+        assert_eq!(drawn.remove("MAC of eth0").as_deref(), Some(GUEST_MAC));
     }
     assert_all_differ(&all);
     // Nor is anything what the template's machine had drawn, nor is there a second time of it.

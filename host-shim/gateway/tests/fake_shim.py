@@ -87,6 +87,7 @@ def crash():
 
 
 def wait():
+    open(path("waits"), "w").close()
     while not os.path.exists(path("go")):
         time.sleep(0.005)
 

@@ -85,11 +85,10 @@ async fn snapshots_count_for_their_teams_disk() {
     let made = create(&fleet, &team, &[("FAKE_SNAPSHOT", "wait")]).await.unwrap();
     let other = create(&fleet, &team, &[]).await.unwrap();
     let (taken, refused) = tokio::join!(in_time(fleet.snapshot(&made, None)), async {
-        let mut refused = in_time(fleet.fork(&other, 1, HOUR)).await;
-        // The snapshot may be later than this.
-        while refused.is_ok() {
-            refused = in_time(fleet.fork(&other, 1, HOUR)).await;
-        }
+        // Its shim was asked, so the room is taken.
+        let waits = host.folder(made.id()).join("waits");
+        until("it waits", async || waits.exists()).await;
+        let refused = in_time(fleet.fork(&other, 1, HOUR)).await;
         fs::write(host.folder(made.id()).join("go"), "").unwrap();
         refused
     });
@@ -129,8 +128,9 @@ fn a_gateway_that_is_killed_while_a_snapshot_or_fork_is_made_leaves_nothing_of_i
                 }
             });
         }
-        // Long enough that the shims have heard of it; whenever that is, the same must be left.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        for id in &ids[1..] {
+            until("its shim has heard of it", async || host.folder(id).join("waits").exists()).await;
+        }
         (team, kept, ids)
     });
     // The shims carry it out, for nobody; a snapshot without a record, and a record without a snapshot.

@@ -1,11 +1,13 @@
 //! Which VMM runs a sandbox, and what it cannot do.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use sandbox_folder::spec::{AcceleratorChoice, ChannelChoice, VmmChoice};
 
-use super::{firecracker, qemu};
+use super::{firecracker, process, qemu};
 use crate::Error;
+use crate::cache::Answer;
 
 /// A VMM that there is a driver for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +83,14 @@ impl Kind {
         }
     }
 
+    /// What `--version` begins with.
+    fn words_before_version(self) -> &'static str {
+        match self {
+            Self::Qemu => "QEMU emulator version ",
+            Self::Firecracker => "Firecracker v",
+        }
+    }
+
     /// As [`Kind::lacks`], for somebody who insists on this VMM.
     pub fn check(self, wishes: &Wishes) -> Result<(), Error> {
         match self.lacks(wishes) {
@@ -125,12 +135,25 @@ impl Program {
         Ok(Self { kind, path })
     }
 
-    /// Its version, as it says it.
+    /// Its version, as it says it: `1.12.0`, `7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)`. A package's revision counts: QEMU's
+    /// device state has changed within one version.
     pub async fn version(&self, cache: &Path) -> Result<String, Error> {
-        match self.kind {
-            Kind::Qemu => qemu::version(&self.path, cache).await,
-            Kind::Firecracker => firecracker::version(&self.path, cache).await,
+        let (words, program) = (self.kind.words_before_version(), &self.path);
+        let known = Answer::about(cache, &self.kind.name().to_ascii_lowercase(), b"", &[program])?;
+        if let Some(version) = known.read() {
+            return Ok(version);
         }
+        let spawn = |source| Error::Spawn { program: program.display().to_string(), source };
+        let asked = process::bound(program, ["--version"], Vec::new())?.stdin(Stdio::null()).output();
+        let output = asked.await.map_err(spawn)?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let version = said.lines().next().and_then(|line| line.strip_prefix(words));
+        let version = version.map(str::trim).filter(|version| !version.is_empty()).ok_or_else(|| {
+            let reason = format!("`{} --version` said {:?}", program.display(), said.trim());
+            Error::invalid(self.kind.name(), reason)
+        })?;
+        known.keep(version);
+        Ok(version.to_owned())
     }
 }
 

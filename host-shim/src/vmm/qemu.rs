@@ -22,7 +22,6 @@ use super::{
     Wiring, process,
 };
 use crate::Error;
-use crate::cache::Answer;
 
 /// The VMM's file descriptor for the guest's console.
 pub const CONSOLE_FD: i32 = 3;
@@ -61,26 +60,6 @@ pub fn find() -> Result<PathBuf, Error> {
                  or `dnf install qemu-system-x86-core` (Fedora)"
             .to_owned(),
     })
-}
-
-/// The version of a QEMU, as it says it: `7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)`. Its package's revision counts: device
-/// state has changed within one version.
-pub async fn version(program: &Path, cache: &Path) -> Result<String, Error> {
-    let known = Answer::about(cache, "qemu", b"", &[program])?;
-    if let Some(version) = known.read() {
-        return Ok(version);
-    }
-    let spawn = |source| Error::Spawn { program: program.display().to_string(), source };
-    let asked = process::bound(program, ["--version"], Vec::new())?.stdin(Stdio::null()).output();
-    let output = asked.await.map_err(spawn)?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let version = said.lines().next().and_then(|line| line.strip_prefix("QEMU emulator version "));
-    let version = version.map(str::trim).filter(|version| !version.is_empty()).ok_or_else(|| {
-        let reason = format!("`{} --version` said {:?}", program.display(), said.trim());
-        Error::invalid("QEMU", reason)
-    })?;
-    known.keep(version);
-    Ok(version.to_owned())
 }
 
 /// The arguments for a VM. Pure: the same spec gives the same words.

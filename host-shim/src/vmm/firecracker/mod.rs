@@ -30,7 +30,6 @@ pub use machine::{Machine, Prepare};
 use super::qemu::{RAM_FD, ROOTFS_FD, agent_arguments};
 use super::{Boot, Console, Driver, Files, Place, Scratch, SnapshotFiles, VmSpec, Vmm, process};
 use crate::Error;
-use crate::cache::Answer;
 use api::Call;
 
 /// Environment variable that names the program.
@@ -84,25 +83,6 @@ pub fn find() -> Result<PathBuf, Error> {
              ${PROGRAM_ENV} or put it into PATH, or use --vmm qemu"
         ),
     })
-}
-
-/// The version of a Firecracker, as it says it: `1.12.0`.
-pub async fn version(program: &Path, cache: &Path) -> Result<String, Error> {
-    let known = Answer::about(cache, PROGRAM, b"", &[program])?;
-    if let Some(version) = known.read() {
-        return Ok(version);
-    }
-    let spawn = |source| Error::Spawn { program: program.display().to_string(), source };
-    let asked = process::bound(program, ["--version"], Vec::new())?.stdin(Stdio::null()).output();
-    let output = asked.await.map_err(spawn)?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let version = said.lines().next().and_then(|line| line.strip_prefix("Firecracker v"));
-    let version = version.map(str::trim).filter(|version| !version.is_empty()).ok_or_else(|| {
-        let reason = format!("`{} --version` said {:?}", program.display(), said.trim());
-        Error::invalid("Firecracker", reason)
-    })?;
-    known.keep(version);
-    Ok(version.to_owned())
 }
 
 /// What has a Firecracker of that version count the pages that a restored machine writes, where it can write those into the
